@@ -1,0 +1,272 @@
+package mongodb
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"st2ha/internal/confedit"
+	"st2ha/internal/fault"
+	"st2ha/internal/host"
+	"st2ha/internal/service"
+	"st2ha/internal/step"
+)
+
+// Configure makes mongod listen on the primary's address beside loopback.
+type Configure struct {
+	Address              string // of the primary, as the other nodes reach it
+	Replace              bool   // listen on Address only
+	AllowUnauthenticated bool   // expose it also if it asks for no login
+	Within               time.Duration
+}
+
+// Name is configure_mongodb.
+func (s *Configure) Name() string { return "configure_mongodb" }
+
+// config is mongod's configuration file, in either of its formats.
+type config struct {
+	file host.File
+	ini  *confedit.INI // nil for YAML
+}
+
+// read finds the file. /etc/mongod.conf is YAML since MongoDB 2.6, but Red
+// Hat's packages kept the name for the ini style before; Debian's own package
+// called that /etc/mongodb.conf.
+func read(ctx context.Context, h host.Host) (*config, error) {
+	for _, path := range []string{"/etc/mongod.conf", "/etc/mongodb.conf"} {
+		f, err := h.ReadFile(ctx, path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		f.Path = path
+		c := &config{file: f}
+		if iniStyle(f.Data) {
+			if c.ini, err = confedit.ParseINI(f.Data, confedit.Mongo); err != nil {
+				return nil, step.Located(h, path, err)
+			}
+		}
+		return c, nil
+	}
+	return nil, fault.Preflight("missing", "install MongoDB on the primary, or check that this is the primary",
+		"%s: neither /etc/mongod.conf nor /etc/mongodb.conf exists", h.Name())
+}
+
+// iniStyle tells the formats apart by the first line that sets something.
+func iniStyle(data []byte) bool {
+	option := regexp.MustCompile(`^\s*[A-Za-z][A-Za-z0-9_.]*\s*=`)
+	for _, line := range bytes.Split(data, []byte("\n")) {
+		if trimmed := bytes.TrimSpace(line); len(trimmed) > 0 && trimmed[0] != '#' {
+			return option.Match(line)
+		}
+	}
+	return false
+}
+
+// get reads an option by its names in the two formats.
+func (c *config) get(ini string, yaml ...string) (string, error) {
+	if c.ini != nil {
+		v, _ := c.ini.Get("", ini)
+		return v, nil
+	}
+	v, _, err := confedit.YAMLGet(c.file.Data, yaml...)
+	return v, err
+}
+
+func (c *config) setBindIP(value string) ([]byte, error) {
+	if c.ini == nil {
+		return confedit.YAMLSet(c.file.Data, value, "net", "bindIp")
+	}
+	if err := c.ini.Set("", "bind_ip", value); err != nil {
+		return nil, err
+	}
+	return c.ini.Bytes(), nil
+}
+
+// port is net.port; mongod's default is 27017.
+func (c *config) port() (int, error) {
+	v, err := c.get("port", "net", "port")
+	if err != nil || v == "" {
+		return 27017, err
+	}
+	port, err := strconv.ParseUint(v, 10, 16)
+	if err != nil {
+		return 0, fmt.Errorf("port %q is no number", v)
+	}
+	return int(port), nil
+}
+
+// authorization says whether the file asks for logins. A key file for the
+// members of a replica set switches them on too (mongod manual, security).
+func (c *config) authorization() (bool, error) {
+	for _, option := range []struct {
+		ini  string
+		yaml []string
+		on   func(string) bool
+	}{
+		{"auth", []string{"security", "authorization"}, func(v string) bool { return v == "enabled" || v == "true" }},
+		{"keyFile", []string{"security", "keyFile"}, func(v string) bool { return v != "" }},
+		{"clusterAuthMode", []string{"security", "clusterAuthMode"}, func(v string) bool { return v != "" }},
+	} {
+		v, err := c.get(option.ini, option.yaml...)
+		if err != nil {
+			return false, err
+		}
+		if option.on(strings.ToLower(v)) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// bindIP returns the addresses mongod listens on by the file, and those it shall.
+func (s *Configure) bindIP(c *config) (now, want string, err error) {
+	if now, err = c.get("bind_ip", "net", "bindIp"); err != nil {
+		return "", "", err
+	}
+	all, err := c.get("bind_ip_all", "net", "bindIpAll")
+	if err != nil {
+		return "", "", err
+	}
+	if s.Replace {
+		if all == "true" {
+			return "", "", errors.New("net.bindIpAll is true: take it out, then bindIp can be replaced")
+		}
+		return now, s.Address, nil
+	}
+	if all == "true" {
+		return now, now, nil
+	}
+	var list []string
+	for _, a := range strings.Split(now, ",") {
+		switch a = strings.TrimSpace(a); a {
+		case s.Address, "0.0.0.0", "*":
+			return now, now, nil
+		case "":
+		default:
+			list = append(list, a)
+		}
+	}
+	if len(list) == 0 {
+		list = []string{"127.0.0.1"} // what mongod binds without the option, since 3.6
+	}
+	return now, strings.Join(append(list, s.Address), ","), nil
+}
+
+// Check refuses to expose a mongod that asks for no login.
+func (s *Configure) Check(ctx context.Context, h host.Host) ([]step.Finding, error) {
+	c, err := read(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	now, want, err := s.bindIP(c)
+	if err != nil {
+		return nil, step.Located(h, c.file.Path, err)
+	}
+	secured, err := c.authorization()
+	if err != nil {
+		return nil, step.Located(h, c.file.Path, err)
+	}
+	port, err := c.port()
+	if err != nil {
+		return nil, step.Located(h, c.file.Path, err)
+	}
+	finding := step.Finding{Severity: step.Error, Host: h.Name(), Check: "mongodb_authorization",
+		Message: fmt.Sprintf("%s: authorization is not enabled: everybody who reaches %s could read and change StackStorm's data", c.file.Path, s.Address),
+		Fix:     "create users and set security.authorization: enabled, or accept it with allow_unauthenticated=true"}
+	if secured {
+		// The file may say so, and the process not know it yet.
+		open, err := s.open(ctx, h, now, port)
+		if err != nil || !open {
+			return nil, nil //nolint:nilerr // one that does not answer is Plan's and Verify's concern
+		}
+		finding.Message = fmt.Sprintf("%s enables authorization, but the running mongod obeys clients that have not logged in", c.file.Path)
+		finding.Fix = "restart mongod, then run this again; or accept it with allow_unauthenticated=true"
+	}
+	if s.AllowUnauthenticated || now == want {
+		finding.Severity = step.Warning
+	}
+	return []step.Finding{finding}, nil
+}
+
+// open asks the running mongod on the first of its addresses.
+func (s *Configure) open(ctx context.Context, h host.Host, bound string, port int) (bool, error) {
+	first, _, _ := strings.Cut(bound, ",")
+	if first = strings.TrimSpace(first); first == "" || first == "0.0.0.0" || first == "*" {
+		first = "127.0.0.1"
+	}
+	return Open(ctx, h, net.JoinHostPort(first, strconv.Itoa(port)))
+}
+
+// Plan edits the file and restarts mongod; only the restart if the file is
+// right and mongod does not answer on the address.
+func (s *Configure) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
+	c, err := read(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	now, want, err := s.bindIP(c)
+	if err != nil {
+		return nil, step.Located(h, c.file.Path, err)
+	}
+	port, err := c.port()
+	if err != nil {
+		return nil, step.Located(h, c.file.Path, err)
+	}
+	var changes []step.Change
+	if now != want {
+		data, err := c.setBindIP(want)
+		if err != nil {
+			return nil, step.Located(h, c.file.Path, err)
+		}
+		if edit := step.EditFile(c.file, true, data); edit != nil {
+			changes = append(changes, edit)
+		}
+	}
+	if len(changes) == 0 && Answers(ctx, h, net.JoinHostPort(s.Address, strconv.Itoa(port))) == nil {
+		return nil, nil
+	}
+	unit, err := service.First(ctx, h, "mongod.service", "mongodb.service")
+	if err != nil {
+		return nil, err
+	}
+	if unit == "" {
+		return nil, fault.Preflight("mongod_unit", "install MongoDB's packages, which bring the unit", "%s: there is no unit mongod.service", h.Name())
+	}
+	return append(changes, &service.Restart{Unit: unit}), nil
+}
+
+// Verify waits until mongod answers on the address.
+func (s *Configure) Verify(ctx context.Context, h host.Host) error {
+	c, err := read(ctx, h)
+	if err != nil {
+		return err
+	}
+	port, err := c.port()
+	if err != nil {
+		return step.Located(h, c.file.Path, err)
+	}
+	addr := net.JoinHostPort(s.Address, strconv.Itoa(port))
+	ctx, cancel := context.WithTimeout(ctx, s.Within)
+	defer cancel()
+	for {
+		err := Answers(ctx, h, addr)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fault.Failed("mongodb", "journalctl -u mongod says why", "%s: mongod does not answer on %s: %w", h.Name(), addr, err)
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}

@@ -1,0 +1,179 @@
+package nfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"st2ha/internal/confedit"
+	"st2ha/internal/fault"
+	"st2ha/internal/host"
+	"st2ha/internal/service"
+	"st2ha/internal/step"
+)
+
+const exportsPath = "/etc/exports"
+
+// Export shares directories of the primary with secondaries.
+type Export struct {
+	Directories []string // empty: the default list
+	Clients     []string // addresses of the secondaries
+}
+
+// Name is export_nfs.
+func (s *Export) Name() string { return "export_nfs" }
+
+// Check looks for the directories.
+func (s *Export) Check(ctx context.Context, h host.Host) ([]step.Finding, error) {
+	dirs, err := Directories(ctx, h, s.Directories)
+	if err != nil {
+		return nil, err
+	}
+	var findings []step.Finding
+	for _, dir := range dirs {
+		info, err := h.Stat(ctx, dir)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			findings = append(findings, step.Finding{Severity: step.Error, Host: h.Name(), Check: "directory", Message: dir + " does not exist",
+				Fix: "install StackStorm there first, or take it out of the list of directories"})
+		case err != nil:
+			return nil, err
+		case !info.Mode.IsDir():
+			findings = append(findings, step.Finding{Severity: step.Error, Host: h.Name(), Check: "directory", Message: dir + " is no directory",
+				Fix: "take it out of the list of directories"})
+		}
+	}
+	return findings, nil
+}
+
+// options are those of every export: written to disk before it is answered,
+// and root on a secondary owns what it creates as the pack management does.
+func options(gid int) []string {
+	return []string{"rw", "sync", "no_subtree_check", "anonuid=0", fmt.Sprintf("anongid=%d", gid)}
+}
+
+// Plan edits /etc/exports, has the server run and tells the kernel.
+func (s *Export) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
+	dirs, err := Directories(ctx, h, s.Directories)
+	if err != nil {
+		return nil, err
+	}
+	gid, err := groupID(ctx, h, Group)
+	if err != nil {
+		return nil, err
+	}
+	var changes []step.Change
+	pkg, err := service.PlanPackage(ctx, h, service.Package{Debian: "nfs-kernel-server", RedHat: "nfs-utils"}, "/usr/sbin/exportfs", "/sbin/exportfs")
+	if err != nil {
+		return nil, err
+	}
+	if pkg != nil {
+		changes = append(changes, pkg)
+	}
+	f, existed, err := step.ReadOrEmpty(ctx, h, exportsPath, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	data := f.Data
+	for _, dir := range dirs {
+		for _, client := range s.Clients {
+			if data, err = confedit.AddExport(data, dir, client, options(gid)); err != nil {
+				return nil, step.Located(h, exportsPath, err)
+			}
+		}
+	}
+	edit := step.EditFile(f, existed, data)
+	if edit != nil {
+		changes = append(changes, edit)
+	}
+	if pkg != nil {
+		return append(changes, &service.Start{Unit: serverUnit}, &Reexport{}), nil
+	}
+	start, err := service.PlanStart(ctx, h, serverUnit)
+	if err != nil {
+		return nil, err
+	}
+	if start != nil {
+		changes = append(changes, start)
+	}
+	if edit != nil || start != nil || s.exported(ctx, h, dirs) != nil {
+		changes = append(changes, &Reexport{})
+	}
+	return changes, nil
+}
+
+// serverUnit is the name that NFS's own package gives it; Debian keeps
+// nfs-kernel-server as an alias.
+const serverUnit = "nfs-server.service"
+
+// Verify looks at what the kernel exports.
+func (s *Export) Verify(ctx context.Context, h host.Host) error {
+	dirs, err := Directories(ctx, h, s.Directories)
+	if err != nil {
+		return err
+	}
+	return s.exported(ctx, h, dirs)
+}
+
+// exported compares "exportfs -v" (exportfs(8)) with what shall be exported.
+func (s *Export) exported(ctx context.Context, h host.Host, dirs []string) error {
+	out, err := h.Run(ctx, nil, "exportfs", "-v")
+	if err != nil {
+		return fault.Failed("exportfs", "", "%s: %w", h.Name(), err)
+	}
+	// A long path stands on a line of its own, its client on the next.
+	have := map[string]bool{}
+	dir := ""
+	for _, line := range strings.Split(string(out), "\n") {
+		fields := strings.Fields(line)
+		if len(fields) > 0 && !strings.HasPrefix(line, "\t") && !strings.HasPrefix(line, " ") {
+			dir, fields = fields[0], fields[1:]
+		}
+		for _, f := range fields {
+			client, opts, _ := strings.Cut(strings.TrimSuffix(f, ")"), "(")
+			if strings.Contains(","+opts+",", ",rw,") {
+				have[dir+" "+client] = true
+			}
+		}
+	}
+	for _, dir := range dirs {
+		for _, client := range s.Clients {
+			if !have[strings.ReplaceAll(dir, " ", `\040`)+" "+client] {
+				return fault.Failed("export", "exportfs -v and journalctl -u "+serverUnit+" on "+h.Name()+" say more",
+					"%s: %s is not exported to %s for reading and writing", h.Name(), dir, client)
+			}
+		}
+	}
+	return nil
+}
+
+// Reexport makes the kernel's exports equal /etc/exports.
+type Reexport struct{}
+
+// Kind is "exportfs".
+func (r *Reexport) Kind() string { return "exportfs" }
+
+// Target is /etc/exports.
+func (r *Reexport) Target() string { return exportsPath }
+
+// Diff says what is done.
+func (r *Reexport) Diff() string { return "exportfs -ra" }
+
+// Owes is empty: Plan asks the kernel.
+func (r *Reexport) Owes() string { return "" }
+
+// Postponed is false.
+func (r *Reexport) Postponed() bool { return false }
+
+// Apply runs exportfs -ra (exportfs(8)).
+func (r *Reexport) Apply(ctx context.Context, h host.Host) error {
+	if _, err := h.Run(ctx, nil, "exportfs", "-ra"); err != nil {
+		return fault.Failed("exportfs", "look at "+exportsPath, "%s: %w", h.Name(), err)
+	}
+	return nil
+}
+
+// Undo does it again with what was restored.
+func (r *Reexport) Undo(ctx context.Context, h host.Host) error { return r.Apply(ctx, h) }

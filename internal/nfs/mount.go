@@ -1,0 +1,328 @@
+package nfs
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/unit"
+
+	"st2ha/internal/confedit"
+	"st2ha/internal/fault"
+	"st2ha/internal/host"
+	"st2ha/internal/service"
+	"st2ha/internal/step"
+)
+
+const fstabPath = "/etc/fstab"
+
+// DefaultMountOptions let a node boot while the primary is away and mount when
+// it is back: systemd-fstab-generator turns bg into a mount that is tried for
+// ever and that nothing waits for (systemd.mount(5)). hard, the kernel's
+// default, keeps a writer's data through an outage.
+const DefaultMountOptions = "_netdev,nofail,bg,hard"
+
+// Mount has a secondary use the primary's directories.
+type Mount struct {
+	PrimaryAddress string
+	Primary        host.Host // where a file written here must show up
+	Directories    []string  // empty: the default list
+	Options        string
+	Within         time.Duration // one mount must be there by then
+}
+
+// Name is mount_nfs.
+func (s *Mount) Name() string { return "mount_nfs" }
+
+func (s *Mount) source(dir string) string {
+	address := s.PrimaryAddress
+	if strings.Contains(address, ":") {
+		address = "[" + address + "]"
+	}
+	return address + ":" + dir
+}
+
+// ValidateOptions refuses mount options that fstab cannot hold.
+func ValidateOptions(options string) error {
+	if options == "" || strings.ContainsFunc(options, func(r rune) bool { return r <= ' ' || r == '#' || r == 0x7f }) {
+		return fault.Usage("mount_options %q are none: a comma-separated list without spaces, see nfs(5)", options)
+	}
+	return nil
+}
+
+// Check looks for what is mounted where the content shall be.
+func (s *Mount) Check(ctx context.Context, h host.Host) ([]step.Finding, error) {
+	dirs, err := Directories(ctx, s.Primary, s.Directories)
+	if err != nil {
+		return nil, err
+	}
+	mounted, err := mounts(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	var findings []step.Finding
+	for _, dir := range dirs {
+		m, ok := mounted[dir]
+		switch {
+		case ok && m.Source != s.source(dir):
+			findings = append(findings, step.Finding{Severity: step.Error, Host: h.Name(), Check: "mount",
+				Message: fmt.Sprintf("%s is mounted from %s already", dir, m.Source),
+				Fix:     "unmount it and take it out of " + fstabPath + ", or leave it out of the list of directories"})
+		}
+		if info, err := h.Stat(ctx, dir); err == nil && !info.Mode.IsDir() {
+			findings = append(findings, step.Finding{Severity: step.Error, Host: h.Name(), Check: "mount",
+				Message: dir + " is no directory", Fix: "move it away"})
+		}
+	}
+	return findings, nil
+}
+
+// Plan edits /etc/fstab, keeps aside what a mount would hide, and mounts.
+func (s *Mount) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
+	dirs, err := Directories(ctx, s.Primary, s.Directories)
+	if err != nil {
+		return nil, err
+	}
+	var changes []step.Change
+	pkg, err := service.PlanPackage(ctx, h, service.Package{Debian: "nfs-common", RedHat: "nfs-utils"}, "/usr/sbin/mount.nfs", "/sbin/mount.nfs")
+	if err != nil {
+		return nil, err
+	}
+	if pkg != nil {
+		changes = append(changes, pkg)
+	}
+	f, existed, err := step.ReadOrEmpty(ctx, h, fstabPath, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	data := f.Data
+	for _, dir := range dirs {
+		if data, err = confedit.AddMount(data, confedit.Mount{Source: s.source(dir), Target: dir, Type: "nfs", Options: strings.Split(s.Options, ",")}); err != nil {
+			return nil, step.Located(h, fstabPath, err)
+		}
+	}
+	if edit := step.EditFile(f, existed, data); edit != nil {
+		changes = append(changes, edit, &service.Reload{})
+	}
+	mounted, err := mounts(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	for _, dir := range dirs {
+		if _, ok := mounted[dir]; ok {
+			continue
+		}
+		aside, err := s.aside(ctx, h, dir)
+		if err != nil {
+			return nil, err
+		}
+		if aside != nil {
+			changes = append(changes, aside)
+		}
+		changes = append(changes, &MountUnit{Dir: dir, Source: s.source(dir), Within: s.Within})
+	}
+	return changes, nil
+}
+
+// aside returns the change that makes dir an empty directory, or nil if it is one.
+func (s *Mount) aside(ctx context.Context, h host.Host, dir string) (step.Change, error) {
+	names, err := h.ReadDir(ctx, dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		info, err := s.Primary.Stat(ctx, dir)
+		if err != nil {
+			return nil, err
+		}
+		return &MakeDir{Dir: dir, Mode: info.Mode.Perm(), UID: info.UID, GID: info.GID}, nil
+	}
+	if err != nil || len(names) == 0 {
+		return nil, err
+	}
+	info, err := h.Stat(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	kept := dir + ".before-st2ha"
+	for i := 2; ; i++ {
+		if _, err := h.Stat(ctx, kept); errors.Is(err, fs.ErrNotExist) {
+			break
+		} else if err != nil {
+			return nil, err
+		}
+		kept = fmt.Sprintf("%s.before-st2ha-%d", dir, i)
+	}
+	return &Aside{Dir: dir, Kept: kept, Entries: len(names), Mode: info.Mode & (fs.ModePerm | fs.ModeSetgid | fs.ModeSticky), UID: info.UID, GID: info.GID}, nil
+}
+
+// Verify proves that both nodes see the same files: what is written on one is
+// read on the other, and then removed.
+func (s *Mount) Verify(ctx context.Context, h host.Host) error {
+	dirs, err := Directories(ctx, s.Primary, s.Directories)
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		if err := seen(ctx, h, s.Primary, dir); err != nil {
+			return err
+		}
+		if err := seen(ctx, s.Primary, h, dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// seen writes a file in dir on one host and reads it on another.
+func seen(ctx context.Context, from, to host.Host, dir string) error {
+	random := make([]byte, 8)
+	_, _ = rand.Read(random)
+	token := hex.EncodeToString(random)
+	name := path.Join(dir, ".st2ha-"+token)
+	if err := from.WriteFile(ctx, host.File{Path: name, Data: []byte(token), Mode: 0o600}); err != nil {
+		return fault.Failed("share", "look at the export's options and at the directory's owner", "write to the shared %s on %s: %w", dir, from.Name(), err)
+	}
+	f, err := to.ReadFile(ctx, name)
+	if removeErr := from.Remove(context.WithoutCancel(ctx), name); removeErr != nil && err == nil {
+		err = removeErr
+	}
+	if err == nil && string(f.Data) != token {
+		err = errors.New("it holds something else")
+	}
+	if err != nil {
+		return fault.Failed("share", "compare /proc/1/mountinfo on the secondary with exportfs -v on the primary",
+			"%s written on %s is not seen on %s: %w", name, from.Name(), to.Name(), err)
+	}
+	return nil
+}
+
+// Aside renames a directory whose contents a mount would hide, and puts an
+// empty one in its place.
+type Aside struct {
+	Dir     string
+	Kept    string // its new name
+	Entries int
+	Mode    fs.FileMode
+	UID     int
+	GID     int
+}
+
+// Kind is "aside".
+func (a *Aside) Kind() string { return "aside" }
+
+// Target is the directory.
+func (a *Aside) Target() string { return a.Dir }
+
+// Diff says where the contents are kept.
+func (a *Aside) Diff() string {
+	return fmt.Sprintf("its %d entries, which the mount would hide, are kept in %s", a.Entries, a.Kept)
+}
+
+// Apply renames.
+func (a *Aside) Apply(ctx context.Context, h host.Host) error {
+	if err := h.Rename(ctx, a.Dir, a.Kept); err != nil {
+		return err
+	}
+	return h.Mkdir(ctx, a.Dir, host.Info{Mode: a.Mode, UID: a.UID, GID: a.GID})
+}
+
+// Undo renames back.
+func (a *Aside) Undo(ctx context.Context, h host.Host) error {
+	if _, err := h.Stat(ctx, a.Kept); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if err := h.Remove(ctx, a.Dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s: put %s back: %w: move away what was written there since", h.Name(), a.Dir, err)
+	}
+	return h.Rename(ctx, a.Kept, a.Dir)
+}
+
+// MakeDir makes a mount point.
+type MakeDir struct {
+	Dir  string
+	Mode fs.FileMode
+	UID  int
+	GID  int
+}
+
+// Kind is "directory".
+func (m *MakeDir) Kind() string { return "directory" }
+
+// Target is the directory.
+func (m *MakeDir) Target() string { return m.Dir }
+
+// Diff says what is made.
+func (m *MakeDir) Diff() string { return "+ " + m.Dir }
+
+// Apply makes it.
+func (m *MakeDir) Apply(ctx context.Context, h host.Host) error {
+	return h.Mkdir(ctx, m.Dir, host.Info{Mode: m.Mode, UID: m.UID, GID: m.GID})
+}
+
+// Undo removes it.
+func (m *MakeDir) Undo(ctx context.Context, h host.Host) error {
+	if err := h.Remove(ctx, m.Dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// MountUnit has PID 1 mount what /etc/fstab names: a mount by an action would
+// stay in the action runner's own mount namespace.
+type MountUnit struct {
+	Dir    string
+	Source string
+	Within time.Duration
+}
+
+// Kind is "mount".
+func (m *MountUnit) Kind() string { return "mount" }
+
+// Target is the directory.
+func (m *MountUnit) Target() string { return m.Dir }
+
+// Diff says what is mounted.
+func (m *MountUnit) Diff() string { return "mount " + m.Source + " on " + m.Dir }
+
+func (m *MountUnit) unit() string { return unit.UnitNamePathEscape(m.Dir) + ".mount" }
+
+// Apply starts the mount's unit and looks for it among PID 1's mounts.
+func (m *MountUnit) Apply(ctx context.Context, h host.Host) error {
+	ctx, cancel := context.WithTimeout(ctx, m.Within)
+	defer cancel()
+	const hint = "showmount -e, exportfs -v on the primary and a firewall on port 2049 are the places to look"
+	if _, err := h.Run(ctx, nil, "systemctl", "start", m.unit()); err != nil {
+		return fault.Failed("mount", hint, "%s: mount %s on %s: %w", h.Name(), m.Source, m.Dir, err)
+	}
+	mounted, err := mounts(ctx, h)
+	if err != nil {
+		return err
+	}
+	if mounted[m.Dir].Source != m.Source {
+		return fault.Failed("mount", hint, "%s: %s is active, but %s is not mounted on %s", h.Name(), m.unit(), m.Source, m.Dir)
+	}
+	return nil
+}
+
+// Undo unmounts. Where processes still use it, it is detached: the server is
+// there, so nothing they write is lost, and they keep it until they restart.
+func (m *MountUnit) Undo(ctx context.Context, h host.Host) error {
+	_, stopErr := h.Run(ctx, nil, "systemctl", "stop", m.unit())
+	mounted, err := mounts(ctx, h)
+	if err != nil {
+		return err
+	}
+	if mounted[m.Dir].Source != m.Source {
+		return nil
+	}
+	if _, err := h.Run(ctx, nil, "nsenter", "--target=1", "--mount", "--", "umount", "--lazy", m.Dir); err != nil {
+		return fmt.Errorf("%s: unmount %s: %w, after %w", h.Name(), m.Dir, err, stopErr)
+	}
+	return nil
+}

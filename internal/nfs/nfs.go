@@ -1,0 +1,94 @@
+// Package nfs shares StackStorm's content: the primary exports it, the
+// secondaries mount it.
+package nfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strconv"
+	"strings"
+
+	"st2ha/internal/confedit"
+	"st2ha/internal/fault"
+	"st2ha/internal/host"
+)
+
+// Group owns StackStorm's content (StackStorm's packages create it, with a
+// dynamic gid).
+const Group = "st2packs"
+
+// Directories returns the directories to share: the given ones, or the default
+// list as far as the primary has them.
+func Directories(ctx context.Context, primary host.Host, given []string) ([]string, error) {
+	if len(given) > 0 {
+		return given, Validate(given)
+	}
+	dirs := []string{"/opt/stackstorm/packs", "/opt/stackstorm/virtualenvs"}
+	const configs = "/opt/stackstorm/configs" // older versions have none
+	_, err := primary.Stat(ctx, configs)
+	switch {
+	case err == nil:
+		return append(dirs, configs), nil
+	case errors.Is(err, fs.ErrNotExist):
+		return dirs, nil
+	}
+	return nil, err
+}
+
+// Validate refuses a list of directories that could not be shared.
+func Validate(dirs []string) error {
+	for i, dir := range dirs {
+		switch {
+		case !path.IsAbs(dir) || path.Clean(dir) != dir:
+			return fault.Usage("directory %q is no clean absolute path", dir)
+		case strings.ContainsFunc(dir, func(r rune) bool { return r < ' ' || r == 0x7f }):
+			return fault.Usage("directory %q holds a control character", dir)
+		}
+		for _, system := range []string{"/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/opt", "/proc", "/root", "/run", "/sbin", "/sys", "/tmp", "/usr", "/var"} {
+			if dir == system {
+				return fault.Usage("directory %s is the system's own", dir)
+			}
+		}
+		for _, other := range dirs[:i] {
+			if dir == other || strings.HasPrefix(dir, other+"/") || strings.HasPrefix(other, dir+"/") {
+				return fault.Usage("directories %s and %s overlap", other, dir)
+			}
+		}
+	}
+	return nil
+}
+
+// groupID looks the gid of a group up (getent(1)).
+func groupID(ctx context.Context, h host.Host, group string) (int, error) {
+	out, err := h.Run(ctx, nil, "getent", "group", group)
+	if err != nil {
+		return 0, fault.Preflight("group", "install StackStorm on "+h.Name()+" first; its packages create the group", "%s: group %s: %w", h.Name(), group, err)
+	}
+	fields := strings.Split(strings.TrimSpace(string(out)), ":")
+	if len(fields) < 3 {
+		return 0, fmt.Errorf("%s: group %s: getent answered %q", h.Name(), group, out)
+	}
+	return strconv.Atoi(fields[2])
+}
+
+// mounts reads the mounts that PID 1 sees: an action's own mount namespace may
+// differ (st2actionrunner runs with PrivateTmp).
+func mounts(ctx context.Context, h host.Host) (map[string]confedit.MountInfoEntry, error) {
+	const table = "/proc/1/mountinfo"
+	f, err := h.ReadFile(ctx, table)
+	if err != nil {
+		return nil, err
+	}
+	list, err := confedit.MountInfo(f.Data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %s: %w", h.Name(), table, err)
+	}
+	byPoint := map[string]confedit.MountInfoEntry{}
+	for _, m := range list { // a later one hides an earlier one
+		byPoint[m.MountPoint] = m
+	}
+	return byPoint, nil
+}

@@ -1,0 +1,262 @@
+package stackstorm
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strings"
+
+	"st2ha/internal/fault"
+	"st2ha/internal/host"
+	"st2ha/internal/step"
+)
+
+// The roles of a node.
+const (
+	RolePrimary   = "primary"
+	RoleSecondary = "secondary"
+)
+
+// Configure makes st2.conf point to the primary's backends.
+type Configure struct {
+	Role           string
+	PrimaryAddress string
+	Primary        host.Host // read for the secondary's [database]
+	Broker         Broker    // for the secondary's [messaging]
+	KeepSensors    bool      // leave the secondary's sensors and timers running
+	Restart        When
+}
+
+// Broker is how the secondary logs in to the primary's RabbitMQ.
+type Broker struct {
+	User     string
+	Password string
+	VHost    string
+	Port     int
+}
+
+// Name is configure_st2.
+func (s *Configure) Name() string { return "configure_st2" }
+
+// Check reports what Plan would refuse.
+func (s *Configure) Check(ctx context.Context, h host.Host) ([]step.Finding, error) {
+	conf, err := ReadConf(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	var findings []step.Finding
+	if urls, _ := conf.Get("messaging", "cluster_urls"); urls != "" && s.Role == RolePrimary {
+		findings = append(findings, step.Finding{Severity: step.Error, Host: h.Name(), Check: "messaging",
+			Message: fmt.Sprintf("%s:%d: [messaging] cluster_urls names a broker cluster", ConfPath, conf.Line("messaging", "cluster_urls")),
+			Fix:     "join works with the broker of an all-in-one primary; point the secondary's cluster_urls to the cluster by hand"})
+	}
+	return findings, nil
+}
+
+// Plan edits st2.conf and has the services restarted.
+func (s *Configure) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
+	conf, err := ReadConf(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	switch s.Role {
+	case RolePrimary:
+		err = s.primary(conf)
+	case RoleSecondary:
+		err = s.secondary(ctx, conf)
+	default:
+		return nil, fault.Usage("role %q is none: it is %s or %s", s.Role, RolePrimary, RoleSecondary)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var changes []step.Change
+	edit := conf.Change()
+	if edit != nil {
+		changes = append(changes, edit)
+	}
+	restart, err := planRestart(ctx, h, s.Restart, edit != nil)
+	if err != nil {
+		return nil, err
+	}
+	if restart != nil {
+		changes = append(changes, restart)
+	}
+	return changes, nil
+}
+
+// Verify has nothing to prove: whether the services reach what the file names
+// is seen once they are restarted.
+func (s *Configure) Verify(context.Context, host.Host) error { return nil }
+
+// primary makes [database] host the primary's own address, so that both
+// nodes' files name the same place.
+func (s *Configure) primary(conf *Conf) error {
+	value, err := databaseHost(conf, s.PrimaryAddress)
+	if err != nil {
+		return err
+	}
+	if err := conf.Set("database", "host", value); err != nil {
+		return conf.located("database", "host", err)
+	}
+	return nil
+}
+
+// databaseHost returns what [database] host has to be for the database of
+// conf's node to be found at address from elsewhere.
+func databaseHost(conf *Conf, address string) (string, error) {
+	current, _ := conf.Get("database", "host")
+	elsewhere := ""
+	switch {
+	case strings.Contains(current, "://"):
+		changed, other, err := rehost(current, address)
+		if err != nil {
+			return "", conf.located("database", "host", err)
+		}
+		if other == "" {
+			return changed, nil
+		}
+		elsewhere = other
+	case current == "" || current == address || isLoopback(current):
+		return address, nil
+	default:
+		elsewhere = current
+	}
+	return "", fault.Preflight("database_elsewhere", "if that is this node's other name, give it as the primary's address; if not, the database is already outside this node",
+		"%s: %s:%d: [database] host is %s, not this node", conf.host.Name(), ConfPath, conf.Line("database", "host"), elsewhere)
+}
+
+// databaseKeys are the options that say where the database is and how to log
+// in; they must be equal on all nodes.
+func databaseKeys(keys []string) []string {
+	var found []string
+	for _, key := range keys {
+		switch key {
+		case "host", "port", "db_name", "username", "password", "authentication_mechanism":
+			found = append(found, key)
+		default:
+			if strings.HasPrefix(key, "tls") || strings.HasPrefix(key, "ssl") {
+				found = append(found, key)
+			}
+		}
+	}
+	return found
+}
+
+func (s *Configure) secondary(ctx context.Context, conf *Conf) error {
+	source, err := ReadConf(ctx, s.Primary)
+	if err != nil {
+		return err
+	}
+	value, err := databaseHost(source, s.PrimaryAddress)
+	if err != nil {
+		return err
+	}
+	if err := conf.Set("database", "host", value); err != nil {
+		return conf.located("database", "host", err)
+	}
+	theirs := map[string]bool{"host": true}
+	for _, key := range databaseKeys(source.Keys("database")) {
+		theirs[key] = true
+		if key == "host" {
+			continue
+		}
+		value, _ := source.Get("database", key)
+		if err := conf.Set("database", key, value); err != nil {
+			return conf.located("database", key, err)
+		}
+	}
+	for _, key := range databaseKeys(conf.Keys("database")) {
+		if theirs[key] {
+			continue
+		}
+		// A user of its own database would be sent to the primary's.
+		if err := conf.Delete("database", key); err != nil {
+			return conf.located("database", key, err)
+		}
+	}
+	return s.own(conf)
+}
+
+// own sets what a secondary has for itself: its login at the broker, and no
+// sensors and timers, which the primary runs already.
+func (s *Configure) own(conf *Conf) error {
+	set := func(section, key, value string) error {
+		if current, ok := conf.Get(section, key); ok && current == value {
+			return nil
+		}
+		if err := conf.Set(section, key, value); err != nil {
+			return conf.located(section, key, err)
+		}
+		return nil
+	}
+	url := MessagingURL(s.Broker.User, s.Broker.Password, s.PrimaryAddress, s.Broker.Port, s.Broker.VHost)
+	if err := set("messaging", "url", url); err != nil {
+		return err
+	}
+	if _, ok := conf.Get("messaging", "cluster_urls"); ok {
+		// It replaces url (st2common/transport/utils.py).
+		if err := conf.Delete("messaging", "cluster_urls"); err != nil {
+			return conf.located("messaging", "cluster_urls", err)
+		}
+	}
+	if s.KeepSensors {
+		return nil
+	}
+	if _, ok := conf.Get("sensorcontainer", "partition_provider"); !ok {
+		if _, ok := conf.Get("sensorcontainer", "sensor_node_name"); !ok {
+			if err := set("sensorcontainer", "sensor_node_name", "sensornode-"+strings.NewReplacer(".", "-", ":", "-").Replace(conf.host.Name())); err != nil {
+				return err
+			}
+		}
+		// The empty hash range: every sensor would otherwise run on both nodes
+		// and fire each event twice (st2reactor/container/hash_partitioner.py).
+		if err := set("sensorcontainer", "partition_provider", "name:hash, hash_ranges:0..0"); err != nil {
+			return err
+		}
+	}
+	return set("timersengine", "enable", "False")
+}
+
+// ValidateSecret refuses what no configuration file and no command's standard
+// input can carry on one line.
+func ValidateSecret(name, value string) error {
+	for _, r := range value {
+		if r < ' ' || r == 0x7f {
+			return fault.Usage("%s holds a control character such as a newline: choose one without", name)
+		}
+	}
+	return nil
+}
+
+// ValidateAddress refuses what is neither an IP address nor a host name.
+func ValidateAddress(name, value string) error {
+	if net.ParseIP(value) != nil {
+		return nil
+	}
+	if value == "" {
+		return fault.Usage("%s is missing", name)
+	}
+	if len(value) <= 253 && strings.ContainsAny(value, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ") {
+		for _, label := range strings.Split(value, ".") {
+			if !validLabel(label) {
+				return fault.Usage("%s %q is neither an IP address nor a host name", name, value)
+			}
+		}
+		return nil
+	}
+	return fault.Usage("%s %q is neither an IP address nor a host name", name, value)
+}
+
+// validLabel is a label of a host name (RFC 1123, section 2.1).
+func validLabel(label string) bool {
+	if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+		return false
+	}
+	for _, c := range []byte(label) {
+		if c != '-' && (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') {
+			return false
+		}
+	}
+	return true
+}

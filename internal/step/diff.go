@@ -1,0 +1,57 @@
+package step
+
+import (
+	"net/url"
+	"regexp"
+	"strings"
+
+	"github.com/aymanbagabas/go-udiff"
+)
+
+// unified shows only the lines that differ, since the ones around them may
+// hold anything.
+func unified(path string, before, after []byte) string {
+	edits := udiff.Lines(string(before), string(after))
+	text, err := udiff.ToUnified("a"+path, "b"+path, string(before), edits, 0)
+	if err != nil {
+		return path + " differs"
+	}
+	return text
+}
+
+// Masker replaces secrets in what people and logs get to see.
+type Masker struct {
+	secrets  []string
+	userinfo *regexp.Regexp
+	option   *regexp.Regexp
+}
+
+// NewMasker masks the given values, as they are and as they look in a URI or
+// in Go's and JSON's quotes, beside the passwords it knows by their place: the
+// userinfo of a URI and options such as "password = ".
+func NewMasker(secrets ...string) *Masker {
+	m := &Masker{
+		userinfo: regexp.MustCompile(`(://[^:/@\s]*:)[^/\s]*@`),
+		option:   regexp.MustCompile(`(?im)^([-+ \t]*[a-z_.]*(?:password|passwd|secret|token|api_key)[a-z_]*"?\s*[=:][ \t]*)\S.*$`),
+	}
+	for _, s := range secrets {
+		if s == "" {
+			continue
+		}
+		for _, form := range []string{s, url.QueryEscape(s), url.PathEscape(s), url.UserPassword("", s).String()[1:], strings.ReplaceAll(s, "$", "$$")} {
+			m.secrets = append(m.secrets, form)
+		}
+	}
+	return m
+}
+
+const masked = "********"
+
+// Mask returns text without secrets.
+func (m *Masker) Mask(text string) string {
+	for _, s := range m.secrets {
+		text = strings.ReplaceAll(text, s, masked)
+	}
+	text = m.userinfo.ReplaceAllString(text, "${1}"+masked+"@")
+	return m.option.ReplaceAllString(text, "${1}"+masked)
+}

@@ -1,0 +1,142 @@
+package step
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"st2ha/internal/fault"
+	"st2ha/internal/host"
+)
+
+// absent stands for the sum of a file that does not exist.
+const absent = "absent"
+
+// FileChange replaces, creates or removes a file. Owner and mode stay those of
+// the file that was there.
+type FileChange struct {
+	Path    string
+	Existed bool
+	Mode    fs.FileMode // of the file before; of the new one if it did not exist
+	UID     int
+	GID     int
+	Before  string // SHA-256 in hex, or "absent"
+	After   string
+
+	before, after []byte
+	remove        bool
+	force         bool
+}
+
+// EditFile returns the change that makes data the contents of f, or nil if
+// they are. existed says whether f was read from the host; for a new file f
+// gives path, mode and owner.
+func EditFile(f host.File, existed bool, data []byte) *FileChange {
+	c := &FileChange{Path: f.Path, Existed: existed, Mode: f.Mode, UID: f.UID, GID: f.GID,
+		Before: absent, After: sum(data), before: f.Data, after: data}
+	if existed {
+		c.Before = sum(f.Data)
+	}
+	if c.Before == c.After {
+		return nil
+	}
+	return c
+}
+
+func sum(data []byte) string {
+	s := sha256.Sum256(data)
+	return hex.EncodeToString(s[:])
+}
+
+// Kind is "file".
+func (c *FileChange) Kind() string { return "file" }
+
+// Target is the path.
+func (c *FileChange) Target() string { return c.Path }
+
+// Diff is a unified diff without context, since context lines are what others wrote.
+func (c *FileChange) Diff() string { return unified(c.Path, c.before, c.after) }
+
+// Image is the file as it was.
+func (c *FileChange) Image() []byte {
+	if !c.Existed {
+		return nil
+	}
+	return c.before
+}
+
+// SetImage gives back what Image returned.
+func (c *FileChange) SetImage(b []byte) { c.before = b }
+
+// Apply writes the file, unless somebody else changed it after the plan was made.
+func (c *FileChange) Apply(ctx context.Context, h host.Host) error {
+	current, err := currentSum(ctx, h, c.Path)
+	if err != nil {
+		return err
+	}
+	if current != c.Before {
+		return fault.Failed("changed_meanwhile", "run it again", "%s: %s was changed by somebody else while this run was at work", h.Name(), c.Path)
+	}
+	return h.WriteFile(ctx, host.File{Path: c.Path, Data: c.after, Mode: c.Mode, UID: c.UID, GID: c.GID})
+}
+
+// Undo restores the file, unless somebody else changed it after the run.
+func (c *FileChange) Undo(ctx context.Context, h host.Host) error {
+	current, err := currentSum(ctx, h, c.Path)
+	if err != nil {
+		return err
+	}
+	if current == c.Before {
+		return nil
+	}
+	if current != c.After && !c.force {
+		return c.conflict(h)
+	}
+	if !c.Existed {
+		return h.Remove(ctx, c.Path)
+	}
+	return h.WriteFile(ctx, host.File{Path: c.Path, Data: c.before, Mode: c.Mode, UID: c.UID, GID: c.GID})
+}
+
+func (c *FileChange) conflict(h host.Host) error {
+	return fault.Preflight("changed_since", "look at the file; take your edit out, or run rollback with force=true to restore it all the same",
+		"%s: %s was changed by somebody else after the run that is to be undone", h.Name(), c.Path)
+}
+
+func currentSum(ctx context.Context, h host.Host, path string) (string, error) {
+	f, err := h.ReadFile(ctx, path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return absent, nil
+	}
+	if err != nil {
+		return "", err
+	}
+	return sum(f.Data), nil
+}
+
+// ReadOrEmpty reads a configuration file that may be missing. existed is false
+// then, and the file has the mode and owner a new one shall get.
+func ReadOrEmpty(ctx context.Context, h host.Host, path string, mode fs.FileMode) (f host.File, existed bool, err error) {
+	f, err = h.ReadFile(ctx, path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return host.File{Path: path, Mode: mode}, false, nil
+	}
+	if err != nil {
+		return host.File{}, false, err
+	}
+	f.Path = path
+	return f, true, nil
+}
+
+// Located puts host and path before an editor's error and makes it a
+// preflight one: the file is not as the step can edit it.
+func Located(h host.Host, path string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fault.Preflight("unparsable", fmt.Sprintf("mend %s on %s, or make the change by hand; the step sees it as done then", path, h.Name()),
+		"%s: %s: %w", h.Name(), path, err)
+}

@@ -1,0 +1,233 @@
+package step
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"st2ha/internal/fault"
+	"st2ha/internal/host"
+)
+
+// undoTime bounds the undoing of a step that failed: a broker's restart, with room.
+const undoTime = 5 * time.Minute
+
+// Result is what a command prints: one JSON object.
+type Result struct {
+	Step     string          `json:"step"`
+	Host     string          `json:"host"`
+	Run      string          `json:"run"`
+	Changed  bool            `json:"changed"`
+	DryRun   bool            `json:"dry_run"`
+	Changes  []ChangeSummary `json:"changes"`
+	Findings []Finding       `json:"findings"`
+	Millis   int64           `json:"duration_ms"`
+	Error    *ErrorSummary   `json:"error,omitempty"`
+}
+
+// ChangeSummary is a change as people see it, without secrets.
+type ChangeSummary struct {
+	Kind   string `json:"kind"`
+	Target string `json:"target"`
+	Diff   string `json:"diff"`
+}
+
+// ErrorSummary is the error as people see it, without secrets.
+type ErrorSummary struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+	Hint    string `json:"hint"`
+}
+
+// Options are what all steps' runs have in common.
+type Options struct {
+	Run     string        // the run's name; steps of one workflow share it
+	DryRun  bool          // Check and Plan only
+	Wait    time.Duration // for another run on the host to end
+	Log     *slog.Logger
+	Mask    *Masker
+	Started time.Time
+}
+
+// NewRun names a run: the time, readable and sorted by age, and a random part.
+func NewRun(now time.Time) string {
+	b := make([]byte, 2)
+	_, _ = rand.Read(b) // never fails: crypto/rand ends the program first
+	return now.UTC().Format("20060102T150405Z") + "-" + hex.EncodeToString(b)
+}
+
+// Run brings a step about on a host: check, plan, apply under the journal,
+// verify. When a change or the proof fails, what the step changed is undone.
+// The result is complete also with an error.
+func Run(ctx context.Context, s Step, h host.Host, o Options) (Result, error) {
+	r := Result{Step: s.Name(), Host: h.Name(), Run: o.Run, DryRun: o.DryRun, Changes: []ChangeSummary{}, Findings: []Finding{}}
+	err := run(ctx, s, h, o, &r)
+	for i := range r.Findings {
+		r.Findings[i].Message = o.Mask.Mask(r.Findings[i].Message)
+	}
+	r.Fail(err, o.Mask)
+	r.Millis = time.Since(o.Started).Milliseconds()
+	return r, err
+}
+
+// Fail puts an error into the result.
+func (r *Result) Fail(err error, m *Masker) {
+	if err == nil {
+		return
+	}
+	f := fault.Of(err)
+	r.Error = &ErrorSummary{Code: f.Code, Message: m.Mask(f.Error()), Hint: m.Mask(f.Hint)}
+}
+
+func run(ctx context.Context, s Step, h host.Host, o Options, r *Result) error {
+	findings, err := s.Check(ctx, h)
+	r.Findings = append(r.Findings, findings...)
+	if err != nil {
+		return err
+	}
+	if err := Refuse(findings); err != nil {
+		return err
+	}
+	changes, err := s.Plan(ctx, h)
+	if err != nil {
+		return err
+	}
+	if o.DryRun {
+		r.show(changes, o.Mask)
+		return nil
+	}
+	if len(changes) > 0 {
+		if changes, err = apply(ctx, s, h, o, r); err != nil {
+			return err
+		}
+	}
+	if len(changes) == 0 {
+		return s.Verify(ctx, h)
+	}
+	return nil
+}
+
+// Refuse turns findings of severity Error into one error.
+func Refuse(findings []Finding) error {
+	var first *Finding
+	more := 0
+	for i, f := range findings {
+		switch {
+		case f.Severity != Error:
+		case first == nil:
+			first = &findings[i]
+		default:
+			more++
+		}
+	}
+	if first == nil {
+		return nil
+	}
+	suffix := ""
+	if more > 0 {
+		suffix = fmt.Sprintf(" (and %d more, see findings)", more)
+	}
+	return fault.Preflight(first.Check, first.Fix, "%s: %s: %s%s", first.Host, first.Check, first.Message, suffix)
+}
+
+func (r *Result) show(changes []Change, m *Masker) {
+	for _, c := range changes {
+		r.Changes = append(r.Changes, ChangeSummary{Kind: c.Kind(), Target: c.Target(), Diff: m.Mask(c.Diff())})
+	}
+}
+
+// apply plans once more, now that nobody else can be at work, and makes the changes.
+func apply(ctx context.Context, s Step, h host.Host, o Options, r *Result) ([]Change, error) {
+	release, err := Lock(ctx, h, fmt.Sprintf("run %s, step %s", o.Run, s.Name()), o.Wait)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	changes, err := s.Plan(ctx, h)
+	if err != nil || len(changes) == 0 {
+		return nil, err
+	}
+	j, err := openJournal(ctx, h, o.Run, s.Name(), changes, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	err = j.apply(ctx, s, h, o)
+	r.show(j.changes(), o.Mask)
+	if err == nil {
+		r.Changed = true
+		return changes, nil
+	}
+	// The step's time may be over, or somebody may have pressed ^C: undoing
+	// gets time of its own.
+	undoCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	o.Log.Warn("undoing", "host", h.Name(), "step", s.Name(), "why", o.Mask.Mask(err.Error()))
+	if undoErr := undo(undoCtx, h, []*journal{j}, o); undoErr != nil {
+		f := fault.Of(err)
+		return nil, &fault.Error{Exit: fault.ExitUndoFailed, Code: "undo_failed",
+			Hint: fmt.Sprintf("mend the cause, then: st2 run st2ha.rollback host=%s run=%s", h.Name(), o.Run),
+			Err:  fmt.Errorf("%w; undoing it failed as well: %v", f.Err, undoErr)}
+	}
+	f := fault.Of(err)
+	return nil, &fault.Error{Exit: fault.ExitFailed, Code: f.Code, Hint: f.Hint, Err: fmt.Errorf("%w; what this step had changed is undone", err)}
+}
+
+func (j *journal) apply(ctx context.Context, s Step, h host.Host, o Options) error {
+	for i := 0; i < len(j.Entries); i++ {
+		e := j.Entries[i]
+		e.State = applying
+		if err := j.save(ctx, h); err != nil {
+			return err
+		}
+		o.Log.Info(e.Kind, "host", h.Name(), "target", e.Target)
+		if err := e.change.Apply(ctx, h); err != nil {
+			return err
+		}
+		e.State = applied
+		if _, ok := e.change.(Replanner); ok {
+			rest, err := s.Plan(ctx, h)
+			if err != nil {
+				return err
+			}
+			if len(rest) > 0 && rest[0].Kind() == e.Kind && rest[0].Target() == e.Target {
+				return fault.Failed(e.Kind, "", "%s: %s %s is in place, yet is still needed", h.Name(), e.Kind, e.Target)
+			}
+			j.Entries = j.Entries[:i+1]
+			if err := j.add(ctx, h, rest); err != nil {
+				return err
+			}
+		}
+	}
+	if err := s.Verify(ctx, h); err != nil {
+		return err
+	}
+	j.State = done
+	return j.save(ctx, h)
+}
+
+// Lock excludes other runs on the host, waiting for one at work to end.
+func Lock(ctx context.Context, h host.Host, note string, wait time.Duration) (release func(), err error) {
+	if err := makeState(ctx, h); err != nil {
+		return nil, err
+	}
+	for end := time.Now().Add(wait); ; {
+		release, err := h.Lock(ctx, lockPath, note)
+		var held *host.LockedError
+		if !errors.As(err, &held) {
+			return release, err
+		}
+		if !time.Now().Before(end) {
+			return nil, fault.Preflight("locked", "wait for that run to end, or look after it with: st2 execution list",
+				"%s: another run is in progress: %s", h.Name(), held.Holder)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}

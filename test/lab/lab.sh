@@ -1,0 +1,176 @@
+#!/bin/bash
+# A lab of User-Mode Linux nodes (primary 192.168.0.100, secondary 192.168.0.101, the host 192.168.0.1) on a bridge in
+# a network namespace of its own.
+#   lab.sh up | down | status          up returns when the services of all nodes are up (WAIT=ssh: when ssh answers)
+#   lab.sh ready [NODE...]             wait for the services
+#   lab.sh exec CMD...                 a program of the host in the lab's network
+#   lab.sh ssh NODE CMD...             as root (stanley@NODE: as stanley), stdin passed on
+#   lab.sh sshconfig                   prints the path of an ssh configuration for the nodes
+#   lab.sh tree NODE DIR...            one line per file: mode owner group type path [sha256 | -> target]
+#   lab.sh part | join                 nodes see the host but not each other
+#   lab.sh cut NODE | heal NODE        pull the node's cable (silent: no carrier change in the node)
+#   lab.sh freeze NODE | thaw NODE     SIGSTOP the node's kernel
+#   lab.sh kill NODE | start NODE      power cut (as on iron, files written in the last 30 s and never fsynced come
+#                                      back EMPTY: `sync` first if that is not the point), and boot with the same disk
+#   lab.sh reset NODE...               power cut, and boot with a fresh disk
+# LAB: where its state is (one lab each); NODES='primary secondary [secondary2]'; MEM=1G. Needs root, /dev/net/tun.
+set -euo pipefail
+self=$(realpath "$0"); here=${self%/*}; . "$here/lib.sh"
+LAB=$(realpath -m "${LAB:-${TMPDIR:-/tmp}/st2ha-lab-$(id -u)}") MEM=${MEM:-1G}
+cmd=${1:-help}; shift || true
+NODES=${NODES:-$(cat "$LAB/nodes" 2>/dev/null || echo primary secondary)}
+NS=st2ha-$(printf %s "$LAB" | sha256sum | cut -c1-8)
+for x in $NODES; do [ -n "${ADDR[$x]:-}" ] || die "no node is called $x (there are: $ALL_NODES)"; done
+
+ns() { nsenter --net="/run/netns/$NS" "$@"; }
+is_node() { case " $NODES " in *" $1 "*) ;; *) die "no node is called ${1:-nothing} (there are: $NODES)";; esac; }
+is_up() { [ -e "/run/netns/$NS" ] && [ -e "$LAB/ssh_config" ] || die "no lab is up in $LAB"; }
+base() { cat "$LAB/base"; }
+
+# A node's processes are its supervisor, the kernel and what runs in it; the first two carry the lab's directory in
+# their arguments. By that, not by remembered numbers: a number may be another process's by now.
+pids() { # NODE: of its kernel's main process and of its supervisor
+  local f
+  for f in /proc/[0-9]*/cmdline; do
+    case $(tr '\0' ' ' <"$f" 2>/dev/null) in
+      *" umid=$1 uml_dir=$LAB/run/ "*|*"_node $1 $LAB "*) f=${f#/proc/}; echo "${f%/*}";;
+    esac
+  done 2>/dev/null
+}
+kernel() { # the number of the node's kernel: the one its supervisor started
+  local p; p=$(cat "$LAB/$1.uml" 2>/dev/null) || return 1
+  case $(tr '\0' ' ' <"/proc/$p/cmdline" 2>/dev/null) in *" umid=$1 uml_dir=$LAB/run/ "*) echo "$p";; *) return 1;; esac
+}
+
+net_up() {
+  ip netns add "$NS"; ip -n "$NS" link set lo up
+  ip -n "$NS" link add br0 type bridge stp_state 0 forward_delay 0
+  ip -n "$NS" addr add "$NET.1/24" dev br0; ip -n "$NS" link set br0 up
+  for x in $NODES; do
+    ip -n "$NS" tuntap add dev "tap-$x" mode tap
+    ip -n "$NS" link set "tap-$x" master br0 up
+  done
+}
+config() { # of ssh: one connection per node stays open, so that a command costs no login
+  for x in $NODES; do
+    printf 'Host %s %s\n HostName %s\n HostKeyAlias %s\n' "$x" "${ADDR[$x]}" "${ADDR[$x]}" "$x"
+  done
+  printf 'Host *\n User root\n IdentityFile "%s"\n IdentitiesOnly yes\n UserKnownHostsFile "%s"\n' "$(base).key" "$(base).known_hosts"
+  printf ' GlobalKnownHostsFile /dev/null\n StrictHostKeyChecking yes\n BatchMode yes\n LogLevel ERROR\n ConnectTimeout 5\n'
+  printf ' ServerAliveInterval 5\n ServerAliveCountMax 6\n Ciphers aes128-gcm@openssh.com\n'
+  printf ' ControlMaster auto\n ControlPersist 300\n ControlPath "%s/ssh/%%r@%%n"\n' "$LAB"
+  printf ' ProxyCommand nsenter --net=/run/netns/%s nc %%h %%p\n' "$NS"
+}
+hang_up() { # NODE: its kept ssh connections
+  local s
+  for s in "$LAB/ssh/"*"@$1"; do
+    [ -S "$s" ] || continue
+    ssh -F "$LAB/ssh_config" -o ControlPath="$s" -O exit "$1" >/dev/null 2>&1 || true
+    rm -f "$s"
+  done
+}
+sshn() { local x=$1; shift; ssh -F "$LAB/ssh_config" "$x" "$@"; }
+
+start() { # NODE; keeps the node's disk if there is one
+  # All of a node on ONE cpu: UML hands over between its kernel and its user processes at every system call and
+  # page fault; waking another (virtual) cpu costs about four times a switch on the same one.
+  local cpus=($(taskset -cp $$ | sed 's/.*: //' | tr ',' '\n' | while IFS=- read -r a b; do seq "$a" "${b:-$a}"; done))
+  local cpu=${cpus[$(( ${ADDR[$1]##*.} % ${#cpus[@]} ))]}
+  # setsid: a process group of its own, so that the whole node can be killed at once.
+  nsenter --net="/run/netns/$NS" setsid taskset -c "$cpu" "$self" _node "$1" "$LAB" </dev/null >>"$LAB/$1.console" 2>&1 9>&- &
+}
+node() { # the node's supervisor. noreboot: UML's own reboot (it executes itself again) finds its tap busy
+  local x=$1 preload=("$CACHE"/xstate-*.so) hosts=host:$NET.1 n
+  for n in $ALL_NODES; do hosts+=,$n:${ADDR[$n]}; done
+  while :; do
+    # gro=1: without it UML drops the big segments that the host's TCP hands to the tap, and transfers stall.
+    LD_PRELOAD=${preload[0]} linux.uml noreboot \
+      mem="$MEM" umid="$x" uml_dir="$LAB/run/" hostfs=/usr/lib/uml/modules \
+      ubd0="$LAB/$x.cow,$(base)" root=/dev/ubda rw \
+      vec0:transport=tap,ifname="tap-$x",depth=128,gro=1,mac="52:54:00:98:00:${ADDR[$x]##*.}" \
+      con0=null,fd:1 con=null ssl=null quiet loglevel=4 \
+      lab.host="$x" lab.ip="${ADDR[$x]}/24" lab.gw="$NET.1" lab.hosts="$hosts" &
+    echo $! > "$LAB/$x.uml"; wait $! || true
+    tail -c 300 "$LAB/$x.console" | grep -q 'reboot: Restarting system' || break
+    echo "reboot: again"
+  done
+}
+wait_ssh() { # NODE SECONDS
+  local end=$((SECONDS+$2))
+  sleep 0.5
+  # The port first: it costs nothing to ask, and the node needs its cpu for booting.
+  until ns nc -z -w 1 "${ADDR[$1]}" 22 2>/dev/null && sshn "$1" true </dev/null 2>/dev/null; do
+    [ -n "$(pids "$1")" ] || { tail -20 "$LAB/$1.console" >&2; die "node $1 died (its console is above)"; }
+    [ $SECONDS -lt $end ] || { tail -5 "$LAB/$1.console" >&2; die "node $1: no ssh in $2 s"; }
+    sleep 0.2
+  done
+}
+ready() { # NODE: systemd has nothing left to do, and nothing failed
+  local state; state=$(sshn "$1" 'timeout 120 systemctl is-system-running --wait' </dev/null) || true
+  [ "$state" = running ] || { sshn "$1" 'systemctl --no-pager --no-legend list-units --state=failed,activating' </dev/null >&2; die "node $1 is $state"; }
+}
+each() { # COMMAND NODE...: for all at the same time
+  local f=$1 p=() rc=0; shift
+  for x in "$@"; do $f "$x" & p+=($!); done
+  for x in "${p[@]}"; do wait "$x" || rc=1; done
+  return $rc
+}
+killnode() { # NODE
+  local p g all
+  hang_up "$1"
+  # UML makes its processes a group of their own; its guests are in it. Works on a frozen node too.
+  while all=$(pids "$1"); [ -n "$all" ]; do
+    for p in $all; do
+      g=$(ps -o pgid= -p "$p" | tr -d ' ') || continue
+      [ -z "$g" ] || [ "$g" = "$(ps -o pgid= -p $$ | tr -d ' ')" ] || kill -KILL -- "-$g" 2>/dev/null || true
+      kill -KILL "$p" 2>/dev/null || true
+    done
+    [ -z "${g:-}" ] || while pgrep -g "$g" >/dev/null; do sleep 0.02; done   # the disk is free when the last is gone
+  done
+  rm -rf "$LAB/$1.uml" "$LAB/run/$1"
+}
+down() {
+  each killnode $ALL_NODES
+  [ ! -e "/run/netns/$NS" ] || { ns true 2>/dev/null && ip netns del "$NS" || rm -f "/run/netns/$NS"; }
+  rm -rf "$LAB"
+}
+boot() { start "$1"; wait_ssh "$1" 120; [ "${WAIT:-ready}" = ssh ] || ready "$1"; }
+
+case $cmd in help|-h|--help) sed -n 2,19p "$self"; exit 2;; esac
+[ "$(id -u)" = 0 ] || die "needs root, for its network namespace: sudo $self $cmd"
+case $cmd in
+  up)   exec 9>"$LAB.lock"; flock -n 9 || die "another lab is coming up in $LAB"
+        for x in $ALL_NODES; do [ -z "$(pids "$x")" ] || [ ! -e "$LAB/up" ] || die "is up already in $LAB"; done
+        [ ! -e "$LAB" ] && [ ! -e "/run/netns/$NS" ] || { say "removing what a dead lab left in $LAB"; down; }
+        [ -c /dev/net/tun ] || die "no /dev/net/tun"
+        "$here/setup.sh"; img=$("$here/mkbase.sh")
+        trap '[ $? = 0 ] || down; rm -f "$LAB.lock"' EXIT; trap 'exit 130' INT TERM
+        mkdir -p "$LAB/run" "$LAB/ssh"; echo "$img" > "$LAB/base"; echo "$NODES" > "$LAB/nodes"
+        net_up; config > "$LAB/ssh_config"
+        each boot $NODES; touch "$LAB/up";;
+  down) down;;
+  status) is_up; rc=0
+        for x in $NODES; do
+          if k=$(kernel "$x"); then
+            g=$(ps -o pgid= -p "$k" | tr -d ' '); s=$(ps -o state= -p "$k")
+            echo "$x ${ADDR[$x]} $([ "${s#T}" = "$s" ] && echo up || echo frozen) pid $k, $(pgrep -g "$g" | wc -l) processes"
+          else echo "$x ${ADDR[$x]} off"; rc=1; fi
+        done; exit $rc;;
+  ready) is_up; for x in "$@"; do is_node "$x"; done; each ready ${@:-$NODES};;
+  ssh)  is_up; is_node "${1#*@}"; sshn "$@";;
+  exec) is_up; ns "$@";;
+  sshconfig) is_up; echo "$LAB/ssh_config";;
+  tree) is_up; is_node "$1"; x=$1; shift; sshn "$x" lab-tree "$(printf '%q ' "$@")" </dev/null;;
+  part|join) is_up; for x in $NODES; do ns bridge link set dev "tap-$x" isolated "$([ $cmd = part ] && echo on || echo off)"; done;;
+  cut)  is_up; is_node "$1"; ip -n "$NS" link set "tap-$1" nomaster;;
+  heal) is_up; is_node "$1"; ip -n "$NS" link set "tap-$1" master br0;;
+  # only UML's kernel process: stop signals to the whole group kill a ptrace-mode node
+  freeze) is_up; is_node "$1"; kill -STOP "$(kernel "$1")";;
+  thaw)   is_up; is_node "$1"; kill -CONT "$(kernel "$1")";;
+  kill)   is_up; is_node "$1"; killnode "$1";;
+  start)  is_up; is_node "$1"; [ -z "$(pids "$1")" ] || die "node $1 is on"; boot "$1";;
+  reset)  is_up; [ $# -gt 0 ] || die "reset: no node"; for x in "$@"; do is_node "$x"; done
+          reset() { killnode "$1"; rm -f "$LAB/$1.cow"; ip -n "$NS" link set "tap-$1" master br0; boot "$1"; }; each reset "$@";;
+  _node)  node "$1";;
+  *) sed -n 2,19p "$self" >&2; exit 2;;
+esac

@@ -1,0 +1,7 @@
+# What the lab's scripts share.
+export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
+CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/st2ha-lab
+ALL_NODES='primary secondary secondary2' NET=192.168.0
+declare -A ADDR=([primary]=$NET.100 [secondary]=$NET.101 [secondary2]=$NET.102)
+say() { printf 'lab: %s\n' "$*" >&2; }
+die() { printf 'lab: %s\n' "$*" >&2; exit 1; }

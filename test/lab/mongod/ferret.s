@@ -1,0 +1,1 @@
+// Empty: its presence lets the compiler accept initCommands, a function without a body.

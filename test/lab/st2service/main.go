@@ -1,0 +1,275 @@
+// Command st2service stands in for StackStorm's services on a lab node. It takes its part from its name: as
+// st2actionrunner it consumes the action runner's queues. Like the real ones it reads /etc/st2/st2.conf and holds
+// connections to the database and the broker named there, so that a wrong setting shows as a service that does not
+// come up: it tells systemd that it is ready only once both are there, ends at once where a login is refused, and
+// after 20 s where it reaches nobody.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log"
+	"net"
+	"net/url"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"time"
+
+	"github.com/streadway/amqp"
+	"go.mongodb.org/mongo-driver/bson"
+	"go.mongodb.org/mongo-driver/mongo"
+	"go.mongodb.org/mongo-driver/mongo/options"
+	"go.mongodb.org/mongo-driver/x/mongo/driver"
+)
+
+const (
+	patience  = 20 * time.Second // how long a connection may be away
+	retry     = time.Second
+	heartbeat = 15 * time.Second
+)
+
+// queue is one a service consumes; without a name it is the service's own and goes with it.
+type queue struct{ name, exchange, key string }
+
+// queues are the real ones: st2common/transport/queues.py, and the watchers of sensors and triggers.
+var queues = map[string][]queue{
+	"st2actionrunner": {
+		{"st2.actionrunner.work", "st2.liveaction.status", "scheduled"},
+		{"st2.actionrunner.cancel", "st2.liveaction.status", "canceling"},
+		{"st2.actionrunner.pause", "st2.liveaction.status", "pausing"},
+		{"st2.actionrunner.resume", "st2.liveaction.status", "resuming"},
+	},
+	"st2scheduler":   {{"st2.actionrunner.req", "st2.liveaction.status", "requested"}},
+	"st2notifier":    {{"st2.notifiers.execution.work", "st2.execution", "update"}},
+	"st2rulesengine": {{"st2.trigger_instances_dispatch.rules_engine", "st2.trigger_instances_dispatch", "#"}},
+	"st2workflowengine": {
+		{"st2.workflow.work", "st2.workflow.status", "requested"},
+		{"st2.workflow.resume", "st2.workflow.status", "resuming"},
+		{"st2.workflow.action.update", "st2.execution", "update"},
+	},
+	"st2stream": {
+		{"", "st2.actionalias", "*"},
+		{"", "st2.announcement", "*"},
+		{"", "st2.execution", "*"},
+		{"", "st2.liveaction", "*"},
+		{"", "st2.execution.output", "create"},
+	},
+	"st2sensorcontainer":  {{"", "st2.sensor", "#"}, {"", "st2.trigger", "#"}},
+	"st2timersengine":     {{"", "st2.trigger", "#"}},
+	"st2api":              nil,
+	"st2auth":             nil,
+	"st2garbagecollector": nil,
+}
+
+func main() {
+	log.SetFlags(0) // the journal has the time
+	runtime.GOMAXPROCS(1)
+	name := filepath.Base(os.Args[0])
+	file := flag.String("config-file", "/etc/st2/st2.conf", "")
+	flag.Parse()
+	if _, known := queues[name]; !known {
+		log.Fatalf("%s: not a StackStorm service", name)
+	}
+	c, err := readConfig(*file)
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := serve(ctx, name, c); err != nil && ctx.Err() == nil {
+		log.Fatal(err)
+	}
+}
+
+func serve(ctx context.Context, name string, c config) error {
+	node, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	id := name + "@" + node
+	if worker := os.Getenv("WORKERID"); worker != "" {
+		id = name + "." + worker + "@" + node
+	}
+	failed := make(chan error, 2)
+	ready := make(chan struct{}, 2)
+	go func() { failed <- holdDatabase(ctx, id, c, ready) }()
+	go func() { failed <- holdBroker(ctx, id, queues[name], c, ready) }()
+	for range 2 {
+		select {
+		case err := <-failed:
+			return err
+		case <-ready:
+		}
+	}
+	if err := notify("READY=1"); err != nil {
+		return err
+	}
+	return <-failed
+}
+
+// holdDatabase keeps a connection to the database. It returns when that is away for good.
+func holdDatabase(ctx context.Context, id string, c config, ready chan<- struct{}) error {
+	o := options.Client().ApplyURI(c.databaseURI()).SetMaxPoolSize(2).SetAppName(id).
+		SetServerSelectionTimeout(2 * time.Second).SetConnectTimeout(2 * time.Second).SetSocketTimeout(5 * time.Second)
+	client, err := mongo.Connect(ctx, o)
+	if err != nil {
+		return fmt.Errorf("[database]: %w", err)
+	}
+	defer client.Disconnect(context.WithoutCancel(ctx))
+	beat := func() error {
+		beats := client.Database(c.dbName).Collection("lab_heartbeat")
+		_, err := beats.UpdateByID(ctx, id, bson.M{"$set": bson.M{"pid": os.Getpid(), "at": time.Now()}},
+			options.Update().SetUpsert(true))
+		return err
+	}
+	last, wait := time.Now(), retry
+	for {
+		err := beat()
+		switch refused := (driver.Error{}); {
+		case err == nil:
+			last, wait = time.Now(), heartbeat
+			if ready != nil {
+				ready <- struct{}{}
+				ready = nil
+			}
+		case errors.As(err, &refused) && (refused.Code == 18 || refused.Code == 13), // login refused; unauthorized
+			time.Since(last) > patience+heartbeat, ready != nil && time.Since(last) > patience:
+			return fmt.Errorf("[database]: %w", err)
+		default:
+			if wait != retry {
+				log.Printf("[database]: %v", err)
+			}
+			wait = retry
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+// holdBroker keeps a connection to the broker and the queues consumed. It returns when that is away for good.
+func holdBroker(ctx context.Context, id string, all []queue, c config, ready chan<- struct{}) error {
+	last := time.Now()
+	for i := 0; ; i++ {
+		lost, conn, err := connect(c.brokers[i%len(c.brokers)], id, all)
+		if err == nil {
+			if ready != nil {
+				ready <- struct{}{}
+				ready = nil
+			}
+			select {
+			case <-ctx.Done():
+				return conn.Close()
+			case err = <-lost:
+			}
+			conn.Close()
+			last = time.Now()
+			log.Printf("[messaging]: connection lost: %v", err)
+		}
+		var refused *amqp.Error
+		if errors.Is(err, amqp.ErrCredentials) || errors.Is(err, amqp.ErrVhost) ||
+			errors.As(err, &refused) && (refused.Code == amqp.AccessRefused || refused.Code == amqp.NotAllowed) ||
+			time.Since(last) > patience {
+			return fmt.Errorf("[messaging]: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(retry):
+		}
+	}
+}
+
+// connect returns a connection that consumes the queues, and where its loss is told.
+func connect(broker, id string, all []queue) (<-chan error, *amqp.Connection, error) {
+	u, err := url.Parse(broker)
+	if err != nil {
+		return nil, nil, errors.New("not a URL") // the error would show the password
+	}
+	if u.Path == "/" {
+		u.Path = "" // kombu takes a bare / for the vhost /, the Go library for the vhost with the empty name
+	}
+	conn, err := amqp.DialConfig(u.String(), amqp.Config{
+		Heartbeat:  10 * time.Second,
+		Properties: amqp.Table{"connection_name": id, "product": "st2"},
+		Dial: func(network, addr string) (net.Conn, error) {
+			c, err := net.DialTimeout(network, addr, 3*time.Second)
+			if err != nil {
+				return nil, err
+			}
+			return c, c.SetDeadline(time.Now().Add(15 * time.Second)) // the library takes it off after the login
+		},
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	lost := make(chan error, 2)
+	tell := func(closed chan *amqp.Error) {
+		go func() {
+			if err := <-closed; err != nil {
+				lost <- err
+			} else {
+				lost <- amqp.ErrClosed
+			}
+		}()
+	}
+	tell(conn.NotifyClose(make(chan *amqp.Error, 1)))
+	ch, err := conn.Channel()
+	if err != nil {
+		conn.Close()
+		return nil, nil, err
+	}
+	tell(ch.NotifyClose(make(chan *amqp.Error, 1)))
+	for _, q := range all {
+		if err := consume(ch, q); err != nil {
+			conn.Close()
+			return nil, nil, err
+		}
+	}
+	return lost, conn, nil
+}
+
+func consume(ch *amqp.Channel, q queue) error {
+	if err := ch.ExchangeDeclare(q.exchange, "topic", true, false, false, false, nil); err != nil {
+		return err
+	}
+	own := q.name == ""
+	declared, err := ch.QueueDeclare(q.name, true, own, own, false, nil)
+	if err != nil {
+		return err
+	}
+	if err := ch.QueueBind(declared.Name, q.key, q.exchange, false, nil); err != nil {
+		return err
+	}
+	messages, err := ch.Consume(declared.Name, "", true, own, false, false, nil)
+	if err != nil {
+		return err
+	}
+	go func() {
+		for range messages {
+		}
+	}()
+	return nil
+}
+
+// notify tells systemd, if that started us.
+func notify(state string) error {
+	socket := os.Getenv("NOTIFY_SOCKET")
+	if socket == "" {
+		return nil
+	}
+	conn, err := net.Dial("unixgram", socket)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_, err = conn.Write([]byte(state))
+	return err
+}
