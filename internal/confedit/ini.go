@@ -184,6 +184,9 @@ func (f *INI) Set(section, key, value string) error {
 		e = edit{o.val, o.end, raw}
 		if e.start == e.end {
 			e.text = f.separator(section)[1] + raw
+			if isBlank(f.src[o.keyEnd]) {
+				e.text = " " + raw
+			}
 		}
 	} else {
 		raw, err := f.format(key, value, nil)

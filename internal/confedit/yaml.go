@@ -392,9 +392,16 @@ func (d *yamlDoc) insertions(at yamlPlace, path []string, value string) ([]edit,
 
 // flowInsertions are those into a mapping in braces.
 func (d *yamlDoc) flowInsertions(section *yaml.Node, missing []string, value string) ([]edit, error) {
-	text := missing[len(missing)-1] + ": " + yamlScalar(value, 0, true)
-	for i := len(missing) - 2; i >= 0; i-- {
-		text = missing[i] + ": {" + text + "}"
+	quote := ""
+	if of := append(slices.Clone(section.Content), d.root.Content...); len(of) > 0 && of[0].Style == yaml.DoubleQuotedStyle {
+		quote = `"` // JSON stays JSON
+	}
+	text := yamlScalar(value, 0, true)
+	for i, name := range slices.Backward(missing) {
+		text = quote + name + quote + ": " + text
+		if i > 0 {
+			text = "{" + text + "}"
+		}
 	}
 	open := d.offset(section)
 	if section.Kind != yaml.MappingNode || open >= len(d.src) || d.src[open] != '{' {

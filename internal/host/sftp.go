@@ -247,6 +247,16 @@ func sftpInfo(fi fs.FileInfo) Info {
 	return info
 }
 
+// limitedBuffer takes no more than a file may have; /proc tells no sizes.
+type limitedBuffer struct{ bytes.Buffer }
+
+func (b *limitedBuffer) Write(p []byte) (int, error) {
+	if b.Len()+len(p) > maxFile {
+		return 0, errTooLarge
+	}
+	return b.Buffer.Write(p)
+}
+
 // ReadFile reads a regular file of at most 64 MiB.
 func (s *SSH) ReadFile(ctx context.Context, name string) (File, error) {
 	return on(ctx, s, "read", name, func(c *files) (File, error) {
@@ -273,16 +283,10 @@ func (s *SSH) ReadFile(ctx context.Context, name string) (File, error) {
 		if fi.Size() > maxFile {
 			return File{}, errTooLarge
 		}
-		over := false
-		data := &headBuffer{limit: maxFile, over: func() { over = true; fd.Close() }}
-		if fi.Size() > 0 {
-			data.Grow(int(fi.Size()) + bytes.MinRead)
-		}
-		if _, err := fd.WriteTo(data); err != nil && !over {
+		data := &limitedBuffer{}
+		data.Grow(int(fi.Size()) + bytes.MinRead)
+		if _, err := fd.WriteTo(data); err != nil {
 			return File{}, err
-		}
-		if over {
-			return File{}, errTooLarge
 		}
 		info := sftpInfo(fi)
 		return File{Path: name, Data: data.Bytes(), Mode: modeBits(info.Mode), UID: info.UID, GID: info.GID}, nil

@@ -76,7 +76,7 @@ func groupID(ctx context.Context, h host.Host, group string) (int, error) {
 
 // mounts reads the mounts that PID 1 sees: an action's own mount namespace may
 // differ (st2actionrunner runs with PrivateTmp).
-func mounts(ctx context.Context, h host.Host) (map[string]confedit.MountInfoEntry, error) {
+func mounts(ctx context.Context, h host.Host) (map[string]confedit.Mounted, error) {
 	const table = "/proc/1/mountinfo"
 	f, err := h.ReadFile(ctx, table)
 	if err != nil {
@@ -86,7 +86,7 @@ func mounts(ctx context.Context, h host.Host) (map[string]confedit.MountInfoEntr
 	if err != nil {
 		return nil, fmt.Errorf("%s: %s: %w", h.Name(), table, err)
 	}
-	byPoint := map[string]confedit.MountInfoEntry{}
+	byPoint := map[string]confedit.Mounted{}
 	for _, m := range list { // a later one hides an earlier one
 		byPoint[m.MountPoint] = m
 	}

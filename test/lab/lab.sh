@@ -12,6 +12,7 @@
 #   lab.sh freeze NODE | thaw NODE     SIGSTOP the node's kernel
 #   lab.sh kill NODE | start NODE      power cut (as on iron, files written in the last 30 s and never fsynced come
 #                                      back EMPTY: `sync` first if that is not the point), and boot with the same disk
+#   lab.sh reboot NODE                 in order, by its own systemd
 #   lab.sh reset NODE...               power cut, and boot with a fresh disk
 # LAB: where its state is (one lab each); NODES='primary secondary [secondary2]'; MEM=1G. Needs root, /dev/net/tun.
 set -euo pipefail
@@ -29,13 +30,9 @@ base() { cat "$LAB/base"; }
 
 # A node's processes are its supervisor, the kernel and what runs in it; the first two carry the lab's directory in
 # their arguments. By that, not by remembered numbers: a number may be another process's by now.
-pids() { # NODE: of its kernel's main process and of its supervisor
-  local f
-  for f in /proc/[0-9]*/cmdline; do
-    case $(tr '\0' ' ' <"$f" 2>/dev/null) in
-      *" umid=$1 uml_dir=$LAB/run/ "*|*"_node $1 $LAB "*) f=${f#/proc/}; echo "${f%/*}";;
-    esac
-  done 2>/dev/null
+pids() { # NODE: of its kernel's processes and of its supervisor
+  local lab; lab=$(printf %s "$LAB" | sed 's/[][\\.*^$+?(){}|]/\\&/g')
+  pgrep -f -- " umid=$1 uml_dir=$lab/run/ | _node $1 $lab\$" || true
 }
 kernel() { # the number of the node's kernel: the one its supervisor started
   local p; p=$(cat "$LAB/$1.uml" 2>/dev/null) || return 1
@@ -105,9 +102,25 @@ wait_ssh() { # NODE SECONDS
     sleep 0.2
   done
 }
-ready() { # NODE: systemd has nothing left to do, and nothing failed
-  local state; state=$(sshn "$1" 'timeout 120 systemctl is-system-running --wait' </dev/null) || true
-  [ "$state" = running ] || { sshn "$1" 'systemctl --no-pager --no-legend list-units --state=failed,activating' </dev/null >&2; die "node $1 is $state"; }
+ready() { # NODE: systemd has nothing left to do, nothing failed, and no service waits for its next try
+  local state
+  state=$(sshn "$1" 'timeout 120 sh -c "while s=\$(systemctl is-system-running --wait); [ \$s = running ] &&
+    [ -n \"\$(systemctl list-units --no-legend --state=activating)\" ]; do sleep 0.5; done; echo \$s"' </dev/null) || true
+  [ "$state" = running ] || {
+    sshn "$1" 'systemctl --no-pager --no-legend list-units --state=failed,activating' </dev/null >&2 || true
+    die "node $1 is ${state:-not ready after 120 s}"
+  }
+}
+reboot() { # NODE, by itself and in order
+  local before after='' end=$((SECONDS+120))
+  before=$(sshn "$1" 'cat /proc/sys/kernel/random/boot_id; systemctl --no-block reboot' </dev/null)
+  hang_up "$1"
+  until [ -n "$after" ] && [ "$after" != "$before" ]; do
+    [ $SECONDS -lt $end ] || die "node $1 did not come back"
+    sleep 0.5
+    after=$(ssh -F "$LAB/ssh_config" -o ControlPath=none -o ConnectTimeout=2 "$1" cat /proc/sys/kernel/random/boot_id </dev/null 2>/dev/null) || after=
+  done
+  [ "${WAIT:-ready}" = ssh ] || ready "$1"
 }
 each() { # COMMAND NODE...: for all at the same time
   local f=$1 p=() rc=0; shift
@@ -116,16 +129,15 @@ each() { # COMMAND NODE...: for all at the same time
   return $rc
 }
 killnode() { # NODE
-  local p g all
+  local p g own all
   hang_up "$1"
+  own=$(ps -o pgid= -p $$ | tr -d ' ')
   # UML makes its processes a group of their own; its guests are in it. Works on a frozen node too.
   while all=$(pids "$1"); [ -n "$all" ]; do
-    for p in $all; do
-      g=$(ps -o pgid= -p "$p" | tr -d ' ') || continue
-      [ -z "$g" ] || [ "$g" = "$(ps -o pgid= -p $$ | tr -d ' ')" ] || kill -KILL -- "-$g" 2>/dev/null || true
-      kill -KILL "$p" 2>/dev/null || true
-    done
-    [ -z "${g:-}" ] || while pgrep -g "$g" >/dev/null; do sleep 0.02; done   # the disk is free when the last is gone
+    for g in $(ps -o pgid= -p "$(echo $all | tr ' ' ,)" | sort -u); do [ "$g" = "$own" ] || kill -KILL -- "-$g" 2>/dev/null || true; done
+    for p in $all; do kill -KILL "$p" 2>/dev/null || true; done
+    # the disk is free when the last is gone
+    for g in ${g:-}; do while [ "$g" != "$own" ] && pgrep -g "$g" >/dev/null; do sleep 0.02; done; done
   done
   rm -rf "$LAB/$1.uml" "$LAB/run/$1"
 }
@@ -136,7 +148,7 @@ down() {
 }
 boot() { start "$1"; wait_ssh "$1" 120; [ "${WAIT:-ready}" = ssh ] || ready "$1"; }
 
-case $cmd in help|-h|--help) sed -n 2,19p "$self"; exit 2;; esac
+case $cmd in help|-h|--help) sed -n 2,20p "$self"; exit 2;; esac
 [ "$(id -u)" = 0 ] || die "needs root, for its network namespace: sudo $self $cmd"
 case $cmd in
   up)   exec 9>"$LAB.lock"; flock -n 9 || die "another lab is coming up in $LAB"
@@ -169,8 +181,9 @@ case $cmd in
   thaw)   is_up; is_node "$1"; kill -CONT "$(kernel "$1")";;
   kill)   is_up; is_node "$1"; killnode "$1";;
   start)  is_up; is_node "$1"; [ -z "$(pids "$1")" ] || die "node $1 is on"; boot "$1";;
+  reboot) is_up; is_node "$1"; reboot "$1";;
   reset)  is_up; [ $# -gt 0 ] || die "reset: no node"; for x in "$@"; do is_node "$x"; done
           reset() { killnode "$1"; rm -f "$LAB/$1.cow"; ip -n "$NS" link set "tap-$1" master br0; boot "$1"; }; each reset "$@";;
   _node)  node "$1";;
-  *) sed -n 2,19p "$self" >&2; exit 2;;
+  *) sed -n 2,20p "$self" >&2; exit 2;;
 esac

@@ -86,7 +86,11 @@ class Node:
     def run(self, action, runner_params, action_params, execution_id):
         """Returns (status, result) as the runner hands them to StackStorm."""
         timeout = runner_params.get("timeout")
-        env = {name: str(value) for name, value in (runner_params.get("env") or {}).items()}
+        env = dict(runner_params.get("env") or {})
+        for name, value in env.items():
+            if not isinstance(value, str):
+                # StackStorm hands it to Popen, which raises.
+                return "failed", {"error": 'env "%s" is no string' % name, "traceback": ""}
         env.update({
             "ST2_ACTION_PACK_NAME": action.ref.partition(".")[0],
             "ST2_ACTION_EXECUTION_ID": execution_id,

@@ -111,7 +111,7 @@ class Parameters(unittest.TestCase):
                   "absent": {"type": "string", "default": "{{ st2kv.system.a.b }}"},
                   "who": {"type": "string", "default": "{{ action_context.user }}"}}
         values = self.render(schema, config={"n": 7, "flag": True, "items2": ["x", 1]})
-        self.assertEqual(values, {"count": 7, "flag": True, "items": ["x", 1], "object": {"a": "7", "b": "7"},
+        self.assertEqual(values, {"count": 7, "flag": True, "items": ["x", 1], "object": {"a": 7, "b": "7"},
                                   "absent": "", "who": "stanley"})
 
     def test_a_secret_in_env_survives(self):
@@ -176,6 +176,11 @@ class Actions(unittest.TestCase):
     def test_without_sudo_on_the_machine(self):
         outcome = run("--without-sudo", "probe")
         self.assertNotIn("SUDO_OPTIONS", outcome.json["output"]["stdout"]["env"])
+
+    def test_environment_must_be_text(self):
+        outcome = run("slow", given={"env": {"A": 1}})
+        self.assertEqual(outcome.code, 1)
+        self.assertIn('env "A" is no string', outcome.json["output"]["error"])
 
     def test_failure(self):
         outcome = run("probe", "--verbose", given={"host": "h1", "fail_on": "h1"})
