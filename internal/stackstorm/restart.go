@@ -145,8 +145,8 @@ type Restart struct {
 	Run   string
 }
 
-// Kind is "restart".
-func (r *Restart) Kind() string { return "restart" }
+// Kind is "restart_st2".
+func (r *Restart) Kind() string { return "restart_st2" }
 
 // Target is st2, for all of its services.
 func (r *Restart) Target() string { return owes }

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"time"
 
@@ -207,6 +208,19 @@ func (j *journal) apply(ctx context.Context, s Step, h host.Host, o Options) err
 	}
 	j.State = done
 	return j.save(ctx, h)
+}
+
+// TryLock takes the host's lock if it is free, without making anything: a host
+// that st2ha was never at work on has no lock to be held.
+func TryLock(ctx context.Context, h host.Host, note string) (release func(), err error) {
+	_, err = h.Stat(ctx, lockPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return func() {}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return h.Lock(ctx, lockPath, note)
 }
 
 // Lock excludes other runs on the host, waiting for one at work to end.

@@ -1,0 +1,196 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"st2ha/internal/fault"
+	"st2ha/internal/host"
+	"st2ha/internal/step"
+)
+
+// common are the parameters that all actions share.
+type common struct {
+	run     string
+	dryRun  bool
+	verbose bool
+	wait    time.Duration
+	timeout time.Duration
+	ssh     host.SSHConfig
+
+	getenv func(string) string
+	log    *slog.Logger
+	mask   *step.Masker
+	start  time.Time
+	opened map[string]host.Host
+}
+
+// command is one action: its flags, and what it does with them.
+type command interface {
+	name() string
+	summary() string
+	flags(*pflag.FlagSet)
+	// exec runs the action. The result is printed also with an error.
+	exec(ctx context.Context, c *common) (any, error)
+}
+
+// run is main without the process: it returns the exit code.
+func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
+	cmd, rest, err := find(args)
+	if errors.Is(err, pflag.ErrHelp) {
+		usage(stdout)
+		return fault.ExitDone
+	}
+	if err != nil {
+		return report(stdout, stderr, nil, err)
+	}
+	c := &common{getenv: getenv, start: time.Now(), opened: map[string]host.Host{}}
+	set := flagSet(cmd, c)
+	set.SetOutput(stderr)
+	if err := set.Parse(rest); errors.Is(err, pflag.ErrHelp) {
+		return fault.ExitDone
+	} else if err != nil {
+		return report(stdout, stderr, nil, fault.Usage("%s: %w", cmd.name(), err))
+	}
+	if set.NArg() > 0 {
+		return report(stdout, stderr, nil, fault.Usage("%s: %q is one word too many: parameters are --name=value", cmd.name(), set.Arg(0)))
+	}
+	if err := c.prepare(stderr); err != nil {
+		return report(stdout, stderr, nil, err)
+	}
+	defer c.close()
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	result, err := cmd.exec(ctx, c)
+	return report(stdout, stderr, result, err)
+}
+
+// find takes the command out of the arguments. StackStorm's runner puts
+// positional parameters last, people put them first.
+func find(args []string) (command, []string, error) {
+	for i, a := range args {
+		if a == "-h" || a == "--help" {
+			if i == 0 {
+				return nil, nil, pflag.ErrHelp
+			}
+			continue
+		}
+		if strings.HasPrefix(a, "-") {
+			continue
+		}
+		for _, cmd := range commands() {
+			if cmd.name() == a {
+				rest := append([]string{}, args[:i]...)
+				return cmd, append(rest, args[i+1:]...), nil
+			}
+		}
+		return nil, nil, fault.Usage("%q is no command: st2ha --help lists them", a)
+	}
+	return nil, nil, fault.Usage("no command is given: st2ha --help lists them")
+}
+
+// flagSet has the flags of a command, named as the action's parameters.
+func flagSet(cmd command, c *common) *pflag.FlagSet {
+	set := pflag.NewFlagSet(cmd.name(), pflag.ContinueOnError)
+	set.SortFlags = false
+	cmd.flags(set)
+	set.StringVar(&c.run, "run", "", "name of the run; the steps of a workflow share it (default: made up)")
+	set.BoolVar(&c.dryRun, "dry_run", false, "show what would be changed, and change nothing")
+	set.BoolVar(&c.verbose, "verbose", false, "log more to stderr")
+	set.DurationVar(&c.wait, "wait", 0, "how long to wait for another run on the host to end")
+	set.DurationVar(&c.timeout, "deadline", 10*time.Minute, "give up after this time, and undo")
+	set.StringVar(&c.ssh.User, "ssh_user", "stanley", "user to reach other hosts as; it needs sudo without a password")
+	set.IntVar(&c.ssh.Port, "ssh_port", 22, "port of the SSH servers")
+	set.StringVar(&c.ssh.KeyFile, "ssh_key", "/home/stanley/.ssh/stanley_rsa", "that user's private key")
+	set.StringSliceVar(&c.ssh.KnownHosts, "known_hosts", []string{"/home/stanley/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts"}, "files with the host keys to trust")
+	return set
+}
+
+func (c *common) prepare(stderr io.Writer) error {
+	level := slog.LevelInfo
+	if c.verbose {
+		level = slog.LevelDebug
+	}
+	c.log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	c.mask = step.NewMasker(c.secret("RABBITMQ_PASSWORD"))
+	if c.run == "" {
+		c.run = step.NewRun(c.start)
+	}
+	if !step.ValidRun(c.run) {
+		return fault.Usage("run %q is no name: letters, digits, _ and - only, 64 at most", c.run)
+	}
+	return nil
+}
+
+// secret reads a secret parameter: from the environment only, since a flag
+// would be seen in ps and in sudo's log.
+func (c *common) secret(name string) string { return c.getenv("ST2HA_" + name) }
+
+// open connects to a host once for the process.
+func (c *common) open(ctx context.Context, address string) (host.Host, error) {
+	if h, ok := c.opened[address]; ok {
+		return h, nil
+	}
+	h, err := host.Open(ctx, address, c.ssh)
+	if err != nil {
+		return nil, err
+	}
+	c.log.Debug("connected", "host", address, "local", h.IsLocal(), "after", time.Since(c.start))
+	c.opened[address] = h
+	return h, nil
+}
+
+func (c *common) close() {
+	for _, h := range c.opened {
+		_ = h.Close()
+	}
+}
+
+func (c *common) options() step.Options {
+	return step.Options{Run: c.run, DryRun: c.dryRun, Wait: c.wait, Log: c.log, Mask: c.mask, Started: c.start}
+}
+
+// report prints the result, and an error for people, and returns the exit code.
+func report(stdout, stderr io.Writer, result any, err error) int {
+	if result == nil {
+		result = step.Result{Changes: []step.ChangeSummary{}, Findings: []step.Finding{}}
+	}
+	if r, ok := result.(step.Result); ok && err != nil && r.Error == nil {
+		r.Fail(err, step.NewMasker())
+		result = r
+	}
+	encoder := json.NewEncoder(stdout)
+	encoder.SetEscapeHTML(false)
+	if encodeErr := encoder.Encode(result); encodeErr != nil && err == nil {
+		err = fmt.Errorf("print the result: %w", encodeErr)
+	}
+	if err == nil {
+		return fault.ExitDone
+	}
+	f := fault.Of(err)
+	line := step.NewMasker().Mask(f.Error())
+	if r, ok := result.(step.Result); ok && r.Error != nil {
+		line = r.Error.Message
+	}
+	if f.Hint != "" {
+		line += " → " + f.Hint
+	}
+	fmt.Fprintln(stderr, "st2ha: "+strings.ReplaceAll(line, "\n", " "))
+	return f.Exit
+}
+
+func usage(w io.Writer) {
+	fmt.Fprintln(w, "st2ha COMMAND [--parameter=value …]\n\nEach command is an action of the pack st2ha, with the same parameters:\n")
+	for _, cmd := range commands() {
+		fmt.Fprintf(w, "  %-19s %s\n", cmd.name(), cmd.summary())
+	}
+	fmt.Fprintln(w, "\nst2ha COMMAND --help lists the parameters. Secrets come in the environment:\nST2HA_RABBITMQ_PASSWORD. It prints one JSON object; logs go to stderr.\nExit codes: 0 done, 1 failed and undone, 2 usage, 3 preflight, 4 undo failed as well.")
+}

@@ -1,0 +1,361 @@
+// Package preflight looks at all nodes before anything is changed on any of
+// them, and reports everything it finds at once, each finding with its fix.
+package preflight
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"st2ha/internal/fault"
+	"st2ha/internal/host"
+	"st2ha/internal/step"
+)
+
+// Node is a host with the steps that are going to be run on it.
+type Node struct {
+	Address string
+	Primary bool
+	Steps   []step.Step
+
+	// Host is nil where the connection failed, for the reason in Err.
+	Host host.Host
+	Err  error
+
+	facts facts
+}
+
+// facts are what is compared between the nodes.
+type facts struct {
+	version  string
+	uid, gid int
+	clock    time.Duration // ahead of this machine's
+	accuracy time.Duration // half of the round trip that measured it
+}
+
+// Ports are those of the primary that the secondaries must reach.
+type Ports struct {
+	MongoDB, RabbitMQ, NFS int
+}
+
+// Limits of what is reported.
+const (
+	maxClockSkew = 2 * time.Second
+	minFreeKiB   = 100 * 1024 // for before-images and packages
+)
+
+// check is a look at one node.
+type check struct {
+	name string
+	look func(context.Context, *Node) ([]step.Finding, error)
+}
+
+// Run looks at all nodes, side by side, and returns what it found, errors first.
+func Run(ctx context.Context, nodes []*Node, ports Ports) []step.Finding {
+	found := make([][]step.Finding, len(nodes))
+	var group sync.WaitGroup
+	for i, n := range nodes {
+		group.Add(1)
+		go func() {
+			defer group.Done()
+			found[i] = single(ctx, n)
+		}()
+	}
+	group.Wait()
+	all := slices.Concat(found...)
+	all = append(all, compare(nodes)...)
+	all = append(all, reachable(ctx, nodes, ports)...)
+	slices.SortStableFunc(all, func(a, b step.Finding) int { return strings.Compare(string(a.Severity), string(b.Severity)) })
+	return all
+}
+
+// of turns a check's own failure into a finding, so that the others are still made.
+func of(n *Node, name string, err error) step.Finding {
+	f := fault.Of(err)
+	code := name
+	if f.Code != "failed" {
+		code = f.Code
+	}
+	fix := f.Hint
+	if fix == "" {
+		fix = "mend the cause, then run preflight again"
+	}
+	return step.Finding{Severity: step.Error, Host: n.Address, Check: code, Message: f.Error(), Fix: fix}
+}
+
+// single makes the checks that need one node only.
+func single(ctx context.Context, n *Node) []step.Finding {
+	if n.Err != nil {
+		return []step.Finding{of(n, "connect", n.Err)}
+	}
+	var all []step.Finding
+	for _, c := range []check{
+		{"address", address}, {"stackstorm", stackstorm}, {"ids", ids}, {"clock", clock}, {"disk", disk}, {"lock", lock},
+	} {
+		found, err := c.look(ctx, n)
+		all = append(all, found...)
+		if err != nil {
+			all = append(all, of(n, c.name, err))
+		}
+	}
+	for _, s := range n.Steps {
+		found, err := s.Check(ctx, n.Host)
+		all = append(all, found...)
+		if err == nil && step.Refuse(found) == nil {
+			// What cannot be planned cannot be done: unparsable files, conflicts.
+			_, err = s.Plan(ctx, n.Host)
+		}
+		if err != nil {
+			all = append(all, of(n, s.Name(), err))
+		}
+	}
+	return all
+}
+
+// address makes sure that the address is one of the node's own.
+func address(ctx context.Context, n *Node) ([]step.Finding, error) {
+	wanted := []string{n.Address}
+	if net.ParseIP(n.Address) == nil {
+		out, err := n.Host.Run(ctx, nil, "getent", "ahosts", n.Address)
+		if err != nil {
+			return nil, fmt.Errorf("%s: look up %s: %w", n.Address, n.Address, err)
+		}
+		wanted = nil
+		for _, line := range strings.Split(string(out), "\n") {
+			if fields := strings.Fields(line); len(fields) > 0 {
+				wanted = append(wanted, fields[0])
+			}
+		}
+	}
+	out, err := n.Host.Run(ctx, nil, "ip", "-oneline", "address", "show")
+	if err != nil {
+		return nil, fmt.Errorf("%s: addresses: %w", n.Address, err)
+	}
+	var own []string
+	for _, line := range strings.Split(string(out), "\n") {
+		fields := strings.Fields(line)
+		if len(fields) < 4 || !strings.HasPrefix(fields[2], "inet") {
+			continue
+		}
+		ip, _, _ := strings.Cut(fields[3], "/")
+		if parsed := net.ParseIP(ip); parsed == nil || parsed.IsLoopback() {
+			continue
+		}
+		if slices.Contains(wanted, ip) {
+			return nil, nil
+		}
+		own = append(own, ip)
+	}
+	return []step.Finding{{Severity: step.Error, Host: n.Address, Check: "address",
+		Message: fmt.Sprintf("%s is none of the node's addresses (%s)", n.Address, strings.Join(own, ", ")),
+		Fix:     "give an address that the node itself has and the other nodes reach"}}, nil
+}
+
+// stackstorm reads the version from the installed Python package, which takes
+// no interpreter's start.
+func stackstorm(ctx context.Context, n *Node) ([]step.Finding, error) {
+	const fix = "install StackStorm on it first: the same version on all nodes"
+	out, err := n.Host.Run(ctx, nil, "find", "/opt/stackstorm/st2/lib", "-path", "*/st2common/__init__.py", "-size", "-64k")
+	path, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+	if err != nil || path == "" {
+		return []step.Finding{{Severity: step.Error, Host: n.Address, Check: "stackstorm", Message: "StackStorm is not installed in /opt/stackstorm/st2", Fix: fix}}, nil
+	}
+	f, err := n.Host.ReadFile(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	m := regexp.MustCompile(`__version__\s*=\s*["']([^"']+)`).FindSubmatch(f.Data)
+	if m == nil {
+		return nil, fmt.Errorf("%s: %s names no version", n.Address, path)
+	}
+	n.facts.version = string(m[1])
+	return nil, nil
+}
+
+// ids reads what NFS compares by number.
+func ids(ctx context.Context, n *Node) ([]step.Finding, error) {
+	for _, q := range []struct {
+		database, name string
+		into           *int
+	}{{"passwd", "st2", &n.facts.uid}, {"group", "st2packs", &n.facts.gid}} {
+		out, err := n.Host.Run(ctx, nil, "getent", q.database, q.name)
+		fields := strings.Split(strings.TrimSpace(string(out)), ":")
+		if err != nil || len(fields) < 3 {
+			return []step.Finding{{Severity: step.Error, Host: n.Address, Check: "ids", Message: fmt.Sprintf("%s has no entry %s", q.database, q.name),
+				Fix: "install StackStorm on the node first; its packages create it"}}, nil
+		}
+		if *q.into, err = strconv.Atoi(fields[2]); err != nil {
+			return nil, fmt.Errorf("%s: %s %s: %w", n.Address, q.database, q.name, err)
+		}
+	}
+	return nil, nil
+}
+
+// clock measures how far the node's clock is ahead of this machine's.
+func clock(ctx context.Context, n *Node) ([]step.Finding, error) {
+	before := time.Now()
+	out, err := n.Host.Run(ctx, nil, "date", "+%s.%N")
+	if err != nil {
+		return nil, fmt.Errorf("%s: clock: %w", n.Address, err)
+	}
+	n.facts.accuracy = time.Since(before) / 2
+	seconds, err := strconv.ParseFloat(strings.TrimSpace(string(out)), 64)
+	if err != nil {
+		return nil, fmt.Errorf("%s: clock: %w", n.Address, err)
+	}
+	whole, fraction := math.Modf(seconds)
+	n.facts.clock = time.Unix(int64(whole), int64(fraction*1e9)).Sub(before.Add(n.facts.accuracy))
+	return nil, nil
+}
+
+// disk looks at the file systems that are written to.
+func disk(ctx context.Context, n *Node) ([]step.Finding, error) {
+	out, err := n.Host.Run(ctx, nil, "df", "--portability", "--block-size=1K", "/etc", "/var/lib", "/opt")
+	if err != nil {
+		return nil, fmt.Errorf("%s: disk space: %w", n.Address, err)
+	}
+	var found []step.Finding
+	seen := map[string]bool{}
+	for _, line := range strings.Split(strings.TrimSpace(string(out)), "\n")[1:] {
+		fields := strings.Fields(line)
+		if len(fields) < 6 || seen[fields[5]] {
+			continue
+		}
+		seen[fields[5]] = true
+		if free, err := strconv.ParseInt(fields[3], 10, 64); err == nil && free < minFreeKiB {
+			found = append(found, step.Finding{Severity: step.Error, Host: n.Address, Check: "disk",
+				Message: fmt.Sprintf("%s has %d MiB left of the %d MiB needed", fields[5], free/1024, minFreeKiB/1024), Fix: "make room there"})
+		}
+	}
+	return found, nil
+}
+
+// lock sees whether another run is at work; it leaves nothing behind.
+func lock(ctx context.Context, n *Node) ([]step.Finding, error) {
+	release, err := step.TryLock(ctx, n.Host, "preflight")
+	var held *host.LockedError
+	if errors.As(err, &held) {
+		return []step.Finding{{Severity: step.Error, Host: n.Address, Check: "locked", Message: "another run is in progress: " + held.Holder,
+			Fix: "wait for it to end"}}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	release()
+	return nil, nil
+}
+
+// compare reports where nodes differ that must not.
+func compare(nodes []*Node) []step.Finding {
+	var first *Node
+	for _, n := range nodes {
+		if n.Primary && n.Host != nil {
+			first = n
+		}
+	}
+	if first == nil {
+		return nil
+	}
+	var found []step.Finding
+	for _, n := range nodes {
+		if n == first || n.Host == nil {
+			continue
+		}
+		add := func(check, fix, format string, args ...any) {
+			found = append(found, step.Finding{Severity: step.Error, Host: n.Address, Check: check, Message: fmt.Sprintf(format, args...), Fix: fix})
+		}
+		if a, b := first.facts.version, n.facts.version; a != "" && b != "" && a != b {
+			add("version", "install StackStorm "+a+" on it", "StackStorm is %s here and %s on the primary", b, a)
+		}
+		if a, b := first.facts.uid, n.facts.uid; a != 0 && b != 0 && a != b {
+			add("ids", fmt.Sprintf("stop the st2 services, then: usermod -u %d st2, and chown what it owns", a), "user st2 has uid %d here and %d on the primary; NFS compares numbers", b, a)
+		}
+		if a, b := first.facts.gid, n.facts.gid; a != 0 && b != 0 && a != b {
+			add("ids", fmt.Sprintf("groupmod -g %d st2packs, and chgrp what it owns", a), "group st2packs has gid %d here and %d on the primary; NFS compares numbers", b, a)
+		}
+		skew := (n.facts.clock - first.facts.clock).Abs() - n.facts.accuracy - first.facts.accuracy
+		if skew > maxClockSkew {
+			add("clock", "have a time service (chrony, systemd-timesyncd) run on both nodes", "the clock differs from the primary's by %s", skew.Round(10*time.Millisecond))
+		}
+	}
+	return found
+}
+
+// reachable sees from each secondary whether the primary's ports are free of
+// firewalls. Where nothing listens yet, a refusal says that packets arrive.
+func reachable(ctx context.Context, nodes []*Node, ports Ports) []step.Finding {
+	var primary *Node
+	for _, n := range nodes {
+		if n.Primary {
+			primary = n
+		}
+	}
+	if primary == nil || primary.Host == nil {
+		return nil
+	}
+	listening := listen(ctx, primary, ports)
+	defer func() {
+		for _, l := range listening {
+			_ = l.Close()
+		}
+	}()
+	var mutex sync.Mutex
+	var group sync.WaitGroup
+	var found []step.Finding
+	for _, n := range nodes {
+		if n.Primary || n.Host == nil {
+			continue
+		}
+		for _, port := range []int{ports.MongoDB, ports.RabbitMQ, ports.NFS} {
+			group.Add(1)
+			go func() {
+				defer group.Done()
+				addr := net.JoinHostPort(primary.Address, strconv.Itoa(port))
+				ctx, cancel := context.WithTimeout(ctx, 4*time.Second)
+				defer cancel()
+				conn, err := n.Host.DialContext(ctx, "tcp", addr)
+				if err == nil {
+					_ = conn.Close()
+					return
+				}
+				if _, held := listening[port]; !held && errors.Is(err, syscall.ECONNREFUSED) {
+					return
+				}
+				mutex.Lock()
+				defer mutex.Unlock()
+				found = append(found, step.Finding{Severity: step.Error, Host: n.Address, Check: "firewall",
+					Message: fmt.Sprintf("%s is not reachable from here: %v", addr, err),
+					Fix:     fmt.Sprintf("let TCP from %s to port %d through the firewalls between the nodes and on the primary", n.Address, port)})
+			}()
+		}
+	}
+	group.Wait()
+	slices.SortFunc(found, func(a, b step.Finding) int { return strings.Compare(a.Message, b.Message) })
+	return found
+}
+
+// listen opens the primary's ports that nothing listens on yet for the moment
+// of the check: a firewall that rejects looks like a closed port otherwise.
+// That can be done from the primary itself only.
+func listen(ctx context.Context, primary *Node, ports Ports) map[int]net.Listener {
+	open := map[int]net.Listener{}
+	if !primary.Host.IsLocal() {
+		return open
+	}
+	for _, port := range []int{ports.MongoDB, ports.RabbitMQ, ports.NFS} {
+		var config net.ListenConfig
+		if l, err := config.Listen(ctx, "tcp", net.JoinHostPort(primary.Address, strconv.Itoa(port))); err == nil {
+			open[port] = l
+		}
+	}
+	return open
+}

@@ -1,0 +1,201 @@
+package stackstorm
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"st2ha/internal/fault"
+	"st2ha/internal/host"
+	"st2ha/internal/mongodb"
+	"st2ha/internal/rabbitmq"
+	"st2ha/internal/service"
+	"st2ha/internal/step"
+)
+
+// Verifier is the step verify_node: it changes nothing and proves that a node
+// does its part.
+type Verifier struct {
+	Role           string
+	PrimaryAddress string
+	Primary        host.Host
+	Mounts         step.Step // mount_nfs, whose Plan is empty when all is mounted; nil on the primary
+	Within         time.Duration
+}
+
+// Name is verify_node.
+func (s *Verifier) Name() string { return "verify_node" }
+
+// Check says that a restart is still to come, for the services run with the
+// old configuration until then.
+func (s *Verifier) Check(ctx context.Context, h host.Host) ([]step.Finding, error) {
+	pending, err := Pending(ctx, h)
+	if err != nil || !pending {
+		return nil, err
+	}
+	return []step.Finding{{Severity: step.Warning, Host: h.Name(), Check: "restart_pending",
+		Message: "the st2 services are not restarted yet: what they are connected to is not checked",
+		Fix:     "run verify_node again after the restart, which follows the workflow's end by some seconds"}}, nil
+}
+
+// Plan is empty.
+func (s *Verifier) Plan(context.Context, host.Host) ([]step.Change, error) { return nil, nil }
+
+// Verify proves: services active, database and broker answer the login that
+// the node's own st2.conf holds, and know connections from the node; the
+// action runners consume; mounts are in place.
+func (s *Verifier) Verify(ctx context.Context, h host.Host) error {
+	ctx, cancel := context.WithTimeout(ctx, s.Within)
+	defer cancel()
+	units, err := Units(ctx, h)
+	if err != nil {
+		return err
+	}
+	if err := service.Await(ctx, h, units...); err != nil {
+		return err
+	}
+	if s.Mounts != nil {
+		missing, err := s.Mounts.Plan(ctx, h)
+		if err != nil {
+			return err
+		}
+		if len(missing) > 0 {
+			return fault.Failed("mounts", "run mount_nfs on it", "%s: %s: %s is not in place", h.Name(), missing[0].Kind(), missing[0].Target())
+		}
+	}
+	if pending, err := Pending(ctx, h); err != nil || pending {
+		return err
+	}
+	return s.connections(ctx, h)
+}
+
+// connections proves what st2.conf names, from the node and from the backends' side.
+func (s *Verifier) connections(ctx context.Context, h host.Host) error {
+	conf, err := ReadConf(ctx, h)
+	if err != nil {
+		return err
+	}
+	db, err := conf.Database()
+	if err != nil {
+		return err
+	}
+	if err := mongodb.Login(ctx, h, db.URI, "st2"); err != nil {
+		return fault.Failed("database", "compare [database] of "+ConfPath+" on both nodes", "%s: log in to MongoDB at %s: %w", h.Name(), db.Via, err)
+	}
+	login, err := conf.Broker()
+	if err != nil {
+		return err
+	}
+	consumers, err := rabbitmq.Consumers(ctx, h, login, runnerQueue)
+	if err != nil {
+		return fault.Failed("broker", "compare [messaging] of "+ConfPath+" with the broker's users", "%s: log in to RabbitMQ at %s as %s: %w", h.Name(), login.Addr, login.User, err)
+	}
+	if consumers == 0 {
+		return fault.Failed("consumers", "journalctl -u 'st2actionrunner*' says more", "%s: nobody consumes the queue %s", h.Name(), runnerQueue)
+	}
+	if s.Role != RoleSecondary {
+		return nil
+	}
+	return s.seen(ctx, h, db.Via, login.Addr)
+}
+
+// runnerQueue is where action runners take their work (st2common/transport/queues.py).
+const runnerQueue = "st2.actionrunner.work"
+
+// Broker reads the login of [messaging] url.
+func (c *Conf) Broker() (rabbitmq.Login, error) {
+	value, _ := c.Get("messaging", "url")
+	u, err := url.Parse(unescape(value))
+	if err != nil || u.Host == "" {
+		return rabbitmq.Login{}, c.located("messaging", "url", errors.New("[messaging] url is no URL"))
+	}
+	password, _ := u.User.Password()
+	l := rabbitmq.Login{Addr: u.Host, User: u.User.Username(), Password: password, VHost: "/"}
+	if u.Port() == "" {
+		l.Addr = net.JoinHostPort(u.Hostname(), "5672")
+	}
+	// kombu: no path, "/" and "//" are the vhost "/".
+	if vhost := strings.TrimPrefix(u.Path, "/"); vhost != "" {
+		l.VHost = vhost
+	}
+	return l, nil
+}
+
+// seen waits until the primary's kernel knows connections from the node to
+// the ports of database and broker.
+func (s *Verifier) seen(ctx context.Context, h host.Host, addrs ...string) error {
+	for {
+		peers, err := established(ctx, s.Primary)
+		if err != nil {
+			return err
+		}
+		missing := ""
+		for _, addr := range addrs {
+			_, port, err := net.SplitHostPort(addr)
+			if err != nil {
+				return fmt.Errorf("%s: %q: %w", h.Name(), addr, err)
+			}
+			if !peers[h.Name()+" "+port] {
+				missing = addr
+			}
+		}
+		if missing == "" {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fault.Failed("connections", "journalctl -u 'st2*' on "+h.Name()+" says why", "%s: %s knows no connection from it to %s", h.Name(), s.Primary.Name(), missing)
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
+
+// established returns "peer's address, own port" of a host's TCP connections
+// (proc(5): /proc/net/tcp).
+func established(ctx context.Context, h host.Host) (map[string]bool, error) {
+	peers := map[string]bool{}
+	for _, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+		f, err := h.ReadFile(ctx, table)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // no IPv6
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, line := range strings.Split(string(f.Data), "\n") {
+			fields := strings.Fields(line)
+			if len(fields) < 4 || fields[3] != "01" { // TCP_ESTABLISHED
+				continue
+			}
+			_, port, ok1 := socket(fields[1])
+			peer, _, ok2 := socket(fields[2])
+			if ok1 && ok2 {
+				peers[peer+" "+port] = true
+			}
+		}
+	}
+	return peers, nil
+}
+
+// socket reads ADDRESS:PORT in hex; each 32-bit word of the address is in the
+// host's byte order, which is little-endian on what st2ha runs on.
+func socket(s string) (ip, port string, ok bool) {
+	a, p, found := strings.Cut(s, ":")
+	raw, err := hex.DecodeString(a)
+	n, portErr := strconv.ParseUint(p, 16, 16)
+	if !found || err != nil || portErr != nil || len(raw)%4 != 0 {
+		return "", "", false
+	}
+	for i := 0; i < len(raw); i += 4 {
+		binary.BigEndian.PutUint32(raw[i:], binary.LittleEndian.Uint32(raw[i:]))
+	}
+	return net.IP(raw).String(), strconv.FormatUint(n, 10), true
+}
