@@ -61,7 +61,7 @@ type params struct {
 	keepSensors bool
 	restart     string
 	force       bool
-	delay       time.Duration
+	delay       int // seconds
 
 	directories  []string
 	mountOptions string
@@ -114,7 +114,7 @@ func restartFlags(p *params, f *pflag.FlagSet) {
 
 func forceRestartFlags(p *params, f *pflag.FlagSet) {
 	f.BoolVar(&p.force, "force", false, "restart also if no change calls for it")
-	f.DurationVar(&p.delay, "delay", 15*time.Second, "how long a deferred restart waits, for the workflow to end")
+	f.IntVar(&p.delay, "delay", 15, "seconds that a deferred restart waits, for the workflow to end")
 }
 
 func directoriesFlags(p *params, f *pflag.FlagSet) {
@@ -272,7 +272,7 @@ func buildRestart(_ context.Context, c *common, p *params) (step.Step, error) {
 	if when == stackstorm.Later {
 		err = fault.Usage("restart later is what restart_st2 makes up for: give auto, inline or deferred")
 	}
-	return &stackstorm.Restarter{Restart: when, Force: p.force, Delay: p.delay, Within: st2Time, Run: c.run}, err
+	return &stackstorm.Restarter{Restart: when, Force: p.force, Delay: time.Duration(p.delay) * time.Second, Within: st2Time, Run: c.run}, err
 }
 
 func buildVerify(ctx context.Context, c *common, p *params) (step.Step, error) {

@@ -19,12 +19,12 @@ import (
 
 // common are the parameters that all actions share.
 type common struct {
-	run     string
-	dryRun  bool
-	verbose bool
-	wait    time.Duration
-	timeout time.Duration
-	ssh     host.SSHConfig
+	run      string
+	dryRun   bool
+	verbose  bool
+	wait     int // seconds
+	deadline int // seconds
+	ssh      host.SSHConfig
 
 	getenv func(string) string
 	log    *slog.Logger
@@ -67,7 +67,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return report(stdout, stderr, nil, err)
 	}
 	defer c.close()
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(c.deadline)*time.Second)
 	defer cancel()
 	result, err := cmd.exec(ctx, c)
 	return report(stdout, stderr, result, err)
@@ -105,8 +105,8 @@ func flagSet(cmd command, c *common) *pflag.FlagSet {
 	set.StringVar(&c.run, "run", "", "name of the run; the steps of a workflow share it (default: made up)")
 	set.BoolVar(&c.dryRun, "dry_run", false, "show what would be changed, and change nothing")
 	set.BoolVar(&c.verbose, "verbose", false, "log more to stderr")
-	set.DurationVar(&c.wait, "wait", 0, "how long to wait for another run on the host to end")
-	set.DurationVar(&c.timeout, "deadline", 10*time.Minute, "give up after this time, and undo")
+	set.IntVar(&c.wait, "wait", 0, "seconds to wait for another run on the host to end")
+	set.IntVar(&c.deadline, "deadline", 600, "seconds after which the command gives up, and undoes what it changed")
 	set.StringVar(&c.ssh.User, "ssh_user", "stanley", "user to reach other hosts as; it needs sudo without a password")
 	set.IntVar(&c.ssh.Port, "ssh_port", 22, "port of the SSH servers")
 	set.StringVar(&c.ssh.KeyFile, "ssh_key", "/home/stanley/.ssh/stanley_rsa", "that user's private key")
@@ -123,6 +123,9 @@ func (c *common) prepare(stderr io.Writer) error {
 	c.mask = step.NewMasker(c.secret("RABBITMQ_PASSWORD"))
 	if c.run == "" {
 		c.run = step.NewRun(c.start)
+	}
+	if c.wait < 0 || c.deadline < 1 {
+		return fault.Usage("wait %d and deadline %d are seconds: 0 or more, 1 or more", c.wait, c.deadline)
 	}
 	if !step.ValidRun(c.run) {
 		return fault.Usage("run %q is no name: letters, digits, _ and - only, 64 at most", c.run)
@@ -155,7 +158,7 @@ func (c *common) close() {
 }
 
 func (c *common) options() step.Options {
-	return step.Options{Run: c.run, DryRun: c.dryRun, Wait: c.wait, Log: c.log, Mask: c.mask, Started: c.start}
+	return step.Options{Run: c.run, DryRun: c.dryRun, Wait: time.Duration(c.wait) * time.Second, Log: c.log, Mask: c.mask, Started: c.start}
 }
 
 // report prints the result, and an error for people, and returns the exit code.
@@ -188,7 +191,7 @@ func report(stdout, stderr io.Writer, result any, err error) int {
 }
 
 func usage(w io.Writer) {
-	fmt.Fprintln(w, "st2ha COMMAND [--parameter=value …]\n\nEach command is an action of the pack st2ha, with the same parameters:\n")
+	fmt.Fprintln(w, "st2ha COMMAND [--parameter=value …]\n\nEach command is an action of the pack st2ha, with the same parameters:")
 	for _, cmd := range commands() {
 		fmt.Fprintf(w, "  %-19s %s\n", cmd.name(), cmd.summary())
 	}

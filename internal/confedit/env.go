@@ -46,7 +46,7 @@ func (f *INI) parseEnv() error {
 					return err
 				}
 			case eq == "":
-				return refuse(line, "assignments and another word: %s", raw)
+				return refuse(line, "an assignment and another word")
 			}
 			if eq == "" {
 				break
@@ -102,7 +102,8 @@ func (s *shell) plain(words []shellWord, line int) error {
 	cmd := words[0]
 	known := []string{"ulimit", "umask", "echo", "true", ":", "mkdir", "chown", "chmod", "logger"}
 	if cmd.odd || !slices.Contains(known, cmd.text) {
-		return refuse(line, "shell code (%s) that is not followed", cmd.raw(s.src))
+		// The word itself is not shown: it may be the rest of a password.
+		return refuse(line, "shell code, not an assignment")
 	}
 	return nil
 }

@@ -93,7 +93,7 @@ func parseMount(src []byte, line int, fields []span) (mountLine, error) {
 		}
 		v, err := strconv.Atoi(raw(4 + i))
 		if err != nil {
-			return mountLine{}, refuse(line, "field %d is %q, not a number", 5+i, raw(4+i))
+			return mountLine{}, refuse(line, "field %d is not a number", 5+i)
 		}
 		*dst = v
 	}

@@ -129,15 +129,16 @@ each() { # COMMAND NODE...: for all at the same time
   return $rc
 }
 killnode() { # NODE
-  local p g own all
+  local p g own all groups
   hang_up "$1"
   own=$(ps -o pgid= -p $$ | tr -d ' ')
   # UML makes its processes a group of their own; its guests are in it. Works on a frozen node too.
   while all=$(pids "$1"); [ -n "$all" ]; do
-    for g in $(ps -o pgid= -p "$(echo $all | tr ' ' ,)" | sort -u); do [ "$g" = "$own" ] || kill -KILL -- "-$g" 2>/dev/null || true; done
+    groups=$(ps -o pgid= -p "$(echo $all | tr ' ' ,)" | sort -u | grep -vw "$own") || true
+    for g in $groups; do kill -KILL -- "-$g" 2>/dev/null || true; done
     for p in $all; do kill -KILL "$p" 2>/dev/null || true; done
-    # the disk is free when the last is gone
-    for g in ${g:-}; do while [ "$g" != "$own" ] && pgrep -g "$g" >/dev/null; do sleep 0.02; done; done
+    # the disk is free when the last is gone; a zombie holds nothing, and init may leave it for seconds
+    for g in $groups; do while pgrep -r D,R,S,T,t -g "$g" >/dev/null; do sleep 0.02; done; done
   done
   rm -rf "$LAB/$1.uml" "$LAB/run/$1"
 }

@@ -51,8 +51,9 @@ def main(document):
     env = dict(os.environ)
     env.update(document["env"])
     try:
-        process = subprocess.Popen(document["command"], shell=True, cwd=document["cwd"], env=env, start_new_session=True,
-                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen(document["command"], shell=True, cwd=document["cwd"], env=env,
+                                   start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE)
     except Exception as error:
         answer("result", {"exit_code": None, "stdout": "", "stderr": "", "timed_out": False, "error": str(error)})
         return

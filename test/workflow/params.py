@@ -203,7 +203,9 @@ def _cast_all(names, context, schemas, with_templates):
         for schema in schemas:
             for name, meta in schema.items():
                 default = meta.get("default")
-                if name not in names and not meta.get("immutable") and is_template(default) and default != context[name]:
+                if name in names or meta.get("immutable"):
+                    continue
+                if is_template(default) and default != context[name]:
                     result[name] = _cast(name, context[name], meta)
     return result
 

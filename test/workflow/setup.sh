@@ -36,7 +36,9 @@ if [[ -e $home/done ]]; then
   exit
 fi
 
-usable() { "$1" -c "import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (${python_version/./, }))" 2>/dev/null; }
+usable() {
+  "$1" -c "import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (${python_version/./, }))" 2>/dev/null
+}
 find_python() {
   local candidate
   for candidate in "python$python_version" "/usr/bin/python$python_version" python3 /usr/bin/python3; do
@@ -52,7 +54,8 @@ if ! python=$(find_python); then
     exit 1
   fi
   say "installing python3-venv"
-  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3 python3-venv; } >&2
+  apt-get update >&2
+  DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3 python3-venv >&2
   python=$(find_python) || { say "python3-venv is installed, but there is no Python $python_version"; exit 1; }
 fi
 

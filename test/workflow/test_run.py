@@ -37,8 +37,8 @@ def run(*arguments, given=None, config=None, stdin=None, pack=FIXTURE, **env):
             file.flush()
             command += ["--config", file.name]
         path = os.path.join(HERE, "testdata", "bin") + os.pathsep + os.environ["PATH"]
-        return Outcome(subprocess.run(command + list(arguments), input=stdin, capture_output=True, text=True, timeout=60,
-                                      env={**os.environ, "PATH": path, **env}))
+        return Outcome(subprocess.run(command + list(arguments), input=stdin, capture_output=True, text=True,
+                                      timeout=60, env={**os.environ, "PATH": path, **env}))
 
 
 def overlap(spans):
@@ -326,27 +326,33 @@ class Inspect(unittest.TestCase):
             ("bad.yaml", action + "  a: {type: strin}\n", "parameters.a.type: "),
             ("bad.yaml", action + "  a: {type: string, requird: true}\n", "'requird' was unexpected"),
             ("bad.yaml", action + "  a: {type: integer, default: many}\n", "parameters.a: "),
-            ("bad.yaml", action + "  a: {type: string, position: 1}\n  b: {type: string, position: 1}\n", "same position"),
-            ("bad.yaml", action + "  a: {type: string, position: 0}\n  b: {type: string, position: 2}\n", "not contiguous"),
+            ("bad.yaml", action + "  a: {type: string, position: 1}\n  b: {type: string, position: 1}\n",
+             "same position"),
+            ("bad.yaml", action + "  a: {type: string, position: 0}\n  b: {type: string, position: 2}\n",
+             "not contiguous"),
             ("bad.yaml", action + "  a: {type: string, immutable: true}\n", "requires a default value"),
             ("bad.yaml", action + "  a: {type: integer, immutable: true, default: '{{ config_context.n }}'}\n",
              "template cannot be the default"),
             ("bad.yaml", action + "  a: {type: string, secret: true}\n", "would be on the command line"),
             ("bad.yaml", action + "  timeout: {type: string}\n", "cannot be overridden"),
             ("bad.yaml", action + "  a: {type: string}\n  a: {type: string}\n", 'key "a" is given twice'),
-            ("bad.yaml", action.replace("entry_point: probe", "entry_point: ../workflows/join.yaml"), "path traversal"),
+            ("bad.yaml", action.replace("entry_point: probe", "entry_point: ../workflows/join.yaml"),
+             "path traversal"),
             ("bad.yaml", action.replace("entry_point: probe", "entry_point: gone"), "no file actions/gone"),
             ("bad.yaml", action.replace("name: bad", "name: other"), "in a file named bad"),
             ("branches.yaml", "name: branches\nrunner_type: orquesta\nentry_point: workflows/branches.yaml\n"
-                              "parameters:\n  extra: {type: string}\n", 'parameter "extra" of action fixture.branches is no input'),
+                              "parameters:\n  extra: {type: string}\n",
+             'parameter "extra" of action fixture.branches is no input'),
             ("workflows/branches.yaml", workflow, 'missing required parameter "must"'),
             ("workflows/branches.yaml", workflow + "    input: {must: x, nope: 1, cmd: y}\n", 'has no parameter "nope"'),
             ("workflows/branches.yaml", workflow + "    input: {must: x, cmd: y}\n", '"cmd" is immutable'),
             ("workflows/branches.yaml", workflow.replace("strict", "gone"), 'no action "fixture.gone"'),
             ("workflows/branches.yaml", workflow.replace("strict", "strict must=x"), "inline parameters"),
-            ("workflows/branches.yaml", workflow + "    input: {must: <% ctx(gone) %>}\n", 'Variable "gone" is referenced'),
+            ("workflows/branches.yaml", workflow + "    input: {must: <% ctx(gone) %>}\n",
+             'Variable "gone" is referenced'),
             ("workflows/branches.yaml", workflow + "    input: {must: '<% 1 + %>'}\n", "(expression)"),
-            ("workflows/branches.yaml", workflow + "    input: {must: x}\n    next: [{do: two}]\n", '"two" is not defined'),
+            ("workflows/branches.yaml", workflow + "    input: {must: x}\n    next: [{do: two}]\n",
+             '"two" is not defined'),
             ("workflows/branches.yaml", "version: 1.0\ninput: [x]\n" + workflow[13:] + "    input: {must: x}\n",
              'input "x" is no parameter'),
         ]
