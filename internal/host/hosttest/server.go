@@ -11,7 +11,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -358,4 +360,22 @@ func NewSSHD(t testing.TB) host.SSHConfig {
 	}
 	t.Fatal("sshd does not come up")
 	return host.SSHConfig{}
+}
+
+// Goroutines counts those that a host's connection consists of.
+func Goroutines() int {
+	buf := make([]byte, 4<<20)
+	buf = buf[:runtime.Stack(buf, true)]
+	n := 0
+	for _, g := range strings.Split(string(buf), "\n\n") {
+		for _, part := range []string{"st2ha/internal/host.", "golang.org/x/crypto/ssh.", "github.com/pkg/sftp."} {
+			// The frames; not where the goroutine was made.
+			frames, _, _ := strings.Cut(g, "created by")
+			if strings.Contains(frames, part) {
+				n++
+				break
+			}
+		}
+	}
+	return n
 }
