@@ -86,6 +86,7 @@ node() { # the node's supervisor. noreboot: UML's own reboot (it executes itself
       ubd0="$LAB/$x.cow,$(base)" root=/dev/ubda rw \
       vec0:transport=tap,ifname="tap-$x",depth=128,gro=1,mac="52:54:00:98:00:${ADDR[$x]##*.}" \
       con0=null,fd:1 con=null ssl=null quiet loglevel=4 \
+      systemd.machine_id="$(printf %s "st2ha lab $x" | sha256sum | cut -c1-32)" \
       lab.host="$x" lab.ip="${ADDR[$x]}/24" lab.gw="$NET.1" lab.hosts="$hosts" &
     echo $! > "$LAB/$x.uml"; wait $! || true
     tail -c 300 "$LAB/$x.console" | grep -q 'reboot: Restarting system' || break

@@ -32,7 +32,11 @@ if [ -e "$out" ]; then echo "$out"; exit; fi
 
 say "building the nodes' image ($suite)"
 begin=$SECONDS
-rm -rf "$CACHE"/.work.* "$CACHE"/base-*      # of builds that were killed, and of other inputs
+rm -rf "$CACHE"/.work.*                      # of builds that were killed
+for old in "$CACHE"/base-*.img; do           # of other inputs; a lab that is up keeps its own
+  pgrep -f -- ",$old( |$)" >/dev/null || rm -f "$old" "$old".*
+done
+rm -f "$CACHE"/base-*.tmp
 work=$(mktemp -d "$CACHE/.work.XXXXXX"); trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"      # the user namespace's root must be able to enter it
 mode=root; [ "$(id -u)" = 0 ] || { mode=unshare; chmod 777 "$work"; }
