@@ -185,25 +185,28 @@ func holder(note []byte) string {
 }
 
 // headBuffer keeps what is written up to a limit, and calls over once when
-// there is more.
+// there is more. The buffer is no embedded field: its ReadFrom would pass the limit by.
 type headBuffer struct {
-	bytes.Buffer
+	buf   bytes.Buffer
 	limit int
 	full  bool
 	over  func()
 }
 
 func (b *headBuffer) Write(p []byte) (int, error) {
-	if room := b.limit - b.Len(); len(p) > room {
-		b.Buffer.Write(p[:room])
+	if room := b.limit - b.buf.Len(); len(p) > room {
+		b.buf.Write(p[:room])
 		if !b.full {
 			b.full = true
 			b.over()
 		}
 		return len(p), nil
 	}
-	return b.Buffer.Write(p)
+	return b.buf.Write(p)
 }
+
+// Bytes is what was kept.
+func (b *headBuffer) Bytes() []byte { return b.buf.Bytes() }
 
 // endsBuffer keeps the beginning and the end of what is written: the first
 // line says what went wrong, the last one how it ended.

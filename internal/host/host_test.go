@@ -2,6 +2,7 @@ package host_test
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -196,8 +197,9 @@ func TestDialSSHErrors(t *testing.T) {
 	rsa := "[127.0.0.1]:" + fmt.Sprint(server.Config.Port) + " ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAgQDCxbrbThbXZPyWJGTY48b7xKfKoQ7VUl8eK7JC9sbkzLJ1RYq0vbjJNBTGkmYHkZ0mbEhkpV7zmfyAzTrVkzlAoISVTfQmJhQPe2JvPUPAYgRjqVW9JhHf9jgUwkX4wa0VHKqHVSZwRRd7zWbQ8YVhHiC3ZFh6aJcbqDRr2uykmw==\n"
 	require.NoError(t, os.WriteFile(known, []byte(rsa), 0o600))
 	is(t, try(func(c *host.SSHConfig) { c.KnownHosts = []string{known} }), "host_key_changed", "no host key of a kind")
-	require.NoError(t, os.WriteFile(known, []byte("@cert-authority [127.0.0.1]:* "+string(ssh.MarshalAuthorizedKey(strange.PublicKey()))), 0o600))
-	is(t, try(func(c *host.SSHConfig) { c.KnownHosts = []string{known} }), "host_key_changed")
+	authority := fmt.Sprintf("@cert-authority [127.0.0.1]:%d %s", server.Config.Port, ssh.MarshalAuthorizedKey(strange.PublicKey()))
+	require.NoError(t, os.WriteFile(known, []byte(authority), 0o600))
+	is(t, try(func(c *host.SSHConfig) { c.KnownHosts = []string{known} }), "host_key_changed", "no host key of a kind")
 	// Missing files are skipped, as long as one knows the host.
 	require.NoError(t, try(func(c *host.SSHConfig) {
 		c.KnownHosts = append([]string{filepath.Join(dir, "missing")}, c.KnownHosts...)
@@ -262,6 +264,22 @@ func TestDialSSHErrors(t *testing.T) {
 	server.Script("sudo", "sleep 1")
 	is(t, try(func(c *host.SSHConfig) { c.ConnectTimeout = 300 * time.Millisecond }), "unreachable", "deadline exceeded")
 	require.Eventually(t, func() bool { return hosttest.Goroutines() <= before }, 5*time.Second, 50*time.Millisecond)
+}
+
+// A host whose key an authority has signed needs no line of its own.
+func TestHostCertificate(t *testing.T) {
+	server := hosttest.NewServer(t)
+	_, authority := hosttest.NewKey(t, filepath.Join(t.TempDir(), "ca"))
+	cert := &ssh.Certificate{Key: server.HostKey.PublicKey(), CertType: ssh.HostCert, ValidPrincipals: []string{"127.0.0.1"}, ValidBefore: ssh.CertTimeInfinity}
+	require.NoError(t, cert.SignCert(rand.Reader, authority))
+	signer, err := ssh.NewCertSigner(cert, server.HostKey)
+	require.NoError(t, err)
+	server.AddHostKey(signer)
+	line := fmt.Sprintf("@cert-authority [127.0.0.1]:%d %s", server.Config.Port, ssh.MarshalAuthorizedKey(authority.PublicKey()))
+	require.NoError(t, os.WriteFile(server.Config.KnownHosts[0], []byte(line), 0o600))
+	s, err := host.DialSSH(t.Context(), server.Config)
+	require.NoError(t, err)
+	require.NoError(t, s.Close())
 }
 
 // A sudo that allows sh and nothing else shows at the first program.

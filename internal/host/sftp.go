@@ -34,8 +34,11 @@ done
 echo "st2ha: no sftp-server" >&2
 exit 69`
 
-// pipe is a session's channel as the sftp client's two ends.
-type pipe struct{ ssh.Channel }
+// input is what the sftp client writes to and closes: not the whole channel,
+// for the exit status says why a server does not come up.
+type input struct{ ssh.Channel }
+
+func (i input) Close() error { return i.CloseWrite() }
 
 // files returns the running sftp server, or starts it.
 func (s *SSH) files(ctx context.Context) (*files, error) {
@@ -78,7 +81,7 @@ func (s *SSH) startFiles(ctx context.Context) (*files, error) {
 		io.Copy(stderr, ses.Channel.Stderr())
 	}()
 	client, err := await(ctx, func() (*sftp.Client, error) {
-		return sftp.NewClientPipe(ses.Channel, pipe{ses.Channel}, sftp.UseConcurrentWrites(true))
+		return sftp.NewClientPipe(ses.Channel, input{ses.Channel}, sftp.UseConcurrentWrites(true))
 	})
 	if err == nil {
 		return &files{client, ses}, nil
@@ -248,13 +251,13 @@ func sftpInfo(fi fs.FileInfo) Info {
 }
 
 // limitedBuffer takes no more than a file may have; /proc tells no sizes.
-type limitedBuffer struct{ bytes.Buffer }
+type limitedBuffer struct{ buf bytes.Buffer }
 
 func (b *limitedBuffer) Write(p []byte) (int, error) {
-	if b.Len()+len(p) > maxFile {
+	if b.buf.Len()+len(p) > maxFile {
 		return 0, errTooLarge
 	}
-	return b.Buffer.Write(p)
+	return b.buf.Write(p)
 }
 
 // ReadFile reads a regular file of at most 64 MiB.
@@ -284,12 +287,12 @@ func (s *SSH) ReadFile(ctx context.Context, name string) (File, error) {
 			return File{}, errTooLarge
 		}
 		data := &limitedBuffer{}
-		data.Grow(int(fi.Size()) + bytes.MinRead)
+		data.buf.Grow(int(fi.Size()) + bytes.MinRead)
 		if _, err := fd.WriteTo(data); err != nil {
 			return File{}, err
 		}
 		info := sftpInfo(fi)
-		return File{Path: name, Data: data.Bytes(), Mode: modeBits(info.Mode), UID: info.UID, GID: info.GID}, nil
+		return File{Path: name, Data: data.buf.Bytes(), Mode: modeBits(info.Mode), UID: info.UID, GID: info.GID}, nil
 	})
 }
 

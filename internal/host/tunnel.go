@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -105,71 +107,103 @@ type address struct{ network, addr string }
 func (a address) Network() string { return a.network }
 func (a address) String() string  { return a.addr }
 
-// tunnel is one end of a pipe whose other end is pumped to and from an SSH
-// channel: channels know no deadlines, and drivers need them.
+// tunnel is a connection through an SSH channel. Channels know no deadlines,
+// and drivers need them, so what is read and what is written goes through a
+// pipe each; one pipe for both could not end in one direction only.
 type tunnel struct {
-	net.Conn
+	in, out       net.Conn
 	local, remote net.Addr
+	shut          atomic.Bool
+	closing       chan struct{} // closed by Close
 }
 
-func (t tunnel) LocalAddr() net.Addr  { return t.local }
-func (t tunnel) RemoteAddr() net.Addr { return t.remote }
-
+// bridge pumps to and from the channel until the caller closes the connection
+// or the SSH connection ends.
 func (s *SSH) bridge(far net.Conn, network, addr string) (net.Conn, error) {
 	if err := s.begin(); err != nil {
 		far.Close()
 		return nil, err
 	}
-	near, inner := net.Pipe()
-	received, sent := make(chan struct{}), make(chan struct{})
+	in, received := net.Pipe()
+	out, toSend := net.Pipe()
+	ended, sent, closing := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	go func() {
-		defer close(received)
-		io.Copy(inner, far)
-		inner.Close() // the caller reads what is left, then EOF
+		defer close(ended)
+		io.Copy(received, far)
+		received.Close() // the caller reads what is left, then EOF
 	}()
 	go func() {
 		defer close(sent)
-		io.Copy(far, inner)
+		io.Copy(far, toSend)
+		toSend.Close()
 	}()
 	go func() {
 		defer s.wg.Done()
 		select {
-		case <-sent: // closed by the caller, all it wrote is on its way
-		case <-received:
+		case <-closing:
+			// What was written is sent first, unless the far side takes no more.
+			t := time.NewTimer(grace)
+			defer t.Stop()
+			select {
+			case <-sent:
+			case <-t.C:
+			case <-s.gone:
+			}
+		case <-s.gone:
 		}
 		far.Close()
-		inner.Close()
-		<-received
+		received.Close()
+		toSend.Close()
+		<-ended
 		<-sent
 	}()
-	// A writer that waits for a window the far side never opens is let go by
-	// the channel's end only.
-	return &closer{tunnel: tunnel{near, address{network, s.name}, address{network, addr}}, linger: func() {
-		t := time.NewTimer(grace)
-		defer t.Stop()
-		select {
-		case <-sent:
-		case <-t.C:
-			far.Close()
-		}
-	}, s: s}, nil
+	return &tunnel{in: in, out: out, local: address{network, s.name}, remote: address{network, addr}, closing: closing}, nil
 }
 
-// closer is a tunnel that bounds what its Close leaves behind.
-type closer struct {
-	tunnel
-	s      *SSH
-	linger func()
+// said makes a pipe's errors those of a network connection.
+func (t *tunnel) said(err error) error {
+	switch {
+	case !errors.Is(err, io.ErrClosedPipe):
+		return err
+	case t.shut.Load():
+		return net.ErrClosed
+	}
+	return syscall.EPIPE
+}
+
+func (t *tunnel) Read(b []byte) (int, error) {
+	n, err := t.in.Read(b)
+	return n, t.said(err)
+}
+
+func (t *tunnel) Write(b []byte) (int, error) {
+	n, err := t.out.Write(b)
+	return n, t.said(err)
+}
+
+func (t *tunnel) LocalAddr() net.Addr  { return t.local }
+func (t *tunnel) RemoteAddr() net.Addr { return t.remote }
+
+func (t *tunnel) SetReadDeadline(d time.Time) error  { return t.deadline(t.in.SetReadDeadline(d)) }
+func (t *tunnel) SetWriteDeadline(d time.Time) error { return t.deadline(t.out.SetWriteDeadline(d)) }
+func (t *tunnel) SetDeadline(d time.Time) error {
+	return cmp.Or(t.SetReadDeadline(d), t.SetWriteDeadline(d))
+}
+
+// deadline leaves it to the next Read to tell that the far side has ended, as
+// a socket does.
+func (t *tunnel) deadline(err error) error {
+	if err = t.said(err); err == syscall.EPIPE {
+		return nil
+	}
+	return err
 }
 
 // Close ends the connection; what was written is still sent.
-func (c *closer) Close() error {
-	err := c.tunnel.Close()
-	if c.s.begin() == nil {
-		go func() {
-			defer c.s.wg.Done()
-			c.linger()
-		}()
+func (t *tunnel) Close() error {
+	if t.shut.Swap(true) {
+		return net.ErrClosed
 	}
-	return err
+	close(t.closing)
+	return errors.Join(t.in.Close(), t.out.Close())
 }

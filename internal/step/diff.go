@@ -1,8 +1,10 @@
 package step
 
 import (
+	"encoding/json"
 	"net/url"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/aymanbagabas/go-udiff"
@@ -38,9 +40,10 @@ func NewMasker(secrets ...string) *Masker {
 		if s == "" {
 			continue
 		}
-		for _, form := range []string{s, url.QueryEscape(s), url.PathEscape(s), url.UserPassword("", s).String()[1:], strings.ReplaceAll(s, "$", "$$")} {
-			m.secrets = append(m.secrets, form)
-		}
+		inJSON, _ := json.Marshal(s) // never fails for a string
+		inGo, query := strconv.Quote(s), url.QueryEscape(s)
+		m.secrets = append(m.secrets, s, query, strings.ReplaceAll(query, "+", "%20"), url.PathEscape(s),
+			url.UserPassword("", s).String()[1:], strings.ReplaceAll(s, "$", "$$"), inGo[1:len(inGo)-1], string(inJSON[1:len(inJSON)-1]))
 	}
 	return m
 }

@@ -32,15 +32,15 @@ type FileChange struct {
 }
 
 // EditFile returns the change that makes data the contents of f, or nil if
-// they are. existed says whether f was read from the host; for a new file f
-// gives path, mode and owner.
+// they are: a file that is missing holds nothing. existed says whether f was
+// read from the host; for a new file f gives path, mode and owner.
 func EditFile(f host.File, existed bool, data []byte) *FileChange {
 	c := &FileChange{Path: f.Path, Existed: existed, Mode: f.Mode, UID: f.UID, GID: f.GID,
 		Before: absent, After: sum(data), before: f.Data, after: data}
 	if existed {
 		c.Before = sum(f.Data)
 	}
-	if c.Before == c.After {
+	if c.Before == c.After || !existed && len(data) == 0 {
 		return nil
 	}
 	return c

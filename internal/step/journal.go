@@ -43,6 +43,8 @@ type entry struct {
 	Change json.RawMessage `json:"change"`
 	Image  string          `json:"image,omitempty"` // name of the file with the before-image
 
+	Owed   bool            `json:"owed,omitempty"`  // of an Activator: what it owes was owed before it already
+
 	change Change
 }
 
@@ -114,7 +116,13 @@ func (j *journal) add(ctx context.Context, h host.Host, changes []Change) error 
 			}
 		}
 		if a, ok := c.(Activator); ok && a.Owes() != "" {
-			if err := Owe(ctx, h, a.Owes()); err != nil {
+			if e.Owed, err = Owed(ctx, h, a.Owes()); err != nil {
+				return err
+			}
+			if !e.Owed {
+				err = Owe(ctx, h, a.Owes())
+			}
+			if err != nil {
 				return err
 			}
 		}
@@ -197,12 +205,12 @@ func readJournal(ctx context.Context, h host.Host, dir string, kinds Kinds) (*jo
 		if err := json.Unmarshal(e.Change, e.change); err != nil {
 			return nil, fmt.Errorf("%s: %s: change of %s: %w", h.Name(), f.Path, e.Target, err)
 		}
-		if e.Image == "" || e.State == undone {
+		if e.Image == "" || e.State == undone || j.State == undone {
 			continue
 		}
 		image, err := h.ReadFile(ctx, path.Join(dir, e.Image))
-		if err != nil {
-			return nil, err
+		if err != nil { // not %w: a missing image is no journal that was never written
+			return nil, fmt.Errorf("%s: before-image of %s: %v", h.Name(), e.Target, err)
 		}
 		if imager, ok := e.change.(Imager); ok {
 			imager.SetImage(image.Data)
@@ -233,6 +241,21 @@ func (j *journal) close(ctx context.Context, h host.Host) error {
 // configuration is in effect, so that a killed run's restart is made up for.
 func Owe(ctx context.Context, h host.Host, name string) error {
 	return h.WriteFile(ctx, host.File{Path: path.Join(owedDir, name), Mode: 0o600})
+}
+
+// begin notes, beside what Owe does, that name is about to be restarted: from
+// now on it may or may not run with the configuration as it is now.
+func begin(ctx context.Context, h host.Host, name string) error {
+	return h.WriteFile(ctx, host.File{Path: path.Join(owedDir, name), Data: []byte("begun\n"), Mode: 0o600})
+}
+
+// untouched says whether a restart of name is owed and has not begun.
+func untouched(ctx context.Context, h host.Host, name string) (bool, error) {
+	f, err := h.ReadFile(ctx, path.Join(owedDir, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return len(f.Data) == 0, err
 }
 
 // Owed says whether a restart of name is still to come.

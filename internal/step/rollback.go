@@ -45,7 +45,7 @@ func rollback(ctx context.Context, h host.Host, o RollbackOptions, r *Result) er
 	if err := conflicts(ctx, h, found, o.Force); err != nil {
 		return err
 	}
-	for i := len(found) - 1; i >= 0; i-- {
+	for i := len(found) - 1; i >= 0 && changesState(found); i-- {
 		for k := len(found[i].Entries) - 1; k >= 0; k-- {
 			e := found[i].Entries[k]
 			if e.State == planned || e.State == undone {
@@ -73,7 +73,7 @@ func conflicts(ctx context.Context, h host.Host, found []*journal, force bool) e
 	for i := len(found) - 1; i >= 0; i-- {
 		for k := len(found[i].Entries) - 1; k >= 0; k-- {
 			c, ok := found[i].Entries[k].change.(*FileChange)
-			if !ok || found[i].Entries[k].State == undone {
+			if state := found[i].Entries[k].State; !ok || state == planned || state == undone {
 				continue
 			}
 			c.force = force
@@ -95,9 +95,12 @@ func conflicts(ctx context.Context, h host.Host, found []*journal, force bool) e
 
 // undo takes journals back, newest first: state before what activates it.
 func undo(ctx context.Context, h host.Host, found []*journal, o Options) error {
-	activators, err := owed(ctx, h, found)
-	if err != nil {
-		return err
+	var activators []Activator
+	if changesState(found) {
+		var err error
+		if activators, err = owed(ctx, h, found); err != nil {
+			return err
+		}
 	}
 	for i := len(found) - 1; i >= 0; i-- {
 		j := found[i]
@@ -135,8 +138,12 @@ func undo(ctx context.Context, h host.Host, found []*journal, o Options) error {
 // being undone.
 func owed(ctx context.Context, h host.Host, found []*journal) ([]Activator, error) {
 	var activators []Activator
-	postponed := map[string]bool{} // names of what was left to a later step
-	seen := map[string]bool{}      // kinds and targets, and the names they owe
+	type late struct {
+		Activator
+		owed bool
+	}
+	var postponed []late      // left to a later step
+	seen := map[string]bool{} // kinds and targets, and the names they owe
 	for _, j := range found {
 		for _, e := range j.Entries {
 			a, ok := e.change.(Activator)
@@ -144,7 +151,7 @@ func owed(ctx context.Context, h host.Host, found []*journal) ([]Activator, erro
 			case !ok || e.State == planned || e.State == undone:
 				continue
 			case a.Postponed():
-				postponed[a.Owes()] = true
+				postponed = append(postponed, late{a, e.Owed})
 				continue
 			case seen[a.Kind()+" "+a.Target()]:
 				continue
@@ -155,19 +162,51 @@ func owed(ctx context.Context, h host.Host, found []*journal) ([]Activator, erro
 			if a.Owes() == "" {
 				continue
 			}
-			if err := Owe(ctx, h, a.Owes()); err != nil {
+			if err := begin(ctx, h, a.Owes()); err != nil {
 				return nil, err
 			}
 		}
 	}
-	for name := range postponed {
-		if seen[name] {
+	for _, a := range postponed {
+		if seen[a.Owes()] {
 			continue
 		}
-		// Never restarted since the change: it still runs with what is restored now.
-		if err := Settle(ctx, h, name); err != nil {
+		pending, err := untouched(ctx, h, a.Owes())
+		if err != nil {
 			return nil, err
 		}
+		if pending {
+			// Never restarted since the change: it still runs with what is restored now.
+			if !a.owed { // by an earlier run, that is not undone
+				err = Settle(ctx, h, a.Owes())
+			}
+			if err != nil {
+				return nil, err
+			}
+			seen[a.Owes()] = !a.owed
+			continue
+		}
+		// Restarted since, if only half, by a step that is undone itself already:
+		// it runs with what is undone now.
+		if err := begin(ctx, h, a.Owes()); err != nil {
+			return nil, err
+		}
+		seen[a.Owes()] = true
+		activators = append(activators, a.Activator)
 	}
 	return activators, nil
+}
+
+// changesState says whether there is more to undo than restarts: those alone
+// left nothing behind. What a killed rollback undid already counts, since it
+// had not come to the restarts.
+func changesState(found []*journal) bool {
+	for _, j := range found {
+		for _, e := range j.Entries {
+			if _, ok := e.change.(Activator); !ok && e.State != planned {
+				return true
+			}
+		}
+	}
+	return false
 }

@@ -184,6 +184,11 @@ func (j *journal) apply(ctx context.Context, s Step, h host.Host, o Options) err
 		if err := j.save(ctx, h); err != nil {
 			return err
 		}
+		if a, ok := e.change.(Activator); ok && a.Owes() != "" && !a.Postponed() {
+			if err := begin(ctx, h, a.Owes()); err != nil {
+				return err
+			}
+		}
 		o.Log.Info(e.Kind, "host", h.Name(), "target", e.Target)
 		if err := e.change.Apply(ctx, h); err != nil {
 			return err

@@ -30,8 +30,9 @@ base() { cat "$LAB/base"; }
 
 # A node's processes are its supervisor, the kernel and what runs in it; the first two carry the lab's directory in
 # their arguments. By that, not by remembered numbers: a number may be another process's by now.
+escaped() { printf %s "$LAB" | sed 's/[][\\.*^$+?(){}|]/\\&/g'; }
 pids() { # NODE: of its kernel's processes and of its supervisor
-  local lab; lab=$(printf %s "$LAB" | sed 's/[][\\.*^$+?(){}|]/\\&/g')
+  local lab; lab=$(escaped)
   pgrep -f -- " umid=$1 uml_dir=$lab/run/ | _node $1 $lab\$" || true
 }
 kernel() { # the number of the node's kernel: the one its supervisor started
@@ -150,18 +151,22 @@ down() {
 }
 boot() { start "$1"; wait_ssh "$1" 120; [ "${WAIT:-ready}" = ssh ] || ready "$1"; }
 
-case $cmd in help|-h|--help) sed -n 2,20p "$self"; exit 2;; esac
+case $cmd in help|-h|--help) sed -n 2,17p "$self"; exit 2;; esac
 [ "$(id -u)" = 0 ] || die "needs root, for its network namespace: sudo $self $cmd"
 case $cmd in
   up)   exec 9>"$LAB.lock"; flock -n 9 || die "another lab is coming up in $LAB"
-        for x in $ALL_NODES; do [ -z "$(pids "$x")" ] || [ ! -e "$LAB/up" ] || die "is up already in $LAB"; done
+        trap 'rm -f "$LAB.lock"' EXIT; trap 'exit 130' INT TERM
+        # A node that runs under its supervisor is a lab in use; anything else is the rest of one.
+        for x in $ALL_NODES; do
+          ! kernel "$x" >/dev/null || ! pgrep -f -- "_node $x $(escaped)\$" >/dev/null || die "is up already in $LAB: $self down"
+        done
         [ ! -e "$LAB" ] && [ ! -e "/run/netns/$NS" ] || { say "removing what a dead lab left in $LAB"; down; }
         [ -c /dev/net/tun ] || die "no /dev/net/tun"
         "$here/setup.sh"; img=$("$here/mkbase.sh")
-        trap '[ $? = 0 ] || down; rm -f "$LAB.lock"' EXIT; trap 'exit 130' INT TERM
+        trap '[ $? = 0 ] || down; rm -f "$LAB.lock"' EXIT
         mkdir -p "$LAB/run" "$LAB/ssh"; echo "$img" > "$LAB/base"; echo "$NODES" > "$LAB/nodes"
         net_up; config > "$LAB/ssh_config"
-        each boot $NODES; touch "$LAB/up";;
+        each boot $NODES;;
   down) down;;
   status) is_up; rc=0
         for x in $NODES; do
@@ -187,5 +192,5 @@ case $cmd in
   reset)  is_up; [ $# -gt 0 ] || die "reset: no node"; for x in "$@"; do is_node "$x"; done
           reset() { killnode "$1"; rm -f "$LAB/$1.cow"; ip -n "$NS" link set "tap-$1" master br0; boot "$1"; }; each reset "$@";;
   _node)  node "$1";;
-  *) sed -n 2,20p "$self" >&2; exit 2;;
+  *) sed -n 2,17p "$self" >&2; exit 2;;
 esac

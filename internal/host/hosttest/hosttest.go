@@ -580,7 +580,10 @@ func dial(t *testing.T, f fixture) {
 	require.NoError(t, err)
 	require.NoError(t, conn.Close())
 	_, err = conn.Read(got)
-	require.Error(t, err)
+	require.ErrorIs(t, err, net.ErrClosed)
+	_, err = conn.Write(got)
+	require.ErrorIs(t, err, net.ErrClosed)
+	require.ErrorIs(t, conn.SetDeadline(time.Now()), net.ErrClosed)
 
 	// The far side's end is EOF here, after all it sent; and what was written
 	// just before Close arrives.

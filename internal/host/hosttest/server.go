@@ -36,6 +36,7 @@ type Server struct {
 	NoAuth       bool // refuses every key
 
 	t        testing.TB
+	config   *ssh.ServerConfig
 	listener net.Listener
 	wg       sync.WaitGroup
 	mu       sync.Mutex
@@ -76,6 +77,7 @@ exec "$@"`)
 		},
 	}
 	config.AddHostKey(hostKey)
+	s.config = config
 	s.wg.Go(func() {
 		for {
 			conn, err := listener.Accept()
@@ -86,7 +88,10 @@ exec "$@"`)
 			s.conns[conn] = true
 			s.mu.Unlock()
 			s.wg.Go(func() {
-				s.serve(conn, config)
+				s.mu.Lock()
+				config := *config
+				s.mu.Unlock()
+				s.serve(conn, &config)
 				s.mu.Lock()
 				delete(s.conns, conn)
 				s.mu.Unlock()
@@ -107,6 +112,13 @@ func (s *Server) Script(name, body string) {
 	if err := os.WriteFile(filepath.Join(s.Bin, name), []byte("#!/bin/sh\n"+body+"\n"), 0o755); err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+// AddHostKey offers one more key, before the first connection.
+func (s *Server) AddHostKey(key ssh.Signer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.config.AddHostKey(key)
 }
 
 // Cut ends all connections as a broken network does.
@@ -283,8 +295,8 @@ func (s *Server) forward(nc ssh.NewChannel) {
 	})
 	io.Copy(ch, conn)
 	ch.CloseWrite()
-	ch.Close()
 	sent.Wait()
+	ch.Close()
 }
 
 // NewSSHD starts the machine's own sshd on loopback, for root and with keys of

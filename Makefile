@@ -1,0 +1,51 @@
+# st2ha: make build, make lab, make test, make bench; see README.md.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+GOOS ?= linux
+GOARCH ?= $(shell go env GOARCH)
+binary := bin/st2ha-$(GOOS)-$(GOARCH)
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+FUZZTIME ?= 5s
+
+.PHONY: build lab lab-down test setup lint unit workflow lab-test fuzz bench clean
+
+build: ## the binary that the launcher actions/st2ha runs
+	@CGO_ENABLED=0 GOOS=$(GOOS) GOARCH=$(GOARCH) go build -trimpath -o $(binary) ./cmd/st2ha
+
+lab: ## the main job on two real nodes on this machine; KEEP=1 leaves them up
+	@KEEP=$(KEEP) test/lab/main.sh
+
+lab-down: ## ends a lab that KEEP=1 left up
+	@test/lab/lab.sh down
+
+test: setup lint unit workflow fuzz lab-test ## everything
+
+setup: ## what the tests need on a bare Debian 12 machine with Go
+	@test/setup.sh
+	@test/lab/setup.sh
+
+lint:
+	@test -z "$$(gofmt -l cmd internal test examples | tee /dev/stderr)"
+	go vet ./...
+	go run $(STATICCHECK) ./...
+	go run $(GOVULNCHECK) ./...
+
+unit:
+	go test -race -timeout 15m $$(go list ./... | grep -v /test/lab)
+
+workflow: build ## the workflows under the real orquesta engine, and their metadata
+	$$(test/workflow/setup.sh) test/workflow/run.py --pack . --inspect
+	$$(test/workflow/setup.sh) test/workflow/test_run.py
+
+lab-test: ## join, again, rollback and failures on the two nodes
+	go test -count=1 -timeout 40m -v ./test/lab
+
+fuzz: ## each fuzz target for FUZZTIME
+	@test/fuzz.sh $(FUZZTIME)
+
+bench: ## the no-change run of all steps on two nodes
+	@test/bench.sh
+
+clean:
+	rm -rf bin
