@@ -205,8 +205,8 @@ func readJournal(ctx context.Context, h host.Host, dir string, kinds Kinds) (*jo
 		if err := json.Unmarshal(e.Change, e.change); err != nil {
 			return nil, fmt.Errorf("%s: %s: change of %s: %w", h.Name(), f.Path, e.Target, err)
 		}
-		if e.Image == "" || e.State == undone || j.State == undone {
-			continue
+		if e.Image == "" || e.State == planned || e.State == undone || j.State == undone {
+			continue // not needed, and gone if the rollback was killed at its end
 		}
 		image, err := h.ReadFile(ctx, path.Join(dir, e.Image))
 		if err != nil { // not %w: a missing image is no journal that was never written
@@ -222,10 +222,6 @@ func readJournal(ctx context.Context, h host.Host, dir string, kinds Kinds) (*jo
 // close removes the before-images of a journal that is undone: they may hold
 // secrets, and what they hold is in place again.
 func (j *journal) close(ctx context.Context, h host.Host) error {
-	j.State = undone
-	if err := j.save(ctx, h); err != nil {
-		return err
-	}
 	for _, e := range j.Entries {
 		if e.Image == "" {
 			continue
@@ -234,7 +230,8 @@ func (j *journal) close(ctx context.Context, h host.Host) error {
 			return err
 		}
 	}
-	return nil
+	j.State = undone
+	return j.save(ctx, h)
 }
 
 // Owe notes on the host that name has to be restarted before its

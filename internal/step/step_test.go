@@ -737,6 +737,53 @@ func TestPostponed(t *testing.T) {
 	require.Empty(t, m.owed(t))
 }
 
+// What an earlier run owes stays owed when a later one is undone.
+func TestPostponedTwice(t *testing.T) {
+	ctx := t.Context()
+	m := newMachine(t)
+	m.put(t, "/etc/x", "old\n", 0o644)
+	late := func(line string) *fake {
+		return &fake{name: "configure", line: line, files: []string{"/etc/x"}, unit: "daemon", late: true}
+	}
+	_, err := step.Run(ctx, late("one"), m, options("one"))
+	require.NoError(t, err)
+	failing := late("two")
+	failing.verify = func() error { return errors.New("no answer") }
+	_, err = step.Run(ctx, failing, m, options("two"))
+	require.ErrorContains(t, err, "no answer")
+	require.Equal(t, []string{"daemon"}, m.owed(t))
+	_, err = step.Run(ctx, late("three"), m, options("three"))
+	require.NoError(t, err)
+	o := undoAll()
+	o.Only = "three"
+	_, err = step.Rollback(ctx, m, o)
+	require.NoError(t, err)
+	require.Equal(t, "old\none\n", m.get(t, "/etc/x"))
+	require.Equal(t, []string{"daemon"}, m.owed(t))
+	_, err = step.Rollback(ctx, m, undoAll())
+	require.NoError(t, err)
+	require.Empty(t, m.owed(t))
+	require.Empty(t, only(m.log, "restart"))
+}
+
+// A restart that failed half-way leaves the daemon with what is then undone.
+func TestPostponedThenRestartFailed(t *testing.T) {
+	ctx := t.Context()
+	m := newMachine(t)
+	m.put(t, "/etc/x", "old\n", 0o644)
+	m.running = "old\n"
+	_, err := step.Run(ctx, &fake{name: "configure", line: "new", files: []string{"/etc/x"}, unit: "daemon", late: true}, m, options("one"))
+	require.NoError(t, err)
+	failing := &fake{name: "restart", line: "new", files: []string{"/etc/x"}, unit: "daemon", verify: func() error { return errors.New("no answer") }}
+	_, err = step.Run(ctx, failing, m, options("one"))
+	require.ErrorContains(t, err, "no answer")
+	require.Equal(t, "old\nnew\n", m.running)
+	_, err = step.Rollback(ctx, m, undoAll())
+	require.NoError(t, err)
+	require.Equal(t, "old\n", m.running)
+	require.Empty(t, m.owed(t))
+}
+
 func TestOwed(t *testing.T) {
 	ctx := t.Context()
 	m := newMachine(t)
@@ -1005,6 +1052,7 @@ func TestKilled(t *testing.T) {
 			died := s.until(t, n, func() error { return s.rollback(t) })
 			require.NoError(t, s.rollback(t), "killed before change %d", n)
 			s.requireFirst(t)
+			require.Empty(t, s.m.images(t))
 			if !died {
 				return
 			}

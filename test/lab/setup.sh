@@ -14,9 +14,9 @@ if [ -n "$missing" ]; then
   log=$(mktemp); trap 'rm -f "$log"' EXIT
   install "$log" || { $sudo apt-get update -qq </dev/null >>"$log" 2>&1 && install "$log"; } || { cat "$log" >&2; die "apt-get failed"; }
 fi
-so=$CACHE/xstate-$(sha256sum < "$here/xstate.c" | cut -c1-12).so
+so=$CACHE/xstate-$(sha256sum < "$here/xstate/xstate.c" | cut -c1-12).so
 if [ ! -e "$so" ]; then
   mkdir -p "$CACHE"; rm -f "$CACHE"/xstate-*.so
-  gcc -O2 -Wall -shared -fPIC -o "$so.$$" "$here/xstate.c" -ldl
+  gcc -O2 -Wall -shared -fPIC -o "$so.$$" "$here/xstate/xstate.c" -ldl
   mv "$so.$$" "$so"
 fi

@@ -329,8 +329,8 @@ func NewSSHD(t testing.TB) host.SSHConfig {
 		port := l.Addr().(*net.TCPAddr).Port
 		l.Close()
 		config := filepath.Join(dir, "sshd_config")
-		text := fmt.Sprintf("ListenAddress 127.0.0.1:%d\nHostKey %s\nAuthorizedKeysFile %s\nPidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPrintMotd no\n",
-			port, hostFile, authorized)
+		text := fmt.Sprintf("ListenAddress 127.0.0.1:%d\nHostKey %s\nAuthorizedKeysFile %s\nPidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPrintMotd no\nSetEnv HOME=%s\n",
+			port, hostFile, authorized, dir) // root's own .bashrc stays out of it
 		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
