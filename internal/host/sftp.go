@@ -49,7 +49,7 @@ func (s *SSH) files(ctx context.Context) (*files, error) {
 	s.mu.Unlock()
 	if f != nil {
 		select {
-		case <-f.ses.ended: // killed; start another
+		case <-f.ses.ended: // it died; start another
 		default:
 			return f, nil
 		}
@@ -65,7 +65,7 @@ func (s *SSH) files(ctx context.Context) (*files, error) {
 }
 
 func (s *SSH) startFiles(ctx context.Context) (*files, error) {
-	ses, err := s.start(ctx, s.asRoot()+quoteAll([]string{"sh", "-c", sftpScript}))
+	ses, err := s.start(ctx, s.asRoot()+quoteAll([]string{"sh", "-c", sftpScript}), func() {})
 	if err != nil {
 		return nil, err
 	}
@@ -143,6 +143,11 @@ func on[T any](ctx context.Context, s *SSH, doing, name string, fn func(c *files
 		return fn(c)
 	})
 	if errors.Is(err, errAbandoned) {
+		s.mu.Lock()
+		if s.sftp == c {
+			s.sftp = nil
+		}
+		s.mu.Unlock()
 		c.ses.Channel.Close()
 	}
 	if err != nil {
@@ -151,12 +156,15 @@ func on[T any](ctx context.Context, s *SSH, doing, name string, fn func(c *files
 	return v, err
 }
 
+// errServerEnded is a server that died, or whose connection did.
+var errServerEnded = errors.New("sftp-server ended")
+
 // spoken puts words to the statuses of SFTP.
 func spoken(err error) error {
 	var status *sftp.StatusError
 	if !errors.As(err, &status) {
 		if errors.Is(err, sftp.ErrSSHFxConnectionLost) {
-			return errors.New("sftp-server ended")
+			return errServerEnded
 		}
 		return err
 	}

@@ -157,7 +157,7 @@ func unreachable(cfg SSHConfig, err error) error {
 func readKey(file string) (ssh.Signer, error) {
 	pem, err := os.ReadFile(file)
 	if err != nil {
-		hint := "name the system user's private key (ssh.key_file); StackStorm's is /home/stanley/.ssh/stanley_rsa"
+		hint := "name the system user's private key (ssh_key); StackStorm's is /home/stanley/.ssh/stanley_rsa"
 		if errors.Is(err, fs.ErrPermission) {
 			hint = "run as root: sudo, or the action's sudo: true"
 		}
@@ -260,9 +260,21 @@ func (s *SSH) setCause(err error) {
 	}
 }
 
+// errEnded is what the end of the connection looks like to one program on it.
+var errEnded = errors.New("the SSH session ended before the program did")
+
 // lost puts the reason for the connection's end in place of what its end
 // looked like to one call.
 func (s *SSH) lost(err error) error {
+	if errors.Is(err, errEnded) || errors.Is(err, errServerEnded) || errors.Is(err, io.EOF) {
+		// A call may hear of it a moment before the connection does.
+		t := time.NewTimer(grace / 10)
+		defer t.Stop()
+		select {
+		case <-s.gone:
+		case <-t.C:
+		}
+	}
 	select {
 	case <-s.gone:
 		s.mu.Lock()
@@ -311,8 +323,9 @@ type session struct {
 	status int           // -1 when the session ended without one
 }
 
-// start runs a command line in the user's login shell.
-func (s *SSH) start(ctx context.Context, line string) (*session, error) {
+// start runs a command line in the user's login shell. When ctx ends before
+// sshd has answered, late is called if the program starts all the same.
+func (s *SSH) start(ctx context.Context, line string, late func()) (*session, error) {
 	if err := s.begin(); err != nil {
 		return nil, err
 	}
@@ -323,27 +336,57 @@ func (s *SSH) start(ctx context.Context, line string) (*session, error) {
 	done := make(chan result, 1)
 	go func() {
 		defer s.wg.Done()
-		ses, err := s.open(line)
+		ses, err := s.open(ctx, line)
 		done <- result{ses, err}
 	}()
 	select {
 	case r := <-done:
 		return r.ses, s.lost(r.err)
 	case <-ctx.Done():
-		if s.begin() == nil {
-			go func() {
-				defer s.wg.Done()
-				if r := <-done; r.err == nil {
-					r.ses.Channel.Close()
-				}
-			}()
+	}
+	// A program that runs can be killed: better know whether it does.
+	t := time.NewTimer(grace / 2)
+	defer t.Stop()
+	select {
+	case r := <-done:
+		return r.ses, s.lost(r.err)
+	case <-t.C:
+	}
+	if s.begin() == nil {
+		go func() {
+			defer s.wg.Done()
+			if r := <-done; r.err == nil {
+				late()
+				r.ses.Channel.Close()
+			}
+		}()
+	}
+	return nil, ctx.Err()
+}
+
+// channel opens a session. sshd counts one that has ended for a moment more,
+// so being at its limit (MaxSessions) is a reason to try again.
+func (s *SSH) channel(ctx context.Context) (ssh.Channel, <-chan *ssh.Request, error) {
+	for wait := 5 * time.Millisecond; ; wait *= 2 {
+		ch, reqs, err := s.client.OpenChannel("session", nil)
+		var open *ssh.OpenChannelError
+		if err == nil || !errors.As(err, &open) || wait > 2*time.Second {
+			return ch, reqs, err
 		}
-		return nil, ctx.Err()
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-s.gone:
+		case <-ctx.Done():
+			t.Stop()
+			return nil, nil, ctx.Err()
+		}
+		t.Stop()
 	}
 }
 
-func (s *SSH) open(line string) (*session, error) {
-	ch, reqs, err := s.client.OpenChannel("session", nil)
+func (s *SSH) open(ctx context.Context, line string) (*session, error) {
+	ch, reqs, err := s.channel(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("open an SSH session: %w", err)
 	}
@@ -424,8 +467,8 @@ func (g *gate) close() {
 }
 
 // exec runs a command line to its end or to that of ctx.
-func (s *SSH) exec(ctx context.Context, line string, stdin []byte, stdout, stderr io.Writer) (int, error) {
-	ses, err := s.start(ctx, line)
+func (s *SSH) exec(ctx context.Context, line string, stdin []byte, stdout, stderr io.Writer, late func()) (int, error) {
+	ses, err := s.start(ctx, line, late)
 	if err != nil {
 		return 0, err
 	}
@@ -460,7 +503,7 @@ func (s *SSH) exec(ctx context.Context, line string, stdin []byte, stdout, stder
 		return 0, ctx.Err()
 	}
 	if ses.status < 0 {
-		return 0, s.lost(errors.New("the SSH session ended before the program did"))
+		return 0, s.lost(errEnded)
 	}
 	// What a program leaves behind may hold its output open for good.
 	t := time.NewTimer(grace / 2)
@@ -504,7 +547,7 @@ func (s *SSH) Run(ctx context.Context, stdin []byte, argv ...string) ([]byte, er
 	stderr := &endsBuffer{}
 	mark := random()
 	line := s.asRoot() + "env LC_ALL=C PATH=" + searchPath + " " + markName + "=" + mark + " " + quoteAll(argv)
-	code, err := s.exec(run, line, stdin, stdout, stderr)
+	code, err := s.exec(run, line, stdin, stdout, stderr, func() { s.kill(mark) })
 	if run.Err() != nil && err != nil {
 		s.kill(mark)
 	}
@@ -529,13 +572,16 @@ func (s *SSH) Run(ctx context.Context, stdin []byte, argv ...string) ([]byte, er
 // markName is the variable by which the processes of one Run are found again.
 const markName = "ST2HA_RUN"
 
-// killScript kills what has the mark in its environment until nothing has.
-const killScript = `i=0
-while [ $i -lt 20 ]; do
-	found=$(grep -lszx "$1" /proc/[0-9]*/environ)
-	[ -n "$found" ] || exit 0
-	for f in $found; do f=${f#/proc/}; kill -KILL "${f%/environ}" 2>/dev/null; done
-	i=$((i+1)); sleep 0.05
+// killScript kills what has the mark in its environment, or, not being so far
+// yet, in its arguments, until nothing has. sshd may still be about to start
+// it, so the first look is not the last. The mark comes by stdin: its own
+// processes are not to be found.
+const killScript = `read -r mark; tries=0; none=2
+while [ $tries -lt 20 ]; do
+	found=$(printf '%s\n' "$mark" | grep -lszF -f - /proc/[0-9]*/environ /proc/[0-9]*/cmdline)
+	if [ -n "$found" ]; then none=0; elif [ $none = 0 ]; then exit 0; else none=$((none-1)); fi
+	for f in $found; do f=${f#/proc/}; kill -KILL "${f%/*}" 2>/dev/null; done
+	tries=$((tries+1)); sleep 0.05
 done`
 
 // kill ends a Run's processes: sshd does not when the session is closed, and
@@ -543,7 +589,7 @@ done`
 func (s *SSH) kill(mark string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
-	s.exec(ctx, s.asRoot()+quoteAll([]string{"sh", "-c", killScript, "sh", markName + "=" + mark}), nil, io.Discard, io.Discard)
+	s.exec(ctx, s.asRoot()+quoteAll([]string{"sh", "-c", killScript}), []byte(mark+"\n"), io.Discard, io.Discard, func() {})
 }
 
 // sudoRefused tells sudo's refusal from a program that failed.
@@ -585,7 +631,9 @@ while [ -n "$(timeout 30 head -c 1)" ]; do :; done
 : >"$1"`
 
 // Lock holds flock(2) through a program on the far side, which ends with the
-// connection, or half a minute after it was cut without a word.
+// connection, or half a minute after it was cut without a word. If that
+// program ends unasked, the connection is closed, and with it all that the
+// lock was to protect.
 func (s *SSH) Lock(ctx context.Context, name, note string) (func(), error) {
 	if err := absolute(name); err != nil {
 		return nil, fileError(s.name, "lock", name, err)
@@ -593,7 +641,7 @@ func (s *SSH) Lock(ctx context.Context, name, note string) (func(), error) {
 	note = strings.ReplaceAll(note, "\x00", "")
 	argv := []string{"sh", "-c", `umask 077; PATH=` + searchPath + `; LC_ALL=C; export PATH LC_ALL
 exec flock --exclusive --nonblock --conflict-exit-code 75 "$1" sh -c "$3" sh "$1" "$2"`, "sh", name, note, lockScript}
-	ses, err := s.start(ctx, s.asRoot()+quoteAll(argv))
+	ses, err := s.start(ctx, s.asRoot()+quoteAll(argv), func() {})
 	if err != nil {
 		return nil, fileError(s.name, "lock", name, err)
 	}
@@ -648,7 +696,7 @@ exec flock --exclusive --nonblock --conflict-exit-code 75 "$1" sh -c "$3" sh "$1
 	case strings.Contains(said, "No such file"):
 		return nil, fileError(s.name, "lock", name, fs.ErrNotExist)
 	case ses.statusNow() < 0:
-		return nil, fileError(s.name, "lock", name, s.lost(errors.New("the SSH session ended")))
+		return nil, fileError(s.name, "lock", name, s.lost(errEnded))
 	}
 	return nil, fileError(s.name, "lock", name, &ExitError{Program: "flock", Code: ses.statusNow(), Stderr: said})
 }
@@ -677,6 +725,12 @@ func (s *SSH) holdLock(ses *session) func() {
 				ses.Channel.CloseWrite()
 				return
 			case <-ses.ended:
+				// Without the lock nothing may go on: another run may have it.
+				// (A session without a status went with its connection.)
+				if ses.status >= 0 {
+					s.setCause(errors.New("the lock was lost"))
+					s.tcp.Close()
+				}
 				return
 			}
 		}

@@ -207,6 +207,9 @@ func (s *Configure) open(ctx context.Context, h host.Host, bound string, port in
 	return Open(ctx, h, net.JoinHostPort(first, strconv.Itoa(port)))
 }
 
+// units are the names that MongoDB's packages and Debian's own give the service.
+func units() []string { return []string{"mongod.service", "mongodb.service"} }
+
 // Plan edits the file and restarts mongod; only the restart if the file is
 // right and mongod does not answer on the address.
 func (s *Configure) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
@@ -233,9 +236,17 @@ func (s *Configure) Plan(ctx context.Context, h host.Host) ([]step.Change, error
 		}
 	}
 	if len(changes) == 0 && Answers(ctx, h, net.JoinHostPort(s.Address, strconv.Itoa(port))) == nil {
+		// It may answer by what the file said before, where a run was killed.
+		for _, unit := range units() {
+			if owed, err := step.Owed(ctx, h, unit); err != nil {
+				return nil, err
+			} else if owed {
+				return []step.Change{&service.Restart{Unit: unit}}, nil
+			}
+		}
 		return nil, nil
 	}
-	unit, err := service.First(ctx, h, "mongod.service", "mongodb.service")
+	unit, err := service.First(ctx, h, units()...)
 	if err != nil {
 		return nil, err
 	}

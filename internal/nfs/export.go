@@ -123,30 +123,35 @@ func (s *Export) exported(ctx context.Context, h host.Host, dirs []string) error
 	if err != nil {
 		return fault.Failed("exportfs", "", "%s: %w", h.Name(), err)
 	}
-	// A long path stands on a line of its own, its client on the next.
-	have := map[string]bool{}
-	dir := ""
-	for _, line := range strings.Split(string(out), "\n") {
-		fields := strings.Fields(line)
-		if len(fields) > 0 && !strings.HasPrefix(line, "\t") && !strings.HasPrefix(line, " ") {
-			dir, fields = fields[0], fields[1:]
-		}
-		for _, f := range fields {
-			client, opts, _ := strings.Cut(strings.TrimSuffix(f, ")"), "(")
-			if strings.Contains(","+opts+",", ",rw,") {
-				have[dir+" "+client] = true
-			}
-		}
-	}
+	have := writable(string(out))
 	for _, dir := range dirs {
 		for _, client := range s.Clients {
-			if !have[strings.ReplaceAll(dir, " ", `\040`)+" "+client] {
+			if !have[[2]string{dir, client}] {
 				return fault.Failed("export", "exportfs -v and journalctl -u "+serverUnit+" on "+h.Name()+" say more",
 					"%s: %s is not exported to %s for reading and writing", h.Name(), dir, client)
 			}
 		}
 	}
 	return nil
+}
+
+// writable reads "exportfs -v" (exportfs(8)): the directories and clients that
+// are exported for reading and writing. A path stands before a tab, or, if it
+// is long, on a line of its own with its client on the next.
+func writable(listing string) map[[2]string]bool {
+	have := map[[2]string]bool{}
+	dir := ""
+	for _, line := range strings.Split(listing, "\n") {
+		if line != "" && line[0] != '\t' && line[0] != ' ' {
+			path, rest, _ := strings.Cut(line, "\t")
+			dir, line = strings.ReplaceAll(strings.TrimRight(path, " "), `\040`, " "), rest
+		}
+		client, opts, ok := strings.Cut(strings.TrimSuffix(strings.TrimSpace(line), ")"), "(")
+		if ok && strings.Contains(","+opts+",", ",rw,") {
+			have[[2]string{dir, client}] = true
+		}
+	}
+	return have
 }
 
 // Reexport makes the kernel's exports equal /etc/exports.

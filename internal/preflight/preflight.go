@@ -4,8 +4,10 @@ package preflight
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"net"
 	"regexp"
@@ -37,6 +39,7 @@ type Node struct {
 // facts are what is compared between the nodes.
 type facts struct {
 	version  string
+	key      string // SHA-256 of the datastore's key, empty where there is none
 	uid, gid int
 	clock    time.Duration // ahead of this machine's
 	accuracy time.Duration // half of the round trip that measured it
@@ -99,7 +102,7 @@ func single(ctx context.Context, n *Node) []step.Finding {
 	}
 	var all []step.Finding
 	for _, c := range []check{
-		{"address", address}, {"stackstorm", stackstorm}, {"ids", ids}, {"clock", clock}, {"disk", disk}, {"lock", lock},
+		{"address", address}, {"stackstorm", stackstorm}, {"ids", ids}, {"key", key}, {"clock", clock}, {"disk", disk}, {"lock", lock},
 	} {
 		found, err := c.look(ctx, n)
 		all = append(all, found...)
@@ -200,6 +203,20 @@ func ids(ctx context.Context, n *Node) ([]step.Finding, error) {
 	return nil, nil
 }
 
+// key reads what the encrypted datastore and its secrets are read with.
+func key(ctx context.Context, n *Node) ([]step.Finding, error) {
+	const usual = "/etc/st2/keys/datastore_key.json" // as StackStorm's installer makes it
+	f, err := n.Host.ReadFile(ctx, usual)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	n.facts.key = fmt.Sprintf("%x", sha256.Sum256(f.Data))
+	return nil, nil
+}
+
 // clock measures how far the node's clock is ahead of this machine's.
 func clock(ctx context.Context, n *Node) ([]step.Finding, error) {
 	before := time.Now()
@@ -281,6 +298,11 @@ func compare(nodes []*Node) []step.Finding {
 		}
 		if a, b := first.facts.gid, n.facts.gid; a != 0 && b != 0 && a != b {
 			add("ids", fmt.Sprintf("groupmod -g %d st2packs, and chgrp what it owns", a), "group st2packs has gid %d here and %d on the primary; NFS compares numbers", b, a)
+		}
+		if a, b := first.facts.key, n.facts.key; a != "" && a != b {
+			found = append(found, step.Finding{Severity: step.Warning, Host: n.Address, Check: "datastore_key",
+				Message: "/etc/st2/keys/datastore_key.json is not the primary's: what one node encrypts in the datastore, this one cannot read",
+				Fix:     "copy the file from the primary, with its owner and mode, and restart the st2 services"})
 		}
 		skew := (n.facts.clock - first.facts.clock).Abs() - n.facts.accuracy - first.facts.accuracy
 		if skew > maxClockSkew {

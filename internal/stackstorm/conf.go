@@ -76,7 +76,12 @@ func (c *Conf) Database() (Database, error) {
 		if err != nil {
 			return Database{}, c.located("database", "host", err)
 		}
-		return Database{URI: h, Via: hosts}, nil
+		first, _, _ := strings.Cut(hosts, ",") // a node's own mongod; others are refused (rehost)
+		name, own := splitHost(first)
+		if own == "" {
+			own = port // as pymongo takes it
+		}
+		return Database{URI: h, Via: net.JoinHostPort(name, own)}, nil
 	}
 	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 		return Database{}, c.located("database", "port", fmt.Errorf("port %q is no number", port))
@@ -110,8 +115,14 @@ func splitURI(uri string) (before, hosts, after string, err error) {
 	if k := strings.LastIndexByte(uri[start:end], '@'); k >= 0 {
 		start += k + 1
 	}
-	if start == end {
-		return "", "", "", errors.New("the URI names no host")
+	// What follows would be taken for hosts, and shown in messages.
+	if path, _, _ := strings.Cut(uri[end:], "?"); strings.Contains(path, "@") {
+		return "", "", "", errors.New("the URI's credentials hold a / that is not encoded: it is %2F there")
+	}
+	for _, hp := range strings.Split(uri[start:end], ",") {
+		if name, _ := splitHost(hp); name == "" {
+			return "", "", "", errors.New("the URI names no host")
+		}
 	}
 	return uri[:start], uri[start:end], uri[end:], nil
 }
@@ -130,10 +141,7 @@ func rehost(uri, address string) (changed, elsewhere string, err error) {
 	}
 	list := strings.Split(hosts, ",")
 	for i, hp := range list {
-		name, port, err := net.SplitHostPort(hp)
-		if err != nil {
-			name, port = strings.Trim(hp, "[]"), ""
-		}
+		name, port := splitHost(hp)
 		if name != address && !isLoopback(name) {
 			return "", name, nil
 		}
@@ -147,6 +155,15 @@ func rehost(uri, address string) (changed, elsewhere string, err error) {
 		}
 	}
 	return before + strings.Join(list, ",") + after, "", nil
+}
+
+// splitHost takes HOST or HOST:PORT apart; port is empty if there is none.
+func splitHost(hp string) (name, port string) {
+	name, port, err := net.SplitHostPort(hp)
+	if err != nil {
+		return strings.Trim(hp, "[]"), ""
+	}
+	return name, port
 }
 
 func isLoopback(name string) bool {

@@ -195,9 +195,15 @@ func (r *Restart) Undo(ctx context.Context, h host.Host) error {
 // for it has ended: st2ctl stops the action runner first, and with it whatever
 // runs below it, this process included.
 func (r *Restart) schedule(ctx context.Context, h host.Host) error {
-	program, err := os.Executable()
+	// A copy: the pack's directory can be a mount that is undone before the
+	// restart takes place. /run is noexec on Debian.
+	const program = step.StateDir + "/st2ha"
+	self, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
-		return fmt.Errorf("%s: find this program: %w", h.Name(), err)
+		return fmt.Errorf("%s: read this program: %w", h.Name(), err)
+	}
+	if err := h.WriteFile(ctx, host.File{Path: program, Data: self, Mode: 0o700}); err != nil {
+		return err
 	}
 	for _, unit := range []string{restartUnit + ".timer", restartUnit + ".service"} {
 		// Left from an earlier run, to be replaced by this one.

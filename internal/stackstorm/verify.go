@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -132,6 +133,10 @@ func (c *Conf) Broker() (rabbitmq.Login, error) {
 // seen waits until the primary's kernel knows connections from the node to
 // the ports of database and broker.
 func (s *Verifier) seen(ctx context.Context, h host.Host, addrs ...string) error {
+	names, err := addresses(ctx, s.Primary, h.Name())
+	if err != nil {
+		return err
+	}
 	for {
 		peers, err := established(ctx, s.Primary)
 		if err != nil {
@@ -143,7 +148,7 @@ func (s *Verifier) seen(ctx context.Context, h host.Host, addrs ...string) error
 			if err != nil {
 				return fmt.Errorf("%s: %q: %w", h.Name(), addr, err)
 			}
-			if !peers[h.Name()+" "+port] {
+			if !slices.ContainsFunc(names, func(name string) bool { return peers[name+" "+port] }) {
 				missing = addr
 			}
 		}
@@ -156,6 +161,25 @@ func (s *Verifier) seen(ctx context.Context, h host.Host, addrs ...string) error
 		case <-time.After(500 * time.Millisecond):
 		}
 	}
+}
+
+// addresses returns a node's addresses as another one knows it, in the form
+// the kernel's table has them here.
+func addresses(ctx context.Context, h host.Host, node string) ([]string, error) {
+	if ip := net.ParseIP(node); ip != nil {
+		return []string{ip.String()}, nil
+	}
+	out, err := h.Run(ctx, nil, "getent", "ahosts", node)
+	if err != nil {
+		return nil, fmt.Errorf("%s: look up %s: %w", h.Name(), node, err)
+	}
+	var found []string
+	for _, line := range strings.Split(string(out), "\n") {
+		if fields := strings.Fields(line); len(fields) > 0 && net.ParseIP(fields[0]) != nil {
+			found = append(found, net.ParseIP(fields[0]).String())
+		}
+	}
+	return found, nil
 }
 
 // established returns "peer's address, own port" of a host's TCP connections

@@ -102,8 +102,8 @@ func (c *FileChange) Undo(ctx context.Context, h host.Host) error {
 }
 
 func (c *FileChange) conflict(h host.Host) error {
-	return fault.Preflight("changed_since", "look at the file; take your edit out, or run rollback with force=true to restore it all the same",
-		"%s: %s was changed by somebody else after the run that is to be undone", h.Name(), c.Path)
+	return fault.Preflight("changed_since", "undo newer runs first; take an edit by hand out, or run rollback with force=true to restore the file all the same",
+		"%s: %s was changed after the run that is to be undone", h.Name(), c.Path)
 }
 
 func currentSum(ctx context.Context, h host.Host, path string) (string, error) {

@@ -43,7 +43,7 @@ type entry struct {
 	Change json.RawMessage `json:"change"`
 	Image  string          `json:"image,omitempty"` // name of the file with the before-image
 
-	Owed   bool            `json:"owed,omitempty"`  // of an Activator: what it owes was owed before it already
+	Owed bool `json:"owed,omitempty"` // of an Activator: what it owes was owed before it already
 
 	change Change
 }

@@ -198,8 +198,8 @@ func owed(ctx context.Context, h host.Host, found []*journal) ([]Activator, erro
 }
 
 // changesState says whether there is more to undo than restarts: those alone
-// left nothing behind. What a killed rollback undid already counts, since it
-// had not come to the restarts.
+// left nothing behind. What an earlier rollback undid before it was cut off
+// counts, for its restarts are still to come.
 func changesState(found []*journal) bool {
 	for _, j := range found {
 		for _, e := range j.Entries {

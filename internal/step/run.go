@@ -170,7 +170,7 @@ func apply(ctx context.Context, s Step, h host.Host, o Options, r *Result) ([]Ch
 	if undoErr := undo(undoCtx, h, []*journal{j}, o); undoErr != nil {
 		f := fault.Of(err)
 		return nil, &fault.Error{Exit: fault.ExitUndoFailed, Code: "undo_failed",
-			Hint: fmt.Sprintf("mend the cause, then: st2 run st2ha.rollback host=%s run=%s", h.Name(), o.Run),
+			Hint: fmt.Sprintf("mend the cause, then: st2 run st2ha.rollback host=%s only=%s", h.Name(), o.Run),
 			Err:  fmt.Errorf("%w; undoing it failed as well: %v", f.Err, undoErr)}
 	}
 	f := fault.Of(err)

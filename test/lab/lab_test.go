@@ -148,6 +148,9 @@ func action(t *testing.T, name string, params map[string]any) outcome {
 	require.NoError(t, os.WriteFile(config, fmt.Appendf(nil, "primary: %s\nsecondaries: [%s]\nrabbitmq_password: %s\n", primary, secondary, secret), 0o600))
 	python, err := command(nil, "../workflow/setup.sh").Output()
 	require.NoError(t, err)
+	if params == nil {
+		params = map[string]any{}
+	}
 	encoded, err := json.Marshal(params)
 	require.NoError(t, err)
 	c := command(encoded, strings.TrimSpace(string(python)), "../workflow/run.py", "--pack", "../..", "--config", config, "--params", "-",

@@ -517,6 +517,14 @@ func cancel(t *testing.T, f fixture) {
 	_, err = f.h.Run(ctx, nil, "sleep", mark)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.Eventually(t, func() bool { return len(running(mark)) == 0 }, 500*time.Millisecond, 20*time.Millisecond)
+	// At whatever moment the end comes, nothing is left.
+	for range 15 {
+		ctx, stop := context.WithTimeout(f.ctx, time.Duration(rand.IntN(15_000))*time.Microsecond)
+		_, err = f.h.Run(ctx, nil, "sleep", mark)
+		stop()
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+	}
+	require.Eventually(t, func() bool { return len(running(mark)) == 0 }, 500*time.Millisecond, 20*time.Millisecond)
 	out, err := f.h.Run(f.ctx, nil, "echo", "still usable")
 	require.NoError(t, err)
 	require.Equal(t, "still usable\n", string(out))

@@ -1,0 +1,260 @@
+package preflight
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"st2ha/internal/fault"
+	"st2ha/internal/host"
+	"st2ha/internal/step"
+)
+
+// machine is a host below a temporary root whose programs are canned.
+type machine struct {
+	*host.Local
+	root    string
+	answers map[string]string // by the beginning of the command line
+	remote  bool
+}
+
+func (m *machine) IsLocal() bool { return !m.remote }
+
+func (m *machine) Run(_ context.Context, _ []byte, argv ...string) ([]byte, error) {
+	line := strings.Join(argv, " ")
+	for begin, answer := range m.answers {
+		if strings.HasPrefix(line, begin) {
+			return []byte(answer), nil
+		}
+	}
+	return nil, &host.ExitError{Program: argv[0], Code: 2}
+}
+
+func newMachine(t *testing.T, name string) *machine {
+	t.Helper()
+	const version = "/opt/stackstorm/st2/lib/python3.10/site-packages/st2common/__init__.py"
+	m := &machine{root: t.TempDir(), answers: map[string]string{
+		"getent passwd st2":      "st2:x:998:998::/home/st2:/bin/false\n",
+		"getent group st2packs":  "st2packs:x:999:st2\n",
+		"find /opt/stackstorm":   version + "\n",
+		"ip -oneline":            "1: lo    inet 127.0.0.1/8 scope host lo\n2: eth0    inet " + name + "/24 brd 192.168.0.255 scope global eth0\n2: eth0    inet6 2001:db8::" + name[len(name)-1:] + "/64 scope global\n",
+		"df ":                    "Filesystem 1024-blocks Used Available Capacity Mounted on\n/dev/sda1 1000000 1 999999 1% /\n/dev/sda1 1000000 1 999999 1% /\n",
+		"date +%s.%N":            fmt.Sprintf("%d.%09d\n", time.Now().Unix(), time.Now().Nanosecond()),
+		"getent ahosts node.one": name + " STREAM node.one\n",
+	}}
+	m.Local = host.NewLocalAt(name, m.root)
+	require.NoError(t, os.MkdirAll(m.root+strings.TrimSuffix(version, "/__init__.py"), 0o755))
+	require.NoError(t, os.WriteFile(m.root+version, []byte("__version__ = '3.8.1'\n"), 0o644))
+	return m
+}
+
+func TestCompare(t *testing.T) {
+	same := facts{version: "3.8.1", uid: 998, gid: 999}
+	for _, tc := range []struct {
+		name   string
+		change func(*facts)
+		want   string
+	}{
+		{"equal", func(*facts) {}, ""},
+		{"version", func(f *facts) { f.version = "3.7.0" }, "version: StackStorm is 3.7.0 here and 3.8.1 on the primary"},
+		{"version unknown", func(f *facts) { f.version = "" }, ""},
+		{"uid", func(f *facts) { f.uid = 997 }, "ids: user st2 has uid 997 here and 998 on the primary; NFS compares numbers"},
+		{"gid", func(f *facts) { f.gid = 1000 }, "ids: group st2packs has gid 1000 here and 999 on the primary; NFS compares numbers"},
+		{"ids unknown", func(f *facts) { f.uid, f.gid = 0, 0 }, ""},
+		{"clock ahead", func(f *facts) { f.clock = 2100 * time.Millisecond }, "clock: the clock differs from the primary's by 2.1s"},
+		{"clock behind", func(f *facts) { f.clock = -time.Hour }, "clock: the clock differs from the primary's by 1h0m0s"},
+		{"clock within", func(f *facts) { f.clock = 2 * time.Second }, ""},
+		{"clock measured badly", func(f *facts) { f.clock, f.accuracy = 3*time.Second, 1500*time.Millisecond }, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			second := same
+			tc.change(&second)
+			h := host.NewLocal("x")
+			found := compare([]*Node{
+				{Address: "a", Primary: true, Host: h, facts: same},
+				{Address: "b", Host: h, facts: second},
+				{Address: "c", Host: h, facts: same},
+			})
+			if tc.want == "" {
+				require.Empty(t, found)
+				return
+			}
+			require.Len(t, found, 1)
+			require.Equal(t, tc.want, found[0].Check+": "+found[0].Message)
+			require.Equal(t, "b", found[0].Host)
+			require.Equal(t, step.Error, found[0].Severity)
+			require.NotEmpty(t, found[0].Fix)
+		})
+	}
+	require.Empty(t, compare([]*Node{{Primary: true}, {Host: host.NewLocal("x")}}), "no primary to compare with")
+	require.Empty(t, compare([]*Node{{Primary: true, Host: host.NewLocal("x")}, {}}))
+}
+
+// fakeStep is a step as preflight sees it.
+type fakeStep struct {
+	findings     []step.Finding
+	check, plan  error
+	planned      bool
+	verifyCalled bool
+}
+
+func (s *fakeStep) Name() string { return "fake" }
+func (s *fakeStep) Check(context.Context, host.Host) ([]step.Finding, error) {
+	return s.findings, s.check
+}
+func (s *fakeStep) Plan(context.Context, host.Host) ([]step.Change, error) {
+	s.planned = true
+	return nil, s.plan
+}
+func (s *fakeStep) Verify(context.Context, host.Host) error { s.verifyCalled = true; return nil }
+
+func said(found []step.Finding) []string {
+	var list []string
+	for _, f := range found {
+		list = append(list, fmt.Sprintf("%s %s %s: %s", f.Severity, f.Host, f.Check, f.Message))
+	}
+	return list
+}
+
+func TestSingle(t *testing.T) {
+	ctx := t.Context()
+	const a = "192.168.0.100"
+	for _, tc := range []struct {
+		name  string
+		spoil func(t *testing.T, m *machine, n *Node)
+		want  []string
+	}{
+		{"all is well", func(*testing.T, *machine, *Node) {}, nil},
+		{"by IPv6", func(_ *testing.T, _ *machine, n *Node) { n.Address = "2001:db8::0" }, []string{"error 2001:db8::0 address: 2001:db8::0 is none of the node's addresses (192.168.0.100, 2001:db8::0)"}[:0]},
+		{"by name", func(_ *testing.T, _ *machine, n *Node) { n.Address = "node.one" }, nil},
+		{"another's address", func(_ *testing.T, m *machine, n *Node) { n.Address = "192.168.0.9" },
+			[]string{"error 192.168.0.9 address: 192.168.0.9 is none of the node's addresses (192.168.0.100, 2001:db8::0)"}},
+		{"loopback", func(_ *testing.T, m *machine, n *Node) { n.Address = "127.0.0.1" },
+			[]string{"error 127.0.0.1 address: 127.0.0.1 is none of the node's addresses (192.168.0.100, 2001:db8::0)"}},
+		{"not reached", func(_ *testing.T, _ *machine, n *Node) {
+			n.Host, n.Err = nil, fault.Preflight("unreachable", "try ssh", "no route")
+		}, []string{"error 192.168.0.100 unreachable: no route"}},
+		{"no StackStorm", func(_ *testing.T, m *machine, _ *Node) { m.answers["find /opt/stackstorm"] = "" },
+			[]string{"error 192.168.0.100 stackstorm: StackStorm is not installed in /opt/stackstorm/st2"}},
+		{"no user", func(_ *testing.T, m *machine, _ *Node) { delete(m.answers, "getent passwd st2") },
+			[]string{"error 192.168.0.100 ids: passwd has no entry st2"}},
+		{"no group", func(_ *testing.T, m *machine, _ *Node) { delete(m.answers, "getent group st2packs") },
+			[]string{"error 192.168.0.100 ids: group has no entry st2packs"}},
+		{"disk full", func(_ *testing.T, m *machine, _ *Node) {
+			m.answers["df "] = "Filesystem 1024-blocks Used Available Capacity Mounted on\n/dev/sda1 1 1 51200 1% /\n/dev/sda1 1 1 51200 1% /\n/dev/sdb1 1 1 999999 1% /opt\n"
+		}, []string{"error 192.168.0.100 disk: / has 50 MiB left of the 100 MiB needed"}},
+		{"several at once", func(_ *testing.T, m *machine, _ *Node) {
+			delete(m.answers, "getent passwd st2")
+			m.answers["find /opt/stackstorm"] = ""
+		}, []string{"error 192.168.0.100 stackstorm: StackStorm is not installed in /opt/stackstorm/st2", "error 192.168.0.100 ids: passwd has no entry st2"}},
+		{"no clock", func(_ *testing.T, m *machine, _ *Node) { delete(m.answers, "date +%s.%N") },
+			[]string{"error 192.168.0.100 clock: 192.168.0.100: clock: date ended with status 2"}},
+		{"another run", func(t *testing.T, m *machine, _ *Node) {
+			require.NoError(t, os.MkdirAll(m.root+"/var/lib", 0o755))
+			release, err := step.Lock(ctx, m, "run other", 0)
+			require.NoError(t, err)
+			t.Cleanup(release)
+		}, []string{"error 192.168.0.100 locked: another run is in progress: run other"}},
+		{"a step that refuses", func(_ *testing.T, _ *machine, n *Node) {
+			n.Steps = []step.Step{&fakeStep{findings: []step.Finding{{Severity: step.Error, Host: a, Check: "x", Message: "y"}}, plan: errors.New("not planned")}, &fakeStep{}}
+		}, []string{"error 192.168.0.100 x: y"}},
+		{"a step that warns and cannot be planned", func(_ *testing.T, _ *machine, n *Node) {
+			n.Steps = []step.Step{&fakeStep{findings: []step.Finding{{Severity: step.Warning, Host: a, Check: "x", Message: "y"}}, plan: fault.Preflight("unparsable", "mend it", "line 3")}}
+		}, []string{"warning 192.168.0.100 x: y", "error 192.168.0.100 unparsable: line 3"}},
+		{"a step that cannot be checked", func(_ *testing.T, _ *machine, n *Node) {
+			n.Steps = []step.Step{&fakeStep{check: errors.New("no")}}
+		}, []string{"error 192.168.0.100 fake: no"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			m := newMachine(t, a)
+			n := &Node{Address: a, Primary: true, Host: m}
+			tc.spoil(t, m, n)
+			found := single(ctx, n)
+			if len(tc.want) == 0 {
+				require.Empty(t, found)
+				require.Equal(t, facts{version: "3.8.1", uid: 998, gid: 999, clock: n.facts.clock, accuracy: n.facts.accuracy}, n.facts)
+				require.NoDirExists(t, m.root+step.StateDir)
+				return
+			}
+			require.Equal(t, tc.want, said(found))
+			for _, f := range found {
+				if f.Check != "x" {
+					require.NotEmpty(t, f.Fix)
+				}
+			}
+		})
+	}
+}
+
+// Run finds all there is on all nodes, errors first, and asks no step to prove anything.
+func TestRun(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer taken.Close()
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	port := func(l net.Listener) int {
+		_, p, err := net.SplitHostPort(l.Addr().String())
+		require.NoError(t, err)
+		n, err := strconv.Atoi(p)
+		require.NoError(t, err)
+		return n
+	}
+	ports := Ports{MongoDB: port(taken), RabbitMQ: port(free), NFS: port(taken)}
+	require.NoError(t, free.Close())
+	// On loopback, so that real connections can be made; which is the one finding.
+	primary, secondary := newMachine(t, "192.168.0.100"), newMachine(t, "192.168.0.101")
+	secondary.answers["getent group st2packs"] = "st2packs:x:1:\n"
+	warn := &fakeStep{findings: []step.Finding{{Severity: step.Warning, Host: "127.0.0.1", Check: "w", Message: "m"}}}
+	nodes := []*Node{
+		{Address: "127.0.0.1", Primary: true, Host: primary, Steps: []step.Step{warn}},
+		{Address: "192.168.0.101", Host: secondary},
+		{Address: "192.168.0.102", Err: errors.New("no route")},
+	}
+	found := Run(t.Context(), nodes, ports)
+	require.Equal(t, []string{
+		"error 127.0.0.1 address: 127.0.0.1 is none of the node's addresses (192.168.0.100, 2001:db8::0)",
+		"error 192.168.0.102 connect: no route",
+		"error 192.168.0.101 ids: group st2packs has gid 1 here and 999 on the primary; NFS compares numbers",
+		"warning 127.0.0.1 w: m",
+	}, said(found))
+	require.True(t, warn.planned)
+	require.False(t, warn.verifyCalled)
+}
+
+// A closed port of a primary that is not this machine refuses: packets arrive.
+func TestRefusedIsReachable(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	_, p, err := net.SplitHostPort(l.Addr().String())
+	require.NoError(t, err)
+	require.NoError(t, l.Close())
+	port, err := strconv.Atoi(p)
+	require.NoError(t, err)
+	primary, secondary := newMachine(t, "192.168.0.100"), newMachine(t, "192.168.0.101")
+	primary.remote = true
+	nodes := []*Node{{Address: "127.0.0.1", Primary: true, Host: primary}, {Address: "192.168.0.101", Host: secondary}}
+	require.Empty(t, reachable(t.Context(), nodes, Ports{port, port, port}))
+	require.Empty(t, reachable(t.Context(), []*Node{{Address: "127.0.0.1", Primary: true}}, Ports{}))
+
+	nodes[1].Host = &walled{secondary}
+	found := reachable(t.Context(), nodes, Ports{port, port, port})
+	require.Len(t, found, 3)
+	require.Equal(t, "firewall", found[0].Check)
+	require.Contains(t, found[0].Message, "127.0.0.1:"+p+" is not reachable from here: no route to host")
+}
+
+// walled is behind a firewall.
+type walled struct{ *machine }
+
+func (walled) DialContext(context.Context, string, string) (net.Conn, error) {
+	return nil, errors.New("no route to host")
+}

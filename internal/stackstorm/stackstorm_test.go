@@ -1,0 +1,425 @@
+package stackstorm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"st2ha/internal/fault"
+	"st2ha/internal/host"
+	"st2ha/internal/step"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// machine is a host below a temporary root whose programs are canned.
+type machine struct {
+	*host.Local
+	root  string
+	local bool
+	ran   []string
+	run   func(argv string) (string, error)
+}
+
+func (m *machine) IsLocal() bool { return m.local }
+
+func (m *machine) Run(_ context.Context, _ []byte, argv ...string) ([]byte, error) {
+	line := strings.Join(argv, " ")
+	m.ran = append(m.ran, line)
+	if m.run == nil {
+		return nil, nil
+	}
+	out, err := m.run(line)
+	return []byte(out), err
+}
+
+// newMachine is a node with the given st2.conf; with none if it is empty.
+func newMachine(t *testing.T, name, conf string) *machine {
+	t.Helper()
+	root := t.TempDir()
+	for _, dir := range []string{"etc/st2", "proc/net", "var/lib", "usr/bin"} {
+		require.NoError(t, os.MkdirAll(filepath.Join(root, dir), 0o755))
+	}
+	m := &machine{Local: host.NewLocalAt(name, root), root: root}
+	if conf != "" {
+		m.put(t, ConfPath, conf)
+	}
+	return m
+}
+
+func (m *machine) put(t *testing.T, name, data string) {
+	t.Helper()
+	require.NoError(t, os.WriteFile(m.root+name, []byte(data), 0o640))
+}
+
+func read(t *testing.T, m *machine) *Conf {
+	t.Helper()
+	c, err := ReadConf(t.Context(), m)
+	require.NoError(t, err)
+	return c
+}
+
+func requireFault(t *testing.T, err error, exit int, code string) {
+	t.Helper()
+	require.Error(t, err)
+	f := fault.Of(err)
+	require.Equal(t, fmt.Sprint(exit, " ", code), fmt.Sprint(f.Exit, " ", f.Code), err.Error())
+}
+
+func TestDatabaseHost(t *testing.T) {
+	const v4, v6 = "192.168.0.100", "2001:db8::64"
+	for _, tc := range []struct{ current, address, want, err string }{
+		{"", v4, v4, ""},
+		{"127.0.0.1", v4, v4, ""},
+		{"localhost", v4, v4, ""},
+		{"0.0.0.0", v4, v4, ""},
+		{"::1", v6, v6, ""},
+		{v4, v4, v4, ""},
+		{"192.168.0.9", v4, "", "/etc/st2/st2.conf:2: [database] host is 192.168.0.9, not this node"},
+		{"db.example", v4, "", "host is db.example"},
+		{"mongodb://127.0.0.1", v4, "mongodb://" + v4, ""},
+		{"mongodb://127.0.0.1:27018/st2", v4, "mongodb://" + v4 + ":27018/st2", ""},
+		{"mongodb://u:p%40w%2F:x@localhost:27017/st2?authSource=a%40b", v4, "mongodb://u:p%40w%2F:x@" + v4 + ":27017/st2?authSource=a%40b", ""},
+		{"mongodb://u:p@ss@127.0.0.1/st2", v4, "mongodb://u:p@ss@" + v4 + "/st2", ""},
+		{"mongodb://u:p@" + v4 + ":27017/st2", v4, "mongodb://u:p@" + v4 + ":27017/st2", ""},
+		{"mongodb://127.0.0.1:27017,localhost:27018/?replicaSet=rs0", v4, "mongodb://" + v4 + ":27017," + v4 + ":27018/?replicaSet=rs0", ""},
+		{"mongodb://127.0.0.1?ssl=true", v4, "mongodb://" + v4 + "?ssl=true", ""},
+		{"mongodb://[::1]:27017/st2", v6, "mongodb://[" + v6 + "]:27017/st2", ""},
+		{"mongodb://[::1]/st2", v6, "mongodb://[" + v6 + "]/st2", ""},
+		{"mongodb://127.0.0.1/st2", v6, "mongodb://[" + v6 + "]/st2", ""},
+		{"mongodb://127.0.0.1,db2.example/st2", v4, "", "host is db2.example, not this node"},
+		{"mongodb://u:secret@db.example:27017/st2", v4, "", "host is db.example, not this node"},
+		{"mongodb+srv://u:secret@cluster.example/st2", v4, "", "a mongodb+srv:// URI names no host"},
+		{"mongodb://", v4, "", "names no host"},
+		{"mongodb:///st2", v4, "", "names no host"},
+		{"mongodb://u:secret@/st2", v4, "", "names no host"},
+		{"mongodb://127.0.0.1,/st2", v4, "", "names no host"},
+		{"mongodb://:27017/st2", v4, "", "names no host"},
+		{"mongodb://u:se/cret@127.0.0.1/st2", v4, "", "a / that is not encoded"},
+	} {
+		t.Run(tc.current, func(t *testing.T) {
+			c := read(t, newMachine(t, "node", "[database]\nhost = "+tc.current+"\n"))
+			got, err := databaseHost(c, tc.address)
+			if tc.err != "" {
+				require.ErrorContains(t, err, tc.err)
+				require.NotContains(t, err.Error(), "secret")
+				require.NotContains(t, err.Error(), "cret@")
+				require.Equal(t, fault.ExitPreflight, fault.Of(err).Exit)
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, tc.want, got)
+		})
+	}
+}
+
+func TestDatabase(t *testing.T) {
+	for _, tc := range []struct{ conf, uri, via, err string }{
+		{"", "mongodb://127.0.0.1:27017/st2", "127.0.0.1:27017", ""},
+		{"host = 10.0.0.1\nport = 27018\ndb_name = x", "mongodb://10.0.0.1:27018/x", "10.0.0.1:27018", ""},
+		{"host = ::1", "mongodb://[::1]:27017/st2", "[::1]:27017", ""},
+		{"host = h\nusername = u\npassword = p@/$$w", "mongodb://u:p%40%2F$w@h:27017/st2", "h:27017", ""},
+		{"host = mongodb://u:p@10.0.0.1:27018/st2", "mongodb://u:p@10.0.0.1:27018/st2", "10.0.0.1:27018", ""},
+		{"host = mongodb://u:p@10.0.0.1/st2", "mongodb://u:p@10.0.0.1/st2", "10.0.0.1:27017", ""},
+		{"port = 27018\nhost = mongodb://10.0.0.1,10.0.0.1:1/", "mongodb://10.0.0.1,10.0.0.1:1/", "10.0.0.1:27018", ""},
+		{"host = mongodb://[2001:db8::1]/", "mongodb://[2001:db8::1]/", "[2001:db8::1]:27017", ""},
+		{"port = many", "", "", "/etc/st2/st2.conf:2: port \"many\" is no number"},
+		{"host = mongodb+srv://x/", "", "", "names no host"},
+	} {
+		c := read(t, newMachine(t, "node", "[database]\n"+tc.conf+"\n"))
+		db, err := c.Database()
+		if tc.err != "" {
+			require.ErrorContains(t, err, tc.err)
+			continue
+		}
+		require.NoError(t, err, tc.conf)
+		require.Equal(t, Database{URI: tc.uri, Via: tc.via}, db)
+	}
+}
+
+func TestMessagingURL(t *testing.T) {
+	for _, password := range []string{"simple", `'"`, "@/:", "$$x$(y)", "100%", "a b+c&d=e", "ä€", "#?[]{}|\\^`", "%41", "-._~"} {
+		for _, vhost := range []string{"/", "st2", "a/b c", "%2F"} {
+			text := MessagingURL("st2", password, "192.168.0.100", 5672, vhost)
+			require.NotContains(t, text, "$", "oslo.config would interpolate it")
+			u, err := url.Parse(text)
+			require.NoError(t, err, text)
+			got, ok := u.User.Password()
+			require.True(t, ok)
+			require.Equal(t, password, got)
+			require.Equal(t, "192.168.0.100:5672", u.Host)
+			c := read(t, newMachine(t, "node", "[messaging]\nurl = "+text+"\n"))
+			login, err := c.Broker()
+			require.NoError(t, err)
+			require.Equal(t, password, login.Password)
+			require.Equal(t, "st2", login.User)
+			require.Equal(t, vhost, login.VHost)
+			masked := step.NewMasker(password).Mask("url = " + text)
+			if len(password) > 3 {
+				require.NotContains(t, masked, encode(password))
+			}
+		}
+	}
+	require.Equal(t, "amqp://st2:p@[2001:db8::1]:5672/", MessagingURL("st2", "p", "2001:db8::1", 5672, "/"))
+	require.Equal(t, "amqp://st2:p%40%2F%3A%24@h:5673/a%2Fb", MessagingURL("st2", "p@/:$", "h", 5673, "a/b"))
+}
+
+func TestBroker(t *testing.T) {
+	for conf, want := range map[string]string{
+		"amqp://guest:guest@127.0.0.1:5672/": "127.0.0.1:5672 guest guest /",
+		"amqp://guest:guest@127.0.0.1":       "127.0.0.1:5672 guest guest /",
+		"amqp://guest:guest@127.0.0.1//":     "127.0.0.1:5672 guest guest /",
+		"amqp://u:p%40@[::1]/v":              "[::1]:5672 u p@ v",
+		"amqp://u:p$$@h:1/":                  "h:1 u p$ /",
+		"":                                   "error",
+		"127.0.0.1":                          "error",
+		"amqp://u:secret%zz@h/":              "error",
+	} {
+		login, err := read(t, newMachine(t, "node", "[messaging]\nurl = "+conf+"\n")).Broker()
+		if want == "error" {
+			require.ErrorContains(t, err, "/etc/st2/st2.conf:2: [messaging] url is no URL", conf)
+			require.NotContains(t, err.Error(), "secret")
+			continue
+		}
+		require.NoError(t, err, conf)
+		require.Equal(t, want, strings.Join([]string{login.Addr, login.User, login.Password, login.VHost}, " "))
+	}
+}
+
+func TestReadConf(t *testing.T) {
+	_, err := ReadConf(t.Context(), newMachine(t, "node", ""))
+	requireFault(t, err, fault.ExitPreflight, "missing")
+	_, err = ReadConf(t.Context(), newMachine(t, "node", "[database]\nhost = x\n= y\n"))
+	requireFault(t, err, fault.ExitPreflight, "unparsable")
+	require.ErrorContains(t, err, "node: /etc/st2/st2.conf: line 3")
+}
+
+// testdata/*.txt: the secondary's st2.conf, the primary's, and what the
+// secondary's becomes, parted by lines of five =.
+func TestSecondaryGolden(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			text, err := os.ReadFile(file)
+			require.NoError(t, err)
+			parts := bytes.SplitN(text, []byte("=====\n"), 3)
+			require.GreaterOrEqual(t, len(parts), 2)
+			secondary := newMachine(t, "192.168.0.101", string(parts[0]))
+			primary := newMachine(t, "192.168.0.100", string(parts[1]))
+			s := &Configure{Role: RoleSecondary, PrimaryAddress: "192.168.0.100", Primary: primary, Restart: Later,
+				KeepSensors: strings.Contains(file, "keep_sensors"),
+				Broker:      Broker{User: "st2", Password: "p@/:$%", VHost: "/", Port: 5672}}
+			changes, err := s.Plan(t.Context(), secondary)
+			require.NoError(t, err)
+			require.Len(t, changes, 2)
+			require.NoError(t, changes[0].Apply(t.Context(), secondary))
+			require.True(t, changes[1].(step.Activator).Postponed())
+			got, err := os.ReadFile(secondary.root + ConfPath)
+			require.NoError(t, err)
+			if *update {
+				require.NoError(t, os.WriteFile(file, bytes.Join([][]byte{parts[0], parts[1], got}, []byte("=====\n")), 0o644))
+				return
+			}
+			require.Equal(t, string(parts[2]), string(got))
+			changes, err = s.Plan(t.Context(), secondary)
+			require.NoError(t, err)
+			require.Empty(t, changes, "a second run changes nothing")
+			same, err := os.ReadFile(primary.root + ConfPath)
+			require.NoError(t, err)
+			require.Equal(t, string(parts[1]), string(same))
+		})
+	}
+}
+
+func TestPrimary(t *testing.T) {
+	m := newMachine(t, "192.168.0.100", "[database]\n# here\nhost = mongodb://u:p@127.0.0.1/st2\nusername = u\n[messaging]\nurl = amqp://guest:guest@127.0.0.1:5672/\n")
+	s := &Configure{Role: RolePrimary, PrimaryAddress: "192.168.0.100", Restart: Later}
+	changes, err := s.Plan(t.Context(), m)
+	require.NoError(t, err)
+	require.Equal(t, "--- a/etc/st2/st2.conf\n+++ b/etc/st2/st2.conf\n@@ -3 +3 @@\n-host = mongodb://u:p@127.0.0.1/st2\n+host = mongodb://u:p@192.168.0.100/st2\n", changes[0].Diff())
+	findings, err := s.Check(t.Context(), m)
+	require.NoError(t, err)
+	require.Empty(t, findings)
+
+	m.put(t, ConfPath, "[messaging]\ncluster_urls = amqp://a,amqp://b\n")
+	findings, err = s.Check(t.Context(), m)
+	require.NoError(t, err)
+	require.Len(t, findings, 1)
+	require.Contains(t, findings[0].Message, "/etc/st2/st2.conf:2")
+	s.Role = RoleSecondary
+	findings, err = s.Check(t.Context(), m)
+	require.NoError(t, err)
+	require.Empty(t, findings)
+
+	s.Role = "arbiter"
+	_, err = s.Plan(t.Context(), m)
+	requireFault(t, err, fault.ExitUsage, "usage")
+}
+
+func TestRestart(t *testing.T) {
+	ctx := t.Context()
+	refused := &host.ExitError{Program: "systemctl is-active", Code: 3}
+	for _, tc := range []struct {
+		name        string
+		when        When
+		local       bool
+		needed      bool
+		owed        bool
+		scheduled   bool
+		want        When // empty: none
+		diff        string
+		afterwards  bool // still owed
+		mentionedIn string
+	}{
+		{name: "nothing", when: Auto},
+		{name: "remote", when: Auto, needed: true, want: Auto, diff: "st2ctl restart", mentionedIn: "/usr/bin/st2ctl restart"},
+		{name: "remote, owed", when: Inline, owed: true, want: Inline, mentionedIn: "/usr/bin/st2ctl restart"},
+		{name: "local", when: Auto, local: true, needed: true, want: Deferred, afterwards: true, diff: "by the unit st2ha-restart-st2", mentionedIn: "systemd-run"},
+		{name: "local, inline", when: Inline, local: true, needed: true, want: Inline, mentionedIn: "/usr/bin/st2ctl restart"},
+		{name: "local, owed and scheduled", when: Auto, local: true, owed: true, scheduled: true},
+		{name: "local, owed and forgotten", when: Auto, local: true, owed: true, want: Deferred, afterwards: true, mentionedIn: "systemd-run"},
+		{name: "later", when: Later, needed: true, want: Later, afterwards: true, diff: "by the step restart_st2"},
+		{name: "later, owed", when: Later, owed: true},
+		{name: "deferred elsewhere", when: Deferred, needed: true, want: Deferred, mentionedIn: "/usr/bin/st2ctl restart"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			m := newMachine(t, "node", "")
+			m.local = tc.local
+			m.run = func(argv string) (string, error) {
+				if strings.Contains(argv, "is-active") && !tc.scheduled {
+					return "", refused
+				}
+				return "", nil
+			}
+			release, err := step.Lock(ctx, m, "x", 0)
+			require.NoError(t, err)
+			defer release()
+			if tc.owed {
+				require.NoError(t, step.Owe(ctx, m, owes))
+			}
+			c, err := planRestart(ctx, m, tc.when, tc.needed)
+			require.NoError(t, err)
+			if tc.want == "" {
+				require.Nil(t, c)
+				return
+			}
+			require.NotNil(t, c)
+			require.Equal(t, tc.want, c.When)
+			require.Contains(t, c.Diff(), tc.diff)
+			require.NoError(t, step.Owe(ctx, m, owes))
+			m.ran = nil
+			require.NoError(t, c.Apply(ctx, m))
+			require.Contains(t, strings.Join(m.ran, "\n"), tc.mentionedIn)
+			pending, err := Pending(ctx, m)
+			require.NoError(t, err)
+			require.Equal(t, tc.afterwards, pending)
+		})
+	}
+	m := newMachine(t, "node", "")
+	m.run = func(string) (string, error) { return "", errors.New("no") }
+	requireFault(t, (&Restart{When: Inline}).Apply(ctx, m), fault.ExitFailed, "restart")
+	_, err := ParseWhen("tomorrow")
+	requireFault(t, err, fault.ExitUsage, "usage")
+}
+
+func TestRestarter(t *testing.T) {
+	ctx := t.Context()
+	m := newMachine(t, "node", "")
+	s := &Restarter{Restart: Inline}
+	findings, err := s.Check(ctx, m)
+	require.NoError(t, err)
+	require.Len(t, findings, 1)
+	m.put(t, st2ctl, "")
+	findings, err = s.Check(ctx, m)
+	require.NoError(t, err)
+	require.Empty(t, findings)
+	changes, err := s.Plan(ctx, m)
+	require.NoError(t, err)
+	require.Empty(t, changes)
+	s.Force = true
+	changes, err = s.Plan(ctx, m)
+	require.NoError(t, err)
+	require.Len(t, changes, 1)
+}
+
+const tcp4 = `  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 6400A8C0:6989 00000000:0000 0A 00000000:00000000 00:00000000 00000000   112        0 21 1 0 100 0 0 10 0
+   1: 6400A8C0:6989 6500A8C0:D431 01 00000000:00000000 00:00000000 00000000   112        0 22 1 0 20 4 30 10 -1
+   2: 6400A8C0:0016 6600A8C0:D431 06 00000000:00000000 00:00000000 00000000     0        0 0 1 0 20 4 30 10 -1
+`
+
+const tcp6 = `  sl  local_address                         remote_address                        st tx_queue rx_queue
+   0: 0000000000000000FFFF00006400A8C0:1628 0000000000000000FFFF00006500A8C0:A3B2 01 00000000:00000000
+   1: B80D0120000000000000000064000000:1628 B80D0120000000000000000065000000:A3B2 01 00000000:00000000
+   2: broken
+   3: zz:1628 zz:1 01 0
+`
+
+func TestEstablished(t *testing.T) {
+	m := newMachine(t, "192.168.0.100", "")
+	peers, err := established(t.Context(), m)
+	require.NoError(t, err)
+	require.Empty(t, peers)
+	m.put(t, "/proc/net/tcp", tcp4)
+	m.put(t, "/proc/net/tcp6", tcp6)
+	peers, err = established(t.Context(), m)
+	require.NoError(t, err)
+	require.Equal(t, map[string]bool{
+		"192.168.0.101 27017": true, // IPv4
+		"192.168.0.101 5672":  true, // IPv4-mapped
+		"2001:db8::65 5672":   true,
+	}, peers)
+}
+
+func TestSeen(t *testing.T) {
+	ctx := t.Context()
+	primary := newMachine(t, "192.168.0.100", "")
+	primary.put(t, "/proc/net/tcp", tcp4)
+	primary.put(t, "/proc/net/tcp6", tcp6)
+	primary.run = func(argv string) (string, error) {
+		if argv == "getent ahosts node2.example" {
+			return "192.168.0.7     STREAM node2.example\n192.168.0.101   STREAM\n", nil
+		}
+		return "", errors.New("no such name")
+	}
+	s := &Verifier{Primary: primary}
+	for _, name := range []string{"192.168.0.101", "node2.example"} {
+		require.NoError(t, s.seen(ctx, newMachine(t, name, ""), "192.168.0.100:27017", "192.168.0.100:5672"), name)
+	}
+	require.NoError(t, s.seen(ctx, newMachine(t, "2001:DB8:0::65", ""), "192.168.0.100:5672"))
+	require.ErrorContains(t, s.seen(ctx, newMachine(t, "nowhere", ""), "192.168.0.100:5672"), "look up nowhere")
+	ctx, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	err := s.seen(ctx, newMachine(t, "192.168.0.102", ""), "192.168.0.100:5672")
+	requireFault(t, err, fault.ExitFailed, "connections")
+	require.ErrorContains(t, err, "192.168.0.100 knows no connection from it to 192.168.0.100:5672")
+}
+
+func TestValidate(t *testing.T) {
+	for _, ok := range []string{"192.168.0.100", "::1", "2001:db8::1", "node", "node-1.example.com", "a", "3com.example"} {
+		require.NoError(t, ValidateAddress("host", ok), ok)
+	}
+	for _, bad := range []string{"", "192.168.0.300", "192.168.0", "1", "a b", "a,b", "-a", "a-", "a..b", "a/b", "a:b", "amqp://a", "ä", "a_b", "$(x)", "a\n", strings.Repeat("a", 64), strings.Repeat("a.", 127) + "a"} {
+		requireFault(t, ValidateAddress("host", bad), fault.ExitUsage, "usage")
+	}
+	for _, ok := range []string{"", `'"@/:$%`, "ä €"} {
+		require.NoError(t, ValidateSecret("x", ok))
+	}
+	for _, bad := range []string{"a\nb", "\t", "\x00", "\x7f", "a\r"} {
+		err := ValidateSecret("rabbitmq_password", bad)
+		requireFault(t, err, fault.ExitUsage, "usage")
+		require.NotContains(t, err.Error(), bad)
+	}
+}
