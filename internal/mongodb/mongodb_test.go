@@ -2,13 +2,16 @@ package mongodb
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"go.mongodb.org/mongo-driver/bson"
 
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
@@ -19,7 +22,17 @@ import (
 // mongod.service.
 type machine struct {
 	*host.Local
-	root string
+	root   string
+	dialed func() // called when somebody connects
+}
+
+// until is a context that ends with the first attempt to connect: the driver
+// would go on for its five seconds.
+func (m *machine) until(t *testing.T) context.Context {
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	m.dialed = cancel
+	return ctx
 }
 
 func (m *machine) Run(_ context.Context, _ []byte, argv ...string) ([]byte, error) {
@@ -30,6 +43,7 @@ func (m *machine) Run(_ context.Context, _ []byte, argv ...string) ([]byte, erro
 }
 
 func (m *machine) DialContext(context.Context, string, string) (net.Conn, error) {
+	m.dialed()
 	return nil, fmt.Errorf("nothing listens")
 }
 
@@ -40,7 +54,7 @@ func newMachine(t *testing.T, files map[string]string) *machine {
 	for name, data := range files {
 		require.NoError(t, os.WriteFile(root+name, []byte(data), 0o644))
 	}
-	return &machine{host.NewLocalAt("primary", root), root}
+	return &machine{Local: host.NewLocalAt("primary", root), root: root}
 }
 
 const address = "192.168.0.100"
@@ -66,7 +80,7 @@ func TestBindIP(t *testing.T) {
 		{"bindIpAll, replaced", "net:\n  bindIpAll: true\n", true, "", "bindIpAll is true"},
 		{"bindIpAll off", "net:\n  bindIpAll: false\n  bindIp: 127.0.0.1\n", false, "net:\n  bindIpAll: false\n  bindIp: 127.0.0.1,192.168.0.100\n", ""},
 		{"no bindIp", "net:\n  port: 27017\n", false, "net:\n  port: 27017\n  bindIp: 127.0.0.1,192.168.0.100\n", ""},
-		{"no net", "storage:\n  dbPath: /var/lib/mongodb\n", false, "storage:\n  dbPath: /var/lib/mongodb\nnet:\n  bindIp: 127.0.0.1,192.168.0.100\n", ""},
+		{"no net", "storage:\n  dbPath: /var/lib/mongodb\n", false, "storage:\n  dbPath: /var/lib/mongodb\n\nnet:\n  bindIp: 127.0.0.1,192.168.0.100\n", ""},
 		{"similar address", "net:\n  bindIp: 192.168.0.10\n", false, "net:\n  bindIp: 192.168.0.10,192.168.0.100\n", ""},
 		{"ini", "# mine\nbind_ip = 127.0.0.1\nport = 27017\n", false, "# mine\nbind_ip = 127.0.0.1,192.168.0.100\nport = 27017\n", ""},
 		{"ini, replaced", "bind_ip = 127.0.0.1\n", true, "bind_ip = 192.168.0.100\n", ""},
@@ -79,7 +93,7 @@ func TestBindIP(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			m := newMachine(t, map[string]string{"/etc/mongod.conf": tc.conf})
 			s := &Configure{Address: address, Replace: tc.replace}
-			changes, err := s.Plan(t.Context(), m)
+			changes, err := s.Plan(m.until(t), m)
 			if tc.err != "" {
 				require.ErrorContains(t, err, "primary: /etc/mongod.conf: ")
 				require.ErrorContains(t, err, tc.err)
@@ -98,7 +112,7 @@ func TestBindIP(t *testing.T) {
 			got, err := os.ReadFile(m.root + "/etc/mongod.conf")
 			require.NoError(t, err)
 			require.Equal(t, tc.want, string(got))
-			changes, err = s.Plan(t.Context(), m)
+			changes, err = s.Plan(m.until(t), m)
 			require.NoError(t, err)
 			require.Len(t, changes, 1)
 		})
@@ -160,7 +174,7 @@ func TestAuthorization(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, want, got)
 
-			findings, err := (&Configure{Address: address}).Check(ctx, m)
+			findings, err := (&Configure{Address: address}).Check(m.until(t), m)
 			require.NoError(t, err)
 			if want {
 				require.Empty(t, findings)
@@ -179,6 +193,68 @@ func TestAuthorization(t *testing.T) {
 	findings, err := (&Configure{Address: address}).Check(ctx, m)
 	require.NoError(t, err)
 	require.Equal(t, step.Warning, findings[0].Severity)
+}
+
+// A run that was killed before the restart: mongod answers as before, by the
+// file as it was.
+func TestOwed(t *testing.T) {
+	ctx := t.Context()
+	m := newMachine(t, map[string]string{"/etc/mongod.conf": "net:\n  bindIp: 192.168.0.100\n"})
+	answering := &answers{machine: m}
+	s := &Configure{Address: address, Replace: true}
+	changes, err := s.Plan(ctx, answering)
+	require.NoError(t, err)
+	require.Empty(t, changes)
+	require.NoError(t, os.MkdirAll(m.root+"/var/lib", 0o755))
+	release, err := step.Lock(ctx, m, "x", 0)
+	require.NoError(t, err)
+	defer release()
+	require.NoError(t, step.Owe(ctx, m, "mongod.service"))
+	changes, err = s.Plan(ctx, answering)
+	require.NoError(t, err)
+	require.Len(t, changes, 1)
+	require.Equal(t, "mongod.service", changes[0].Target())
+}
+
+// answers has a mongod that says hello to everything (OP_MSG, and OP_QUERY as
+// the driver begins with).
+type answers struct{ *machine }
+
+func (answers) DialContext(context.Context, string, string) (net.Conn, error) {
+	client, server := net.Pipe()
+	go func() {
+		defer server.Close()
+		for {
+			header := make([]byte, 16)
+			if _, err := io.ReadFull(server, header); err != nil {
+				return
+			}
+			if _, err := io.CopyN(io.Discard, server, int64(binary.LittleEndian.Uint32(header))-16); err != nil {
+				return
+			}
+			body, err := bson.Marshal(bson.D{{Key: "ok", Value: 1}, {Key: "isWritablePrimary", Value: true}, {Key: "minWireVersion", Value: 0},
+				{Key: "maxWireVersion", Value: 21}, {Key: "helloOk", Value: true}, {Key: "maxBsonObjectSize", Value: 1 << 24},
+				{Key: "maxMessageSizeBytes", Value: 48000000}, {Key: "maxWriteBatchSize", Value: 1000}})
+			if err != nil {
+				return
+			}
+			prefix := make([]byte, 5) // OP_MSG: flags, and a section of kind 0
+			opcode := uint32(2013)
+			if binary.LittleEndian.Uint32(header[12:]) == 2004 { // OP_QUERY, answered by OP_REPLY with one document
+				opcode = 1
+				prefix = make([]byte, 20)
+				prefix[16] = 1
+			}
+			reply := binary.LittleEndian.AppendUint32(nil, uint32(16+len(prefix)+len(body)))
+			reply = binary.LittleEndian.AppendUint32(reply, 1)
+			reply = append(reply, header[4:8]...)
+			reply = binary.LittleEndian.AppendUint32(reply, opcode)
+			if _, err := server.Write(append(append(reply, prefix...), body...)); err != nil {
+				return
+			}
+		}
+	}()
+	return client, nil
 }
 
 func TestNoUnit(t *testing.T) {

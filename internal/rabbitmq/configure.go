@@ -172,10 +172,9 @@ func (s *Configure) listen(conf *confedit.INI, loopback bool) (edited bool, err 
 		}
 		value, _ := conf.Get("", key)
 		listeners++
-		name, _, err := net.SplitHostPort(value)
-		if err != nil {
-			name = "" // a port alone: all interfaces
-		}
+		// HOST:PORT, where an IPv6 address may do without its brackets, or a
+		// port alone: all interfaces.
+		name := strings.Trim(value[:max(strings.LastIndexByte(value, ':'), 0)], "[]")
 		if value == "none" {
 			listeners--
 		} else if covers(name, s.Address) {

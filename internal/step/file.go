@@ -27,7 +27,6 @@ type FileChange struct {
 	After   string
 
 	before, after []byte
-	remove        bool
 	force         bool
 }
 

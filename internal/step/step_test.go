@@ -354,7 +354,7 @@ func TestFileChange(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if tc.uid != 0 && os.Geteuid() != 0 {
-				t.Skip("takes root")
+				t.Fatal("takes root")
 			}
 			m := newMachine(t)
 			if tc.before != "-" {

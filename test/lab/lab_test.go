@@ -300,7 +300,7 @@ func TestJoin(t *testing.T) {
 				tidy:    "mv /root/fstab /etc/fstab", code: "unparsable"},
 			"no sudo":             {prepare: "mv /etc/sudoers.d/st2 /root/st2", tidy: "mv /root/st2 /etc/sudoers.d/st2", code: "sudo"},
 			"another clock":       {prepare: "date -s '+1 hour'", tidy: "date -s '-1 hour'", code: "clock"},
-			"another gid":         {prepare: "groupmod -g 1777 st2packs", tidy: "groupmod -g 1499 st2packs", code: "ids"},
+			"another gid":         {prepare: "cp -a /etc/group /root/group; sed -i s/:1499:/:1777:/ /etc/group", tidy: "mv /root/group /etc/group", code: "ids"},
 			"st2.conf is missing": {prepare: "mv /etc/st2/st2.conf /root/st2.conf", tidy: "mv /root/st2.conf /etc/st2/st2.conf", code: "missing"},
 		} {
 			t.Run(name, func(t *testing.T) {

@@ -96,7 +96,7 @@ func (f fixture) clean(t *testing.T, want ...string) {
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("takes root")
+		t.Fatal("takes root")
 	}
 }
 
@@ -368,7 +368,7 @@ func broken(t *testing.T, f fixture) {
 	t.Run("immutable", func(t *testing.T) {
 		require.NoError(t, f.h.WriteFile(f.ctx, f.file("f", "old", 0o644)))
 		if out, err := exec.Command("chattr", "+i", f.real(f.path("f"))).CombinedOutput(); err != nil {
-			t.Skipf("chattr: %s", out)
+			t.Fatalf("chattr: %s", out)
 		}
 		t.Cleanup(func() { exec.Command("chattr", "-i", f.real(f.path("f"))).Run() })
 		is(f.h.WriteFile(f.ctx, f.file("f", "new", 0o644)), "immutable", f.path("f"), "lsattr", "chattr -i")
@@ -382,7 +382,7 @@ func broken(t *testing.T, f fixture) {
 		require.NoError(t, os.Mkdir(small, 0o755))
 		if err := unix.Mount("st2ha-test", small, "tmpfs", 0, "size=128k"); err != nil {
 			os.Remove(small)
-			t.Skipf("mount a tmpfs: %v", err)
+			t.Fatalf("mount a tmpfs: %v", err)
 		}
 		t.Cleanup(func() {
 			unix.Unmount(small, unix.MNT_DETACH)

@@ -306,7 +306,7 @@ func NewSSHD(t testing.TB) host.SSHConfig {
 	t.Helper()
 	const sshd = "/usr/sbin/sshd"
 	if _, err := os.Stat(sshd); err != nil || os.Geteuid() != 0 {
-		t.Skip("the real sshd takes root and openssh-server")
+		t.Fatal("the real sshd takes root and openssh-server: run make setup")
 	}
 	dir := t.TempDir()
 	// sshd refuses to start without the directory its unit makes.

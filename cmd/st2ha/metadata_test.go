@@ -1,0 +1,277 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+	"github.com/stretchr/testify/require"
+	"go.yaml.in/yaml/v3"
+)
+
+const pack = "../.."
+
+// action is what StackStorm reads of actions/*.yaml.
+type action struct {
+	Name        string
+	Pack        string
+	Description string
+	Runner      string `yaml:"runner_type"`
+	Entry       string `yaml:"entry_point"`
+	Enabled     bool
+	Parameters  map[string]parameter
+}
+
+type parameter struct {
+	Type        string
+	Description string
+	Default     any
+	Required    bool
+	Immutable   bool
+	Position    *int
+	Secret      bool
+	Enum        []string
+	Items       struct{ Type string }
+}
+
+// setting is what StackStorm reads of config.schema.yaml.
+type setting struct {
+	Type        string
+	Description string
+	Default     any
+	Secret      bool
+	Required    bool
+	Items       struct{ Type string }
+}
+
+func readYAML(t *testing.T, name string, into any) {
+	t.Helper()
+	f, err := os.Open(name)
+	require.NoError(t, err)
+	defer f.Close()
+	d := yaml.NewDecoder(f)
+	d.KnownFields(true)
+	require.NoError(t, d.Decode(into), name)
+}
+
+func actions(t *testing.T) map[string]action {
+	t.Helper()
+	files, err := filepath.Glob(pack + "/actions/*.yaml")
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
+	all := map[string]action{}
+	for _, file := range files {
+		var a action
+		readYAML(t, file, &a)
+		require.Equal(t, strings.TrimSuffix(filepath.Base(file), ".yaml"), a.Name)
+		all[a.Name] = a
+	}
+	return all
+}
+
+// runnerParameters are local-shell-script's own.
+var runnerParameters = []string{"sudo", "env", "timeout"}
+
+func TestActionsAndFlags(t *testing.T) {
+	found := actions(t)
+	for _, cmd := range commands() {
+		t.Run(cmd.name(), func(t *testing.T) {
+			require.NotEmpty(t, cmd.summary())
+			a, ok := found[cmd.name()]
+			require.True(t, ok, "the command has an action")
+			require.Equal(t, "local-shell-script", a.Runner)
+			require.Equal(t, "st2ha", a.Entry)
+			c := a.Parameters["command"]
+			require.Equal(t, cmd.name(), c.Default)
+			require.True(t, c.Immutable)
+			require.NotNil(t, c.Position)
+			flagSet(cmd, &common{}).VisitAll(func(f *pflag.Flag) {
+				p, ok := a.Parameters[f.Name]
+				require.True(t, ok, "flag %s has a parameter", f.Name)
+				require.NotEmpty(t, f.Usage, f.Name)
+				switch f.Value.Type() {
+				case "bool":
+					require.Equal(t, "boolean", p.Type, f.Name)
+					// The runner gives a true one as --name and leaves a false one out.
+					require.Equal(t, "false", f.DefValue, "%s: what is left out is false", f.Name)
+				case "int":
+					require.Equal(t, "integer", p.Type, f.Name)
+				default:
+					// The runner prints a list as Python does, so lists are joined by the template.
+					require.Equal(t, "string", p.Type, f.Name)
+				}
+				if text, ok := p.Default.(string); p.Default != nil && (!ok || !strings.Contains(text, "{{")) {
+					require.Equal(t, f.DefValue, yamlText(t, p.Default), "default of %s", f.Name)
+				}
+			})
+		})
+	}
+}
+
+func yamlText(t *testing.T, v any) string {
+	t.Helper()
+	b, err := yaml.Marshal(v)
+	require.NoError(t, err)
+	return strings.TrimSpace(string(b))
+}
+
+func TestActions(t *testing.T) {
+	byName := map[string]command{}
+	for _, cmd := range commands() {
+		byName[cmd.name()] = cmd
+	}
+	for name, a := range actions(t) {
+		t.Run(name, func(t *testing.T) {
+			require.Equal(t, "st2ha", a.Pack)
+			require.True(t, a.Enabled)
+			require.NotEmpty(t, strings.TrimSpace(a.Description))
+			require.FileExists(t, filepath.Join(pack, "actions", a.Entry))
+			if a.Runner != "local-shell-script" {
+				require.Equal(t, "orquesta", a.Runner)
+			}
+			for parameter, p := range a.Parameters {
+				if slices.Contains(runnerParameters, parameter) && a.Runner == "local-shell-script" {
+					continue
+				}
+				require.NotEmpty(t, strings.TrimSpace(p.Description), parameter)
+				require.NotEmpty(t, p.Type, parameter)
+				if p.Type == "array" {
+					require.Equal(t, "string", p.Items.Type, parameter)
+				}
+				if a.Runner != "local-shell-script" {
+					continue
+				}
+				require.Contains(t, byName, name, "the action has a command")
+				if parameter == "command" {
+					continue
+				}
+				require.NotNil(t, flagSet(byName[name], &common{}).Lookup(parameter), "parameter %s has a flag", parameter)
+				require.Nil(t, p.Position, "%s: a parameter with a position comes without its name", parameter)
+			}
+			if a.Runner == "local-shell-script" {
+				require.Equal(t, true, a.Parameters["sudo"].Default)
+				timeout, ok := a.Parameters["timeout"].Default.(int)
+				require.True(t, ok)
+				deadline, ok := a.Parameters["deadline"].Default.(int)
+				require.True(t, ok)
+				require.Greater(t, timeout, deadline, "there is time to undo")
+			}
+		})
+	}
+}
+
+// An action whose command reads a secret from the environment gets it there,
+// and never as a parameter.
+func TestSecretsInEnvironment(t *testing.T) {
+	for name, a := range actions(t) {
+		env, _ := a.Parameters["env"].Default.(map[string]any)
+		_, user := a.Parameters["rabbitmq_user"]
+		if a.Runner == "local-shell-script" {
+			require.Equal(t, user, env["ST2HA_RABBITMQ_PASSWORD"] != nil, name)
+		}
+		for parameter := range a.Parameters {
+			require.NotRegexp(t, `(^|_)(password|secret|token)$`, strings.TrimPrefix(parameter, "update_password"), name)
+		}
+	}
+}
+
+func schema(t *testing.T) map[string]setting {
+	t.Helper()
+	var s map[string]setting
+	readYAML(t, pack+"/config.schema.yaml", &s)
+	return s
+}
+
+func TestConfigSchema(t *testing.T) {
+	types := map[string]func(any) bool{
+		"string":  func(v any) bool { _, ok := v.(string); return ok },
+		"integer": func(v any) bool { _, ok := v.(int); return ok },
+		"boolean": func(v any) bool { _, ok := v.(bool); return ok },
+		"array": func(v any) bool {
+			list, ok := v.([]any)
+			return ok && !slices.ContainsFunc(list, func(e any) bool { _, ok := e.(string); return !ok })
+		},
+	}
+	settings := schema(t)
+	for name, s := range settings {
+		require.NotEmpty(t, s.Description, name)
+		require.Contains(t, types, s.Type, name)
+		require.True(t, types[s.Type](s.Default), "default of %s: %v is no %s", name, s.Default, s.Type)
+		require.Equal(t, regexp.MustCompile(`password|secret|token`).MatchString(name), s.Secret, name)
+	}
+
+	// Every use names a setting, and every setting is used.
+	used := map[string]bool{}
+	files, err := filepath.Glob(pack + "/actions/*.yaml")
+	require.NoError(t, err)
+	workflows, err := filepath.Glob(pack + "/actions/workflows/*.yaml")
+	require.NoError(t, err)
+	context := regexp.MustCompile(`config_context\.([A-Za-z0-9_]+)`)
+	for _, file := range append(files, workflows...) {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		for _, m := range context.FindAllStringSubmatch(string(text), -1) {
+			require.Contains(t, settings, m[1], file)
+			used[m[1]] = true
+		}
+	}
+	for name := range settings {
+		require.True(t, used[name], "%s is used", name)
+	}
+
+	// Defaults of settings and of flags are the same.
+	for _, cmd := range commands() {
+		flagSet(cmd, &common{}).VisitAll(func(f *pflag.Flag) {
+			s, ok := settings[f.Name]
+			if !ok {
+				return
+			}
+			want := yamlText(t, s.Default)
+			switch list := s.Default.(type) {
+			case string:
+				want = list
+			case []any:
+				want = strings.NewReplacer("- ", "", "\n", ",").Replace(want)
+				want = "[" + strings.Trim(want, "[]") + "]"
+			}
+			require.Equal(t, want, f.DefValue, "default of %s of %s", f.Name, cmd.name())
+		})
+	}
+
+	var example map[string]any
+	readYAML(t, pack+"/st2ha.yaml.example", &example)
+	require.NotEmpty(t, example)
+	for name, v := range example {
+		require.Contains(t, settings, name)
+		require.True(t, types[settings[name].Type](v), "%s: %v is no %s", name, v, settings[name].Type)
+		if settings[name].Secret {
+			require.Contains(t, v, "decrypt_kv", "%s comes from the encrypted datastore", name)
+		}
+	}
+}
+
+func TestPack(t *testing.T) {
+	var p struct {
+		Ref, Name, Description, Version, Author, Email string
+		Keywords                                       []string
+		StackStorm                                     string   `yaml:"stackstorm_version"`
+		Python                                         []string `yaml:"python_versions"`
+	}
+	readYAML(t, pack+"/pack.yaml", &p)
+	require.Equal(t, "st2ha", p.Ref)
+	require.Regexp(t, `^[0-9]+\.[0-9]+\.[0-9]+$`, p.Version)
+	require.NotEmpty(t, p.Description)
+	require.NotEmpty(t, p.Author)
+	require.Contains(t, p.Email, "@")
+}
+
+// What a journal can hold can be read back.
+func TestKinds(t *testing.T) {
+	for kind, empty := range kinds() {
+		require.Equal(t, kind, empty().Kind())
+	}
+}
