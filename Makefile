@@ -8,7 +8,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 FUZZTIME ?= 5s
 
-.PHONY: build lab lab-down test setup lint unit workflow lab-test fuzz bench clean
+.PHONY: build lab lab-down test setup lint vuln unit workflow lab-test fuzz bench clean
 
 build: ## the binary that the launcher actions/st2ha runs
 	@CGO_ENABLED=0 GOOS=$(GOOS) GOARCH=$(GOARCH) go build -trimpath -o $(binary) ./cmd/st2ha
@@ -29,6 +29,8 @@ lint:
 	@test -z "$$(gofmt -l cmd internal test examples | tee /dev/stderr)"
 	go vet ./...
 	go run $(STATICCHECK) ./...
+
+vuln: ## known vulnerabilities; asks vuln.go.dev, so it is no part of make test
 	go run $(GOVULNCHECK) ./...
 
 unit:

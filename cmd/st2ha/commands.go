@@ -272,6 +272,9 @@ func buildRestart(_ context.Context, c *common, p *params) (step.Step, error) {
 	if when == stackstorm.Later {
 		err = fault.Usage("restart later is what restart_st2 makes up for: give auto, inline or deferred")
 	}
+	if err == nil && p.delay < 0 {
+		err = fault.Usage("delay %d is no number of seconds", p.delay)
+	}
 	return &stackstorm.Restarter{Restart: when, Force: p.force, Delay: time.Duration(p.delay) * time.Second, Within: st2Time, Run: c.run}, err
 }
 
@@ -349,6 +352,9 @@ func (p params) preflightNodes(ctx context.Context, c *common) ([]*preflight.Nod
 	broker, err := p.broker(c)
 	if err != nil {
 		return nil, err
+	}
+	if p.mongodbPort < 1 || p.mongodbPort > 65535 {
+		return nil, fault.Usage("mongodb_port %d is no TCP port", p.mongodbPort)
 	}
 	rabbit := &rabbitmq.Configure{Address: p.primary, Port: broker.Port, User: broker.User, Password: broker.Password, VHost: broker.VHost,
 		Permissions: p.rabbitmqPermissions, UpdatePassword: p.updatePassword, Within: rabbitmqTime}

@@ -249,7 +249,7 @@ func TestConfigSchema(t *testing.T) {
 		require.Contains(t, settings, name)
 		require.True(t, types[settings[name].Type](v), "%s: %v is no %s", name, v, settings[name].Type)
 		if settings[name].Secret {
-			require.Contains(t, v, "decrypt_kv", "%s comes from the encrypted datastore", name)
+			require.Contains(t, v, "{{ st2kv.", "%s comes from the datastore", name)
 		}
 	}
 }

@@ -54,7 +54,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	}
 	c := &common{getenv: getenv, start: time.Now(), opened: map[string]host.Host{}}
 	set := flagSet(cmd, c)
-	set.SetOutput(stderr)
+	set.SetOutput(stdout) // what --help prints; errors are reported
 	if err := set.Parse(rest); errors.Is(err, pflag.ErrHelp) {
 		return fault.ExitDone
 	} else if err != nil {

@@ -198,6 +198,7 @@ func TestAuthorization(t *testing.T) {
 // A run that was killed before the restart: mongod answers as before, by the
 // file as it was.
 func TestOwed(t *testing.T) {
+	require.Zero(t, os.Geteuid(), "takes root, as whom files are written")
 	ctx := t.Context()
 	m := newMachine(t, map[string]string{"/etc/mongod.conf": "net:\n  bindIp: 192.168.0.100\n"})
 	answering := &answers{machine: m}

@@ -348,6 +348,7 @@ const mountWait = 60e9
 
 // Both nodes see the same files only where they share them.
 func TestShared(t *testing.T) {
+	require.Zero(t, os.Geteuid(), "takes root, as whom files are written")
 	ctx := t.Context()
 	primary := newMachine(t, "primary", map[string]string{"/opt/a/": ""})
 	same := newMachine(t, "secondary", nil)

@@ -125,6 +125,7 @@ func said(found []step.Finding) []string {
 }
 
 func TestSingle(t *testing.T) {
+	require.Zero(t, os.Geteuid(), "takes root, as whom files are written")
 	ctx := t.Context()
 	const a = "192.168.0.100"
 	for _, tc := range []struct {

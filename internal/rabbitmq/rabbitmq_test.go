@@ -67,6 +67,7 @@ func configure() *Configure {
 }
 
 func TestListener(t *testing.T) {
+	require.Zero(t, os.Geteuid(), "takes root, as whom files are written")
 	const none = "-" // the file is not there
 	for _, tc := range []struct {
 		name              string

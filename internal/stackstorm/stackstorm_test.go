@@ -269,6 +269,7 @@ func TestPrimary(t *testing.T) {
 }
 
 func TestRestart(t *testing.T) {
+	require.Zero(t, os.Geteuid(), "takes root, as whom files are written")
 	ctx := t.Context()
 	refused := &host.ExitError{Program: "systemctl is-active", Code: 3}
 	for _, tc := range []struct {

@@ -63,6 +63,9 @@ func (m *machine) WriteFile(ctx context.Context, f host.File) error {
 	if err := m.op("write " + f.Path); err != nil {
 		return err
 	}
+	if os.Geteuid() != 0 { // who cannot give files away keeps them
+		f.UID, f.GID = os.Geteuid(), os.Getegid()
+	}
 	return m.Local.WriteFile(ctx, f)
 }
 
@@ -76,6 +79,9 @@ func (m *machine) Remove(ctx context.Context, name string) error {
 func (m *machine) Mkdir(ctx context.Context, name string, info host.Info) error {
 	if err := m.op("mkdir " + name); err != nil {
 		return err
+	}
+	if os.Geteuid() != 0 {
+		info.UID, info.GID = os.Geteuid(), os.Getegid()
 	}
 	return m.Local.Mkdir(ctx, name, info)
 }
@@ -570,7 +576,7 @@ func TestUndoThatFails(t *testing.T) {
 	r, err := step.Run(t.Context(), s, m, options("one"))
 	requireFault(t, err, fault.ExitUndoFailed, "undo_failed")
 	require.Contains(t, r.Error.Message, "no answer; undoing it failed as well: undo file /etc/x")
-	require.Contains(t, r.Error.Hint, "st2ha.rollback host=node run=one")
+	require.Contains(t, r.Error.Hint, "st2ha.rollback host=node only=one")
 	require.Equal(t, "old\nnew\n", m.get(t, "/etc/x"))
 	m.fail = nil
 	_, err = step.Rollback(t.Context(), m, undoAll())
@@ -1016,6 +1022,7 @@ func (s *scenario) until(t *testing.T, n int, f func() error) (died bool) {
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	t.Run("then rolled back", func(t *testing.T) {
+		t.Parallel()
 		for n := 1; ; n++ {
 			s := newScenario(t)
 			died := s.until(t, n, func() error { return s.run(t, "one") })
@@ -1032,6 +1039,7 @@ func TestKilled(t *testing.T) {
 		}
 	})
 	t.Run("then run again", func(t *testing.T) {
+		t.Parallel()
 		for n := 1; ; n++ {
 			s := newScenario(t)
 			died := s.until(t, n, func() error { return s.run(t, "one") })
@@ -1046,6 +1054,7 @@ func TestKilled(t *testing.T) {
 		}
 	})
 	t.Run("in the rollback", func(t *testing.T) {
+		t.Parallel()
 		for n := 1; ; n++ {
 			s := newScenario(t)
 			require.NoError(t, s.run(t, "one"))
@@ -1064,6 +1073,7 @@ func TestKilled(t *testing.T) {
 func TestFailingChange(t *testing.T) {
 	t.Parallel()
 	t.Run("once", func(t *testing.T) {
+		t.Parallel()
 		for n := 1; ; n++ {
 			s := newScenario(t)
 			failed := ""
@@ -1089,6 +1099,7 @@ func TestFailingChange(t *testing.T) {
 		}
 	})
 	t.Run("from then on", func(t *testing.T) {
+		t.Parallel()
 		for n := 1; ; n++ {
 			s := newScenario(t)
 			failed := ""
@@ -1116,6 +1127,7 @@ func TestFailingChange(t *testing.T) {
 
 // A step that fails leaves the machine as it found it, whatever change failed.
 func TestFailingStepIsUndone(t *testing.T) {
+	t.Parallel()
 	for n := 1; ; n++ {
 		s := newScenario(t)
 		failed := ""

@@ -1,0 +1,173 @@
+package service_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"st2ha/internal/fault"
+	"st2ha/internal/host"
+	"st2ha/internal/service"
+	"st2ha/internal/step"
+)
+
+// machine is a host below a temporary root whose programs are canned.
+type machine struct {
+	*host.Local
+	root string
+	ran  []string
+	run  func(argv string) (string, error)
+}
+
+func (m *machine) Run(_ context.Context, _ []byte, argv ...string) ([]byte, error) {
+	line := strings.Join(argv, " ")
+	m.ran = append(m.ran, line)
+	if m.run == nil {
+		return nil, nil
+	}
+	out, err := m.run(line)
+	return []byte(out), err
+}
+
+func newMachine(t *testing.T, answer string, err error) *machine {
+	t.Helper()
+	m := &machine{root: t.TempDir(), run: func(string) (string, error) { return answer, err }}
+	m.Local = host.NewLocalAt("node", m.root)
+	for _, dir := range []string{"/usr/bin", "/usr/sbin", "/var/lib"} {
+		require.NoError(t, os.MkdirAll(m.root+dir, 0o755))
+	}
+	return m
+}
+
+var status3 = &host.ExitError{Program: "systemctl", Code: 3}
+
+func TestStates(t *testing.T) {
+	ctx := t.Context()
+	for _, tc := range []struct {
+		err  error
+		want bool
+		fail bool
+	}{{nil, true, false}, {status3, false, false}, {errors.New("gone"), false, true}} {
+		m := newMachine(t, "", tc.err)
+		active, err := service.IsActive(ctx, m, "a.service")
+		require.Equal(t, tc.fail, err != nil)
+		require.Equal(t, tc.want, active)
+		enabled, err := service.IsEnabled(ctx, m, "a.service")
+		require.Equal(t, tc.fail, err != nil)
+		require.Equal(t, tc.want, enabled)
+	}
+	m := newMachine(t, "LoadState=loaded\nUnitFileState=enabled\n\nLoadState=not-found\nUnitFileState=\n\nLoadState=loaded\nUnitFileState=disabled\n", nil)
+	found, err := service.Enabled(ctx, m, "a", "b", "c")
+	require.NoError(t, err)
+	require.Equal(t, []string{"a"}, found)
+	_, err = service.Enabled(ctx, m, "a", "b")
+	require.ErrorContains(t, err, "answered for 3 of 2 units")
+	first, err := service.First(ctx, newMachine(t, "LoadState=not-found\n\nLoadState=loaded\n", nil), "mongod", "mongodb")
+	require.NoError(t, err)
+	require.Equal(t, "mongodb", first)
+	first, err = service.First(ctx, newMachine(t, "LoadState=not-found\n", nil), "mongod")
+	require.NoError(t, err)
+	require.Empty(t, first)
+}
+
+func TestAwait(t *testing.T) {
+	m := newMachine(t, "ActiveState=active\nSubState=running\n\nActiveState=activating\nSubState=auto-restart\n", nil)
+	down, err := service.Inactive(t.Context(), m, "a", "b")
+	require.NoError(t, err)
+	require.Equal(t, []string{"b is activating/auto-restart"}, down)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	err = service.Await(ctx, m, "a", "b")
+	require.Equal(t, "inactive", fault.Of(err).Code)
+	require.ErrorContains(t, err, "node: b is activating/auto-restart")
+	m.run = func(string) (string, error) { return "ActiveState=active\nSubState=running\n", nil }
+	require.NoError(t, service.Await(t.Context(), m, "a"))
+}
+
+func TestStart(t *testing.T) {
+	ctx := t.Context()
+	m := newMachine(t, "", nil)
+	s, err := service.PlanStart(ctx, m, "a.service")
+	require.NoError(t, err)
+	require.Nil(t, s)
+	for verb, want := range map[string][]string{
+		"is-active":  {"systemctl stop a.service"},
+		"is-enabled": {"systemctl disable a.service"},
+		"is-":        {"systemctl disable a.service", "systemctl stop a.service"},
+	} {
+		m.run = func(argv string) (string, error) {
+			if strings.Contains(argv, verb) {
+				return "", status3
+			}
+			return "", nil
+		}
+		s, err = service.PlanStart(ctx, m, "a.service")
+		require.NoError(t, err)
+		require.NotNil(t, s)
+		m.ran = nil
+		require.NoError(t, s.Apply(ctx, m))
+		require.Equal(t, []string{"systemctl enable --now a.service"}, m.ran)
+		m.ran = nil
+		require.NoError(t, s.Undo(ctx, m))
+		slices.Sort(m.ran)
+		require.Equal(t, want, m.ran)
+	}
+	m.run = func(string) (string, error) { return "", status3 }
+	require.Equal(t, "start", fault.Of(s.Apply(ctx, m)).Code)
+	require.Error(t, s.Undo(ctx, m))
+}
+
+// A restart that took place is no longer owed; one that failed still is.
+func TestRestart(t *testing.T) {
+	require.Zero(t, os.Geteuid(), "takes root, as whom files are written")
+	ctx := t.Context()
+	m := newMachine(t, "", status3)
+	release, err := step.Lock(ctx, m, "x", 0)
+	require.NoError(t, err)
+	defer release()
+	r := &service.Restart{Unit: "a.service"}
+	require.NoError(t, step.Owe(ctx, m, r.Owes()))
+	require.Equal(t, "restart", fault.Of(r.Apply(ctx, m)).Code)
+	owed, err := step.Owed(ctx, m, "a.service")
+	require.NoError(t, err)
+	require.True(t, owed)
+	m.run = nil
+	require.NoError(t, r.Apply(ctx, m))
+	owed, err = step.Owed(ctx, m, "a.service")
+	require.NoError(t, err)
+	require.False(t, owed)
+}
+
+func TestPackage(t *testing.T) {
+	ctx := t.Context()
+	m := newMachine(t, "", nil)
+	names := service.Package{Debian: "nfs-common", RedHat: "nfs-utils"}
+	p, err := service.PlanPackage(ctx, m, names, "/usr/sbin/mount.nfs", "/sbin/mount.nfs")
+	require.NoError(t, err)
+	require.NotNil(t, p)
+	err = p.Apply(ctx, m)
+	require.Equal(t, "package_manager", fault.Of(err).Code)
+	require.NoError(t, os.WriteFile(m.root+"/usr/bin/dnf", nil, 0o755))
+	require.NoError(t, p.Apply(ctx, m))
+	require.NoError(t, p.Undo(ctx, m))
+	require.NoError(t, os.WriteFile(m.root+"/usr/bin/apt-get", nil, 0o755))
+	require.NoError(t, p.Apply(ctx, m))
+	require.NoError(t, p.Undo(ctx, m))
+	const apt = "env DEBIAN_FRONTEND=noninteractive apt-get "
+	require.Equal(t, []string{
+		"dnf install --assumeyes --quiet nfs-utils", "dnf remove --assumeyes --quiet nfs-utils",
+		apt + "install --yes --quiet --no-install-recommends nfs-common", apt + "purge --yes --quiet --no-install-recommends nfs-common",
+	}, m.ran)
+	m.run = func(string) (string, error) { return "", status3 }
+	require.Equal(t, "package", fault.Of(p.Apply(ctx, m)).Code)
+	require.NoError(t, os.WriteFile(m.root+"/usr/sbin/mount.nfs", nil, 0o755))
+	p, err = service.PlanPackage(ctx, m, names, "/usr/sbin/mount.nfs")
+	require.NoError(t, err)
+	require.Nil(t, p)
+}
