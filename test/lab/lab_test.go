@@ -21,8 +21,9 @@ import (
 var update = flag.Bool("update", false, "write the golden files anew")
 
 const (
-	primary   = "192.168.0.100"
-	secondary = "192.168.0.101"
+	primary    = "192.168.0.100"
+	secondary  = "192.168.0.101"
+	secondary2 = "192.168.0.102"
 	// password has every character that a format on its way could trip over.
 	password = `p'a"s@s/w:o$r%d`
 )
@@ -51,8 +52,10 @@ func up() error {
 		return err
 	}
 	os.Remove(dir) // lab.sh makes it
-	if err := os.Setenv("LAB", dir); err != nil {
-		return err
+	for name, value := range map[string]string{"LAB": dir, "NODES": "primary secondary secondary2"} {
+		if err := os.Setenv(name, value); err != nil {
+			return err
+		}
 	}
 	for _, script := range []string{"up", ""} {
 		c := command(nil, "./lab.sh", script)
@@ -180,7 +183,7 @@ func settle(t *testing.T) {
 // TestJoin walks through the life of a pair: dry run, join, again, undone, a
 // join that fails half-way.
 func TestJoin(t *testing.T) {
-	nodes := []string{"primary", "secondary"}
+	nodes := []string{"primary", "secondary", "secondary2"}
 	before := map[string][]string{}
 	for _, n := range nodes {
 		before[n] = tree(t, n)
@@ -251,6 +254,23 @@ func TestJoin(t *testing.T) {
 		}
 	}))
 
+	require.True(t, t.Run("another secondary joins beside the first", func(t *testing.T) {
+		o := action(t, "join_secondary", map[string]any{"secondaries": []string{secondary, secondary2}})
+		require.Equal(t, "succeeded", o.Status, o.raw)
+		require.False(t, o.Output.Nodes[secondary].Changed, o.raw)
+		require.True(t, o.Output.Nodes[secondary2].Changed, o.raw)
+		var targets []string
+		for _, c := range o.Output.Nodes[primary].Changes {
+			targets = append(targets, c.Target)
+		}
+		require.Equal(t, []string{"/etc/exports", "/etc/exports"}, targets, "the lines grow, and the kernel is told")
+		exports := on(t, "primary", "grep -v '^#' /etc/exports")
+		require.Equal(t, 3, strings.Count(exports, "\n"), exports)
+		for _, n := range []string{"secondary", "secondary2"} {
+			require.Equal(t, "3\n", on(t, n, "mount -t nfs4 | wc -l"))
+		}
+	}))
+
 	require.True(t, t.Run("an edit made since keeps rollback from losing it", func(t *testing.T) {
 		on(t, "secondary", "cp -a /etc/st2/st2.conf /root/kept; echo '# mine' >> /etc/st2/st2.conf")
 		o := action(t, "rollback", map[string]any{"host": secondary})
@@ -261,7 +281,7 @@ func TestJoin(t *testing.T) {
 	}))
 
 	require.True(t, t.Run("rollback restores every byte, mode and owner", func(t *testing.T) {
-		for _, address := range []string{secondary, primary} {
+		for _, address := range []string{secondary2, secondary, primary} {
 			o := action(t, "rollback", map[string]any{"host": address})
 			require.Equal(t, "succeeded", o.Status, o.raw)
 		}
@@ -294,10 +314,12 @@ func TestJoin(t *testing.T) {
 			params        map[string]any
 			code          string
 		}{
-			"an address that is not the node's": {params: map[string]any{"secondaries": []string{"secondary2"}}, code: "unreachable"},
+			"a secondary that is not there": {params: map[string]any{"secondaries": []string{"192.168.0.77"}}, code: "unreachable"},
 			"fstab mounts something else there": {
 				prepare: "cp -a /etc/fstab /root/fstab; echo '/dev/sdz /opt/stackstorm/packs ext4 noauto 0 0' >> /etc/fstab",
 				tidy:    "mv /root/fstab /etc/fstab", code: "unparsable"},
+			"loopback as a secondary's address": {
+				params: map[string]any{"secondaries": []string{"127.0.0.1"}}, code: "address"},
 			"no sudo":             {prepare: "mv /etc/sudoers.d/st2 /root/st2", tidy: "mv /root/st2 /etc/sudoers.d/st2", code: "sudo"},
 			"another clock":       {prepare: "date -s '+1 hour'", tidy: "date -s '-1 hour'", code: "clock"},
 			"another gid":         {prepare: "cp -a /etc/group /root/group; sed -i s/:1499:/:1777:/ /etc/group", tidy: "mv /root/group /etc/group", code: "ids"},
