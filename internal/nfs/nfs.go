@@ -47,10 +47,15 @@ func Validate(dirs []string) error {
 		case strings.ContainsFunc(dir, func(r rune) bool { return r < ' ' || r == 0x7f }):
 			return fault.Usage("directory %q holds a control character", dir)
 		}
-		for _, system := range []string{"/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/opt", "/proc", "/root", "/run", "/sbin", "/sys", "/tmp", "/usr", "/var"} {
-			if dir == system {
+		for _, system := range []string{"/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/root", "/run", "/sbin", "/sys", "/tmp", "/usr", "/var/lib/st2ha"} {
+			if dir == system || strings.HasPrefix(dir, system+"/") {
 				return fault.Usage("directory %s is the system's own", dir)
 			}
+		}
+		switch dir {
+		case "/", "/home", "/mnt", "/opt", "/opt/stackstorm", "/opt/stackstorm/st2", "/srv", "/var", "/var/lib", "/var/log":
+			// A mount there would hide what the node itself needs.
+			return fault.Usage("directory %s is the system's own", dir)
 		}
 		for _, other := range dirs[:i] {
 			if dir == other || strings.HasPrefix(dir, other+"/") || strings.HasPrefix(other, dir+"/") {
