@@ -201,13 +201,13 @@ func TestExportPlan(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []string{"package nfs-kernel-server", "file /etc/exports", "start nfs-server.service", "exportfs /etc/exports"}, what(changes))
 
-	s.Directories = []string{"/opt/none", "/etc/passwd"}
-	require.NoError(t, os.WriteFile(m.root+"/etc/passwd", nil, 0o644))
+	s.Directories = []string{"/opt/none", "/opt/file"}
+	require.NoError(t, os.WriteFile(m.root+"/opt/file", nil, 0o644))
 	findings, err = s.Check(ctx, m)
 	require.NoError(t, err)
 	require.Len(t, findings, 2)
 	require.Contains(t, findings[0].Message, "/opt/none does not exist")
-	require.Contains(t, findings[1].Message, "/etc/passwd is no directory")
+	require.Contains(t, findings[1].Message, "/opt/file is no directory")
 }
 
 // An export the administrator made otherwise is not repeated.
