@@ -153,7 +153,7 @@ func (s *stepCommand) flags(f *pflag.FlagSet) {
 
 func (s *stepCommand) exec(ctx context.Context, c *common) (any, error) {
 	failed := step.Result{Step: s.title, Host: s.params.host, Run: c.run, DryRun: c.dryRun, Changes: []step.ChangeSummary{}, Findings: []step.Finding{}}
-	if err := stackstorm.ValidateAddress("host", s.params.host); err != nil {
+	if err := host.CheckAddress("host", s.params.host); err != nil {
 		return failed, err
 	}
 	built, err := s.build(ctx, c, &s.params)
@@ -187,7 +187,7 @@ func buildST2(ctx context.Context, c *common, p *params) (step.Step, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := stackstorm.ValidateAddress("primary", p.primary); err != nil {
+	if err := host.CheckAddress("primary", p.primary); err != nil {
 		return nil, err
 	}
 	s := &stackstorm.Configure{Role: p.role, PrimaryAddress: p.primary, KeepSensors: p.keepSensors, Restart: when}
@@ -215,7 +215,7 @@ func (p *params) nodes(ctx context.Context, c *common) ([]host.Host, error) {
 	}
 	var list []host.Host
 	for _, address := range p.secondaries {
-		if err := stackstorm.ValidateAddress("secondaries", address); err != nil {
+		if err := host.CheckAddress("secondaries", address); err != nil {
 			return nil, err
 		}
 		h, err := c.open(ctx, address)
@@ -246,7 +246,7 @@ func buildExport(_ context.Context, _ *common, p *params) (step.Step, error) {
 		return nil, fault.Usage("secondaries is missing: give the address of one or more, separated by commas")
 	}
 	for _, address := range p.secondaries {
-		if err := stackstorm.ValidateAddress("secondaries", address); err != nil {
+		if err := host.CheckAddress("secondaries", address); err != nil {
 			return nil, err
 		}
 	}
@@ -254,7 +254,7 @@ func buildExport(_ context.Context, _ *common, p *params) (step.Step, error) {
 }
 
 func buildMount(ctx context.Context, c *common, p *params) (step.Step, error) {
-	if err := stackstorm.ValidateAddress("primary", p.primary); err != nil {
+	if err := host.CheckAddress("primary", p.primary); err != nil {
 		return nil, err
 	}
 	if err := nfs.ValidateOptions(p.mountOptions); err != nil {
@@ -279,7 +279,7 @@ func buildRestart(_ context.Context, c *common, p *params) (step.Step, error) {
 }
 
 func buildVerify(ctx context.Context, c *common, p *params) (step.Step, error) {
-	s := &stackstorm.Verifier{Role: p.role, PrimaryAddress: p.primary, Within: st2Time}
+	s := &stackstorm.Verifier{Role: p.role, Within: st2Time}
 	switch p.role {
 	case stackstorm.RolePrimary:
 		return s, nil
@@ -338,7 +338,7 @@ func (p params) preflightNodes(ctx context.Context, c *common) ([]*preflight.Nod
 		if i == 0 {
 			name = "primary"
 		}
-		if err := stackstorm.ValidateAddress(name, address); err != nil {
+		if err := host.CheckAddress(name, address); err != nil {
 			return nil, err
 		}
 		if seen[address] {
@@ -409,7 +409,7 @@ func (r *rollbackCommand) flags(f *pflag.FlagSet) {
 
 func (r *rollbackCommand) exec(ctx context.Context, c *common) (any, error) {
 	failed := step.Result{Step: r.name(), Host: r.host, Run: c.run, DryRun: c.dryRun, Changes: []step.ChangeSummary{}, Findings: []step.Finding{}}
-	if err := stackstorm.ValidateAddress("host", r.host); err != nil {
+	if err := host.CheckAddress("host", r.host); err != nil {
 		return failed, err
 	}
 	if r.only != "" && !regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`).MatchString(r.only) {

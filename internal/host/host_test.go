@@ -458,14 +458,15 @@ func TestTempName(t *testing.T) {
 }
 
 func TestOpen(t *testing.T) {
-	for _, addr := range []string{"", " ", "192.168.0.300", "1.2.3", "a b", "-a", "a-", "a_b", "a..b", "a.", "0.0.0.0", "::", "224.0.0.1", "255.255.255.255", "host:22", "[::1]", "user@host", "$(id)", "a/b", "é", strings.Repeat("a", 64), strings.Repeat("a.", 127) + "a"} {
+	for _, addr := range []string{"", " ", "192.168.0.300", "1.2.3", "1", "a b", "a,b", "a:b", "amqp://a", "a\n", "-a", "a-", "a_b", "a..b", "a.", "0.0.0.0", "::", "224.0.0.1", "255.255.255.255", "host:22", "[::1]", "user@host", "$(id)", "a/b", "é", strings.Repeat("a", 64), strings.Repeat("a.", 127) + "a"} {
 		_, err := host.Open(t.Context(), addr, host.SSHConfig{})
 		var e *fault.Error
 		require.ErrorAs(t, err, &e, addr)
 		require.Equal(t, fault.ExitUsage, e.Exit, addr)
+		require.ErrorContains(t, host.CheckAddress("primary", addr), "primary", "the parameter is named")
 	}
-	for _, addr := range []string{"192.168.0.100", "::1", "2001:db8::1", "node1", "node-1.example.com", "3com.com", strings.Repeat("a", 63)} {
-		require.NoError(t, host.CheckAddr(addr), addr)
+	for _, addr := range []string{"192.168.0.100", "::1", "2001:db8::1", "a", "node", "node1", "node-1.example.com", "3com.com", strings.Repeat("a", 63)} {
+		require.NoError(t, host.CheckAddress("host", addr), addr)
 	}
 	name, err := os.Hostname()
 	require.NoError(t, err)

@@ -15,7 +15,7 @@ import (
 // Open is the host at addr: this machine if the address is its own, another
 // over SSH otherwise. cfg.Addr is taken from addr.
 func Open(ctx context.Context, addr string, cfg SSHConfig) (Host, error) {
-	if err := checkAddr(addr); err != nil {
+	if err := CheckAddress("host", addr); err != nil {
 		return nil, err
 	}
 	local, err := isLocal(ctx, addr)
@@ -41,11 +41,15 @@ var (
 	numeric = regexp.MustCompile(`^[0-9]+$`)
 )
 
-// checkAddr takes an IP address or a host name as RFC 1123 has it.
-func checkAddr(addr string) error {
+// CheckAddress takes an IP address or a host name as RFC 1123 (section 2.1)
+// has it. name is that of the parameter the address was given in.
+func CheckAddress(name, addr string) error {
+	if addr == "" {
+		return fault.Usage("%s is missing", name)
+	}
 	if ip, err := netip.ParseAddr(addr); err == nil {
 		if ip.IsUnspecified() || ip.IsMulticast() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
-			return fault.Usage("%q is not the address of one host", addr)
+			return fault.Usage("%s %q is not the address of one host", name, addr)
 		}
 		return nil
 	}
@@ -55,7 +59,7 @@ func checkAddr(addr string) error {
 		ok = ok && label.MatchString(l)
 	}
 	if !ok {
-		return fault.Usage("%q is neither an IP address nor a host name", addr)
+		return fault.Usage("%s %q is neither an IP address nor a host name", name, addr)
 	}
 	return nil
 }

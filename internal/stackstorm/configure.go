@@ -3,7 +3,6 @@ package stackstorm
 import (
 	"context"
 	"fmt"
-	"net"
 	"strings"
 
 	"st2ha/internal/fault"
@@ -227,36 +226,4 @@ func ValidateSecret(name, value string) error {
 		}
 	}
 	return nil
-}
-
-// ValidateAddress refuses what is neither an IP address nor a host name.
-func ValidateAddress(name, value string) error {
-	if net.ParseIP(value) != nil {
-		return nil
-	}
-	if value == "" {
-		return fault.Usage("%s is missing", name)
-	}
-	if len(value) <= 253 && strings.ContainsAny(value, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ") {
-		for _, label := range strings.Split(value, ".") {
-			if !validLabel(label) {
-				return fault.Usage("%s %q is neither an IP address nor a host name", name, value)
-			}
-		}
-		return nil
-	}
-	return fault.Usage("%s %q is neither an IP address nor a host name", name, value)
-}
-
-// validLabel is a label of a host name (RFC 1123, section 2.1).
-func validLabel(label string) bool {
-	if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
-		return false
-	}
-	for _, c := range []byte(label) {
-		if c != '-' && (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') {
-			return false
-		}
-	}
-	return true
 }

@@ -25,11 +25,10 @@ import (
 // Verifier is the step verify_node: it changes nothing and proves that a node
 // does its part.
 type Verifier struct {
-	Role           string
-	PrimaryAddress string
-	Primary        host.Host
-	Mounts         step.Step // mount_nfs, whose Plan is empty when all is mounted; nil on the primary
-	Within         time.Duration
+	Role    string
+	Primary host.Host
+	Mounts  step.Step // mount_nfs, whose Plan is empty when all is mounted; nil on the primary
+	Within  time.Duration
 }
 
 // Name is verify_node.
