@@ -37,11 +37,24 @@ func TestInstallMain(t *testing.T) {
 			require.NoError(t, os.Mkdir(n.cache+"/st2ha/"+old, 0o700))
 			require.NoError(t, os.Chtimes(n.cache+"/st2ha/"+old, time.Unix(1, 0), time.Unix(1, 0)))
 		}
+		// Another program, as the sensor's is, goes by a link of its name.
+		require.NoError(t, os.Mkdir(from+"/cmd/st2ha-twin", 0o755))
+		require.NoError(t, os.WriteFile(from+"/cmd/st2ha-twin/main.go", []byte("package main\n\nfunc main() { println(`twin`) }\n"), 0o644))
+		require.NoError(t, os.Symlink("st2ha", from+"/actions/st2ha-twin"))
+		require.NoError(t, os.Symlink("st2ha", from+"/actions/st2ha-gone"))
 		n.upgrade(t, from)
 		start := time.Now()
 		n.buildOnce(t)
 		t.Logf("after an upgrade: %s", time.Since(start).Round(time.Second))
 		require.Len(t, n.builds(t), 3, "old builds are removed, but for two")
+
+		twin := n.start(t, "", true, n.pack()+"/actions/st2ha-twin")
+		require.Zero(t, twin.wait(t))
+		require.Equal(t, "twin\n", twin.stderr.String(), "built already, with the first one")
+		gone := n.start(t, "", true, n.pack()+"/actions/st2ha-gone")
+		require.Equal(t, 3, gone.wait(t))
+		require.Empty(t, gone.stdout.String())
+		require.Contains(t, gone.stderr.String(), "there is no program st2ha-gone")
 	})
 
 	t.Run("killed", func(t *testing.T) {
