@@ -81,7 +81,7 @@ func TestInstallMain(t *testing.T) {
 
 	// A secondary's mount can be one; and people who are not root try --help.
 	t.Run("read-only pack, not root", func(t *testing.T) {
-		user := t.TempDir()
+		user := openDir(t)
 		// What Go has compiled already, to be quick.
 		run(t, "/", "cp", "-a", n.cache+"/st2ha", user+"/st2ha")
 		run(t, "/", "sh", "-c", `rm -rf "$0"/st2ha/build-*; chown -R 65534 "$0"`, user)

@@ -34,8 +34,7 @@ type node struct {
 func newNode(t *testing.T) node {
 	t.Helper()
 	require.Zero(t, os.Getuid(), "the tests of the installation need root: they mount")
-	n := node{base: t.TempDir(), cache: t.TempDir(), path: t.TempDir()}
-	require.NoError(t, os.Chmod(filepath.Dir(n.base), 0o755)) // for users that are not root
+	n := node{base: openDir(t), cache: openDir(t), path: openDir(t)}
 	require.NoError(t, os.Mkdir(n.base+"/packs", 0o775))
 	for _, name := range tools {
 		found, err := exec.LookPath(name)
@@ -43,6 +42,14 @@ func newNode(t *testing.T) node {
 		require.NoError(t, os.Symlink(found, filepath.Join(n.path, name)))
 	}
 	return n
+}
+
+// openDir is a temporary directory that users other than root reach, too.
+func openDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	require.NoError(t, os.Chmod(filepath.Dir(dir), 0o755))
+	return dir
 }
 
 func (n node) pack() string { return n.base + "/packs/st2ha" }
