@@ -22,7 +22,7 @@ const st2packs = 1499
 
 // tools are the programs that the launcher and StackStorm's sandbox need on a
 // node. A Go is not among them.
-var tools = strings.Fields("cat env find flock id ls mkdir mktemp mv nsenter readlink rm sed setpriv sh sha256sum stat sync tail timeout tr uname xargs")
+var tools = strings.Fields("cat env find flock id ls mkdir mktemp mv readlink rm sed setpriv sh sha256sum stat sync tail timeout tr uname xargs")
 
 // node is a machine with StackStorm's directories, as far as a pack sees it.
 type node struct {
