@@ -23,7 +23,7 @@ trap 'rm -rf "$work"' EXIT
 mkdir "$work/src"
 git archive HEAD | tar -x -C "$work/src"
 for arch in amd64 arm64; do
-  GOOS=linux GOARCH=$arch GOTOOLCHAIN=local GOFLAGS=-mod=readonly GOWORK=off make --silent -C "$work/src" build
+  GOOS=linux GOARCH=$arch GOFLAGS=-mod=readonly GOWORK=off make --silent -C "$work/src" build
 done
 
 export GIT_INDEX_FILE=$work/index
@@ -35,7 +35,8 @@ done
 # The dates of HEAD: neither the commit's name nor the files' times depend on when it was made.
 GIT_AUTHOR_DATE=$(git log -1 --format=%cI) GIT_COMMITTER_DATE=$GIT_AUTHOR_DATE
 export GIT_AUTHOR_DATE GIT_COMMITTER_DATE
-commit=$(git commit-tree "$(git write-tree)" -p HEAD -m "Release $version, built with $(go env GOVERSION)")
+go=$(go version "$work/src/bin/st2ha-linux-amd64")
+commit=$(git commit-tree "$(git write-tree)" -p HEAD -m "Release $version, built with ${go##* }")
 
 case $1 in
 release)
