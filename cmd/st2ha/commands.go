@@ -156,6 +156,7 @@ func (s *stepCommand) exec(ctx context.Context, c *common) (any, error) {
 	if err := host.CheckAddress("host", s.params.host); err != nil {
 		return failed, err
 	}
+	go c.open(ctx, s.params.host) // beside those that the step needs, too
 	built, err := s.build(ctx, c, &s.params)
 	if err != nil {
 		return failed, err
@@ -213,11 +214,14 @@ func (p *params) nodes(ctx context.Context, c *common) ([]host.Host, error) {
 	if len(p.secondaries) == 0 {
 		return nil, fault.Usage("secondaries is missing: give the address of one or more, separated by commas")
 	}
-	var list []host.Host
 	for _, address := range p.secondaries {
 		if err := host.CheckAddress("secondaries", address); err != nil {
 			return nil, err
 		}
+		go c.open(ctx, address)
+	}
+	var list []host.Host
+	for _, address := range p.secondaries {
 		h, err := c.open(ctx, address)
 		if err != nil {
 			return nil, err
@@ -366,6 +370,9 @@ func (p params) preflightNodes(ctx context.Context, c *common) ([]*preflight.Nod
 	}
 	if err := nfs.Validate(p.directories); err != nil {
 		return nil, err
+	}
+	for _, address := range addresses {
+		go c.open(ctx, address)
 	}
 	primary := &preflight.Node{Address: p.primary, Primary: true}
 	primary.Host, primary.Err = c.open(ctx, p.primary)

@@ -20,6 +20,8 @@ const exportsPath = "/etc/exports"
 type Export struct {
 	Directories []string // empty: the default list
 	Clients     []string // addresses of the secondaries
+
+	exports bool // when the last Plan looked: nothing is left to prove
 }
 
 // Name is export_nfs.
@@ -56,6 +58,7 @@ func options(gid int) []string {
 
 // Plan edits /etc/exports, has the server run and tells the kernel.
 func (s *Export) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
+	s.exports = false
 	dirs, err := Directories(ctx, h, s.Directories)
 	if err != nil {
 		return nil, err
@@ -98,7 +101,8 @@ func (s *Export) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
 	if start != nil {
 		changes = append(changes, start)
 	}
-	if edit != nil || start != nil || s.exported(ctx, h, dirs) != nil {
+	s.exports = edit == nil && start == nil && s.exported(ctx, h, dirs) == nil
+	if !s.exports {
 		changes = append(changes, &Reexport{})
 	}
 	return changes, nil
@@ -110,6 +114,9 @@ const serverUnit = "nfs-server.service"
 
 // Verify looks at what the kernel exports.
 func (s *Export) Verify(ctx context.Context, h host.Host) error {
+	if s.exports {
+		return nil
+	}
 	dirs, err := Directories(ctx, h, s.Directories)
 	if err != nil {
 		return err
