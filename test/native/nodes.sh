@@ -4,7 +4,7 @@
 # copy of the lab's image: real sshd, sudo, systemd, RabbitMQ, Redis, exportfs. Only the kernel is this machine's, which
 # may have no NFS at all. So in place of NFS the secondary mounts by sshfs, from the same fstab line and by the same
 # mount unit, and nfs-server.service starts nothing.
-#   in CMD: on NODE PROGRAM...   runs a program in a node
+#   in CMD: on NODE PROGRAM...   runs a program in a node; CMD itself is in the nodes' network, as 192.168.0.1
 set -euo pipefail
 self=$(realpath "$0"); here=${self%/*}; . "$here/../lab/lib.sh"
 cgroups=${cgroups:-$(findmnt -n -o TARGET -t cgroup2 | head -1)/st2ha-native-$$} NODES="primary secondary"
@@ -14,16 +14,17 @@ inside() { # in a process namespace whose end is the end of all nodes
   mount -t tmpfs -o mode=755 none "$work"
   mkdir "$work/base"; mount -o loop,ro,noload "$base" "$work/base"
   ip link set lo up
-  ip link add primary type veth peer name secondary
+  # The lab's network: a bridge, and this machine on it.
+  ip link add br0 type bridge; ip addr add "$NET.1/24" dev br0; ip link set br0 up
   for x in $NODES; do
     root "$x"
     setsid unshare --mount --uts --ipc --net --pid --fork "$self" _boot "$x" </dev/null >"$work/$x.console" 2>&1 &
     local p=''; until p=$(pgrep -P $!); do sleep 0.01; done
     echo "$p" >"$work/$x.pid"
-    ip link set "$x" netns "$p"
+    ip link add "to-$x" master br0 up type veth peer name "$x" netns "$p"
   done
   for x in $NODES; do ready "$x"; done
-  export -f on; "$@"
+  export -f on; export base; "$@"
 }
 root() { # NODE: its file system
   local x=$1 r=$work/$1 o h=''
@@ -91,6 +92,7 @@ esac
 base=$("$here/../lab/mkbase.sh")
 work=$(mktemp -d); mkdir "$cgroups" "$cgroups"/{primary,secondary}
 clean() {
+  kill -KILL "$nodes" 2>/dev/null || true   # and with it all processes in its namespace
   # Cgroups of processes that have just ended take a moment.
   for _ in $(seq 100); do
     find "$cgroups" -depth -type d -exec rmdir {} + 2>/dev/null || true
@@ -99,5 +101,6 @@ clean() {
   done
   rmdir "$work"
 }
-trap clean EXIT; trap 'exit 130' INT TERM
-unshare --mount --net --pid --fork --kill-child --mount-proc "$self" _inside "$work" "$cgroups" "$base" "$@"
+nodes=''; trap clean EXIT; trap 'exit 130' INT TERM
+unshare --mount --net --pid --fork --kill-child --mount-proc "$self" _inside "$work" "$cgroups" "$base" "$@" & nodes=$!
+wait $nodes
