@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -19,13 +20,16 @@ import (
 // machine is a host below a temporary root whose programs are canned.
 type machine struct {
 	*host.Local
-	root string
-	ran  []string
-	run  func(argv string) (string, error)
+	root  string
+	mutex sync.Mutex
+	ran   []string
+	run   func(argv string) (string, error)
 }
 
 func (m *machine) Run(_ context.Context, _ []byte, argv ...string) ([]byte, error) {
 	line := strings.Join(argv, " ")
+	m.mutex.Lock() // a step may run several at a time
+	defer m.mutex.Unlock()
 	m.ran = append(m.ran, line)
 	if m.run == nil {
 		return nil, nil

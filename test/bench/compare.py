@@ -1,8 +1,10 @@
-"""compare.py TITLE KEY KNOWN_HOSTS PROGRAM RUNS: st2ha beside an Ansible playbook that does the same work, from this
-machine, over SSH to two nodes. First runs begin from nodes as they are now; restarts of services are in no figure."""
+"""compare.py TITLE IMAGE PROGRAM RUNS FIRST: st2ha beside an Ansible playbook that does the same work, from this machine,
+over SSH to two fresh nodes made from IMAGE: medians of FIRST first runs, which leave out the restarts of services, and of
+RUNS runs with nothing to change."""
 import json, os, re, statistics, subprocess, sys, tempfile, time
 
-title, key, known_hosts, program, runs = sys.argv[1:5] + [int(sys.argv[5])]
+title, image, program, runs, first_runs = sys.argv[1:4] + [int(n) for n in sys.argv[4:6]]
+key, known_hosts = image + ".key", image + ".known_hosts"
 here = os.path.dirname(os.path.abspath(__file__))
 primary, secondary, password = "192.168.0.100", "192.168.0.101", "bench-pass"
 directories = ["/opt/stackstorm/" + d for d in ("packs", "virtualenvs", "configs")]
@@ -119,7 +121,7 @@ save()
 times = {}
 for tool in (ansible, st2ha):
     firsts = []
-    for n in range(runs):
+    for n in range(first_runs):
         if n or tool is not ansible:
             restore()
         firsts.append(tool.first())
@@ -134,6 +136,6 @@ print("%-58s %8.2f s %8.3f s" % ("st2ha, the six steps, a process each as StackS
 print("%-58s %10s %8.3f s" % ("st2ha drift, the same and verify_node in one process", "", one))
 print("%-58s %8.1f x %8.1f x" % ("Ansible : st2ha, the six steps", times[ansible][0] / times[st2ha][0], times[ansible][1] / times[st2ha][1]))
 print("%-58s %10s %8.1f x" % ("Ansible : st2ha drift", "", times[ansible][1] / one))
-print("medians of %d; the services' own restarts are left out of the first runs" % runs)
+print("medians of %d first runs, without the services' own restarts, and of %d with nothing to change" % (first_runs, runs))
 print("\nwhere Ansible's last run went:")
 print("\n".join(l for l in ansible.last.split("\n") if re.search(r" -+ +[0-9.]+s$", l)))
