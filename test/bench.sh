@@ -1,6 +1,7 @@
 #!/bin/bash
-# bench.sh: how long the no-change run of all steps takes on both nodes, connections included, without StackStorm's
-# own scheduling: on the lab's nodes, and the SSH share alone at this machine's own speed.
+# bench.sh [RUNS [FIRST]]: how long a run of all steps takes that finds nothing to change, connections included, without
+# StackStorm's own scheduling: on nodes of this machine's own speed, and on the lab's slower ones; there beside Ansible.
 set -euo pipefail
 here=$(dirname "$(realpath "$0")")
-exec "$here/lab/bench.sh" "$@"
+"$here/native/bench.sh" "${1:-5}"
+"$here/lab/bench.sh" "$@"

@@ -37,6 +37,7 @@ func commands() []command {
 			groups: []group{restartFlags, forceRestartFlags}, build: buildRestart},
 		&stepCommand{title: "verify_node", about: "a node is proved to do its part",
 			groups: []group{roleFlags, primaryFlags, directoriesFlags, mountFlags}, build: buildVerify},
+		&driftCommand{},
 		&rollbackCommand{},
 	}
 }
@@ -156,6 +157,7 @@ func (s *stepCommand) exec(ctx context.Context, c *common) (any, error) {
 	if err := host.CheckAddress("host", s.params.host); err != nil {
 		return failed, err
 	}
+	go c.open(ctx, s.params.host) // beside those that the step needs, too
 	built, err := s.build(ctx, c, &s.params)
 	if err != nil {
 		return failed, err
@@ -213,11 +215,14 @@ func (p *params) nodes(ctx context.Context, c *common) ([]host.Host, error) {
 	if len(p.secondaries) == 0 {
 		return nil, fault.Usage("secondaries is missing: give the address of one or more, separated by commas")
 	}
-	var list []host.Host
 	for _, address := range p.secondaries {
 		if err := host.CheckAddress("secondaries", address); err != nil {
 			return nil, err
 		}
+		go c.open(ctx, address)
+	}
+	var list []host.Host
+	for _, address := range p.secondaries {
 		h, err := c.open(ctx, address)
 		if err != nil {
 			return nil, err
@@ -305,32 +310,32 @@ func (p *preflightCommand) summary() string {
 }
 
 func (p *preflightCommand) flags(f *pflag.FlagSet) {
-	for _, g := range []group{primaryFlags, secondariesFlags, mongodbFlags, rabbitmqFlags, rabbitmqAdminFlags, st2Flags, directoriesFlags, mountFlags} {
-		g(&p.params, f)
-	}
+	joinFlags(&p.params, f)
 	f.IntVar(&p.params.mongodbPort, "mongodb_port", 27017, "TCP port of mongod that the secondaries must reach")
+}
+
+// joinFlags are what all steps of a join take together.
+func joinFlags(p *params, f *pflag.FlagSet) {
+	for _, g := range []group{primaryFlags, secondariesFlags, mongodbFlags, rabbitmqFlags, rabbitmqAdminFlags, st2Flags, directoriesFlags, mountFlags} {
+		g(p, f)
+	}
 }
 
 func (p *preflightCommand) exec(ctx context.Context, c *common) (any, error) {
 	q := p.params
-	r := step.Result{Step: p.name(), Host: q.primary, Run: c.run, DryRun: c.dryRun, Changes: []step.ChangeSummary{}, Findings: []step.Finding{}}
-	nodes, err := q.preflightNodes(ctx, c)
+	if q.mongodbPort < 1 || q.mongodbPort > 65535 {
+		return c.result(p.name(), q.primary), fault.Usage("mongodb_port %d is no TCP port", q.mongodbPort)
+	}
+	nodes, err := q.joinNodes(ctx, c)
 	if err != nil {
-		return r, err
+		return c.result(p.name(), q.primary), err
 	}
-	r.Findings = append(r.Findings, preflight.Run(ctx, nodes, preflight.Ports{MongoDB: q.mongodbPort, RabbitMQ: q.rabbitmqPort, NFS: 2049})...)
-	for i := range r.Findings {
-		r.Findings[i].Message = c.mask.Mask(r.Findings[i].Message)
-	}
-	err = step.Refuse(r.Findings)
-	r.Fail(err, c.mask)
-	r.Millis = time.Since(c.start).Milliseconds()
-	return r, err
+	return c.found(p.name(), q.primary, preflight.Run(ctx, nodes, preflight.Ports{MongoDB: q.mongodbPort, RabbitMQ: q.rabbitmqPort, NFS: 2049}))
 }
 
-// preflightNodes opens all nodes and gives each the steps it is in for. What
+// joinNodes opens all nodes and gives each the steps it is in for. What
 // cannot be reached is a finding; a parameter that is wrong is an error.
-func (p params) preflightNodes(ctx context.Context, c *common) ([]*preflight.Node, error) {
+func (p params) joinNodes(ctx context.Context, c *common) ([]*preflight.Node, error) {
 	addresses := append([]string{p.primary}, p.secondaries...)
 	seen := map[string]bool{}
 	for i, address := range addresses {
@@ -353,9 +358,6 @@ func (p params) preflightNodes(ctx context.Context, c *common) ([]*preflight.Nod
 	if err != nil {
 		return nil, err
 	}
-	if p.mongodbPort < 1 || p.mongodbPort > 65535 {
-		return nil, fault.Usage("mongodb_port %d is no TCP port", p.mongodbPort)
-	}
 	rabbit := &rabbitmq.Configure{Address: p.primary, Port: broker.Port, User: broker.User, Password: broker.Password, VHost: broker.VHost,
 		Permissions: p.rabbitmqPermissions, UpdatePassword: p.updatePassword, Within: rabbitmqTime}
 	if err := rabbit.Validate(); err != nil {
@@ -366,6 +368,9 @@ func (p params) preflightNodes(ctx context.Context, c *common) ([]*preflight.Nod
 	}
 	if err := nfs.Validate(p.directories); err != nil {
 		return nil, err
+	}
+	for _, address := range addresses {
+		go c.open(ctx, address)
 	}
 	primary := &preflight.Node{Address: p.primary, Primary: true}
 	primary.Host, primary.Err = c.open(ctx, p.primary)
@@ -379,6 +384,9 @@ func (p params) preflightNodes(ctx context.Context, c *common) ([]*preflight.Nod
 	for _, address := range p.secondaries {
 		n := &preflight.Node{Address: address}
 		n.Host, n.Err = c.open(ctx, address)
+		if n.Host != nil {
+			rabbit.From = append(rabbit.From, n.Host)
+		}
 		if primary.Host != nil {
 			n.Steps = []step.Step{
 				&stackstorm.Configure{Role: stackstorm.RoleSecondary, PrimaryAddress: p.primary, Primary: primary.Host, Broker: broker, KeepSensors: p.keepSensors, Restart: stackstorm.Later},

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -30,7 +31,8 @@ type common struct {
 	log    *slog.Logger
 	mask   *step.Masker
 	start  time.Time
-	opened map[string]host.Host
+	mutex  sync.Mutex
+	opened map[string]func() (host.Host, error) // waits for the connection
 }
 
 // command is one action: its flags, and what it does with them.
@@ -52,7 +54,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if err != nil {
 		return report(stdout, stderr, nil, err)
 	}
-	c := &common{getenv: getenv, start: time.Now(), opened: map[string]host.Host{}}
+	c := &common{getenv: getenv, start: time.Now(), opened: map[string]func() (host.Host, error){}}
 	set := flagSet(cmd, c)
 	set.SetOutput(stdout) // what --help prints; errors are reported
 	if err := set.Parse(rest); errors.Is(err, pflag.ErrHelp) {
@@ -137,23 +139,35 @@ func (c *common) prepare(stderr io.Writer) error {
 // would be seen in ps and in sudo's log.
 func (c *common) secret(name string) string { return c.getenv("ST2HA_" + name) }
 
-// open connects to a host once for the process.
+// open connects to a host once for the process. Several can be opened side by
+// side: go c.open(ctx, address), and who needs the host calls it again.
 func (c *common) open(ctx context.Context, address string) (host.Host, error) {
-	if h, ok := c.opened[address]; ok {
-		return h, nil
+	c.mutex.Lock()
+	wait, ok := c.opened[address]
+	if !ok {
+		wait = sync.OnceValues(func() (host.Host, error) { return c.connect(ctx, address) })
+		c.opened[address] = wait
 	}
+	c.mutex.Unlock()
+	return wait()
+}
+
+func (c *common) connect(ctx context.Context, address string) (host.Host, error) {
 	h, err := host.Open(ctx, address, c.ssh)
 	if err != nil {
 		return nil, err
 	}
 	c.log.Debug("connected", "host", address, "local", h.IsLocal(), "after", time.Since(c.start))
-	c.opened[address] = h
 	return h, nil
 }
 
 func (c *common) close() {
-	for _, h := range c.opened {
-		_ = h.Close()
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	for _, wait := range c.opened {
+		if h, err := wait(); err == nil {
+			_ = h.Close()
+		}
 	}
 }
 

@@ -258,14 +258,17 @@ func sftpInfo(fi fs.FileInfo) Info {
 	return info
 }
 
-// limitedBuffer takes no more than a file may have; /proc tells no sizes.
-type limitedBuffer struct{ buf bytes.Buffer }
-
-func (b *limitedBuffer) Write(p []byte) (int, error) {
-	if b.buf.Len()+len(p) > maxFile {
-		return 0, errTooLarge
+// readAll reads to the end of a file that is not too large.
+func readAll(fd io.Reader) ([]byte, error) {
+	var buf bytes.Buffer
+	buf.Grow(32 << 10) // what one request asks for
+	if _, err := buf.ReadFrom(io.LimitReader(fd, maxFile+1)); err != nil {
+		return nil, err
 	}
-	return b.buf.Write(p)
+	if buf.Len() > maxFile {
+		return nil, errTooLarge
+	}
+	return buf.Bytes(), nil
 }
 
 // ReadFile reads a regular file of at most 64 MiB.
@@ -283,9 +286,17 @@ func (s *SSH) ReadFile(ctx context.Context, name string) (File, error) {
 		if err != nil {
 			return File{}, err
 		}
-		defer fd.Close()
-		// Again: the file may have been replaced in between.
-		if fi, err = fd.Stat(); err != nil {
+		defer s.background(func() { fd.Close() }) // its answer says nothing
+		// Again, and beside the first read: the file may have been replaced in between.
+		data := make([]byte, min(fi.Size(), maxFile))
+		read := make(chan int, 1)
+		go func() {
+			n, _ := fd.ReadAt(data, 0)
+			read <- n
+		}()
+		fi, err = fd.Stat()
+		n := <-read
+		if err != nil {
 			return File{}, err
 		}
 		if !fi.Mode().IsRegular() {
@@ -294,13 +305,13 @@ func (s *SSH) ReadFile(ctx context.Context, name string) (File, error) {
 		if fi.Size() > maxFile {
 			return File{}, errTooLarge
 		}
-		data := &limitedBuffer{}
-		data.buf.Grow(int(fi.Size()) + bytes.MinRead)
-		if _, err := fd.WriteTo(data); err != nil {
-			return File{}, err
+		if n == 0 || int64(n) != fi.Size() { // it has changed, or lies in /proc, which tells no sizes
+			if data, err = readAll(fd); err != nil {
+				return File{}, err
+			}
 		}
 		info := sftpInfo(fi)
-		return File{Path: name, Data: data.buf.Bytes(), Mode: modeBits(info.Mode), UID: info.UID, GID: info.GID}, nil
+		return File{Path: name, Data: data, Mode: modeBits(info.Mode), UID: info.UID, GID: info.GID}, nil
 	})
 }
 

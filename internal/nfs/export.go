@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
+
 	"st2ha/internal/confedit"
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
@@ -20,6 +22,8 @@ const exportsPath = "/etc/exports"
 type Export struct {
 	Directories []string // empty: the default list
 	Clients     []string // addresses of the secondaries
+
+	exports bool // when the last Plan looked: nothing is left to prove
 }
 
 // Name is export_nfs.
@@ -56,11 +60,8 @@ func options(gid int) []string {
 
 // Plan edits /etc/exports, has the server run and tells the kernel.
 func (s *Export) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
+	s.exports = false
 	dirs, err := Directories(ctx, h, s.Directories)
-	if err != nil {
-		return nil, err
-	}
-	gid, err := groupID(ctx, h, Group)
 	if err != nil {
 		return nil, err
 	}
@@ -71,6 +72,10 @@ func (s *Export) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
 	}
 	if pkg != nil {
 		changes = append(changes, pkg)
+	}
+	gid, start, shown, err := s.ask(ctx, h, dirs, pkg == nil)
+	if err != nil {
+		return nil, err
 	}
 	f, existed, err := step.ReadOrEmpty(ctx, h, exportsPath, 0o644)
 	if err != nil {
@@ -91,17 +96,36 @@ func (s *Export) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
 	if pkg != nil {
 		return append(changes, &service.Start{Unit: serverUnit}, &Reexport{}), nil
 	}
-	start, err := service.PlanStart(ctx, h, serverUnit)
-	if err != nil {
-		return nil, err
-	}
 	if start != nil {
 		changes = append(changes, start)
 	}
-	if edit != nil || start != nil || s.exported(ctx, h, dirs) != nil {
+	s.exports = edit == nil && start == nil && shown
+	if !s.exports {
 		changes = append(changes, &Reexport{})
 	}
 	return changes, nil
+}
+
+// ask runs the programs that Plan has to hear, side by side: the group's gid,
+// and, where the server is installed, how to start it and whether it exports.
+func (s *Export) ask(ctx context.Context, h host.Host, dirs []string, installed bool) (gid int, start *service.Start, shown bool, err error) {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() (err error) {
+		gid, err = groupID(ctx, h, Group)
+		return err
+	})
+	if installed {
+		group.Go(func() (err error) {
+			start, err = service.PlanStart(ctx, h, serverUnit)
+			return err
+		})
+		group.Go(func() error {
+			shown = s.exported(ctx, h, dirs) == nil
+			return nil
+		})
+	}
+	err = group.Wait()
+	return gid, start, shown, err
 }
 
 // serverUnit is the name that NFS's own package gives it; Debian keeps
@@ -110,6 +134,9 @@ const serverUnit = "nfs-server.service"
 
 // Verify looks at what the kernel exports.
 func (s *Export) Verify(ctx context.Context, h host.Host) error {
+	if s.exports {
+		return nil
+	}
 	dirs, err := Directories(ctx, h, s.Directories)
 	if err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/unit"
+	"golang.org/x/sync/errgroup"
 
 	"st2ha/internal/confedit"
 	"st2ha/internal/fault"
@@ -166,15 +167,12 @@ func (s *Mount) Verify(ctx context.Context, h host.Host) error {
 	if err != nil {
 		return err
 	}
+	group, ctx := errgroup.WithContext(ctx)
 	for _, dir := range dirs {
-		if err := seen(ctx, h, s.Primary, dir); err != nil {
-			return err
-		}
-		if err := seen(ctx, s.Primary, h, dir); err != nil {
-			return err
-		}
+		group.Go(func() error { return seen(ctx, h, s.Primary, dir) })
+		group.Go(func() error { return seen(ctx, s.Primary, h, dir) })
 	}
-	return nil
+	return group.Wait()
 }
 
 // seen writes a file in dir on one host and reads it on another.

@@ -36,6 +36,8 @@ type Configure struct {
 	UpdatePassword bool        // change the password of a user that exists
 	From           []host.Host // the nodes a login must work from
 	Within         time.Duration
+
+	works bool // when the last Plan tried, from the broker's own node
 }
 
 // Permissions are the three patterns of RabbitMQ's access control.
@@ -86,6 +88,7 @@ func (s *Configure) Check(ctx context.Context, h host.Host) ([]step.Finding, err
 // Plan opens the listener and sees to vhost, user and permissions. As long as
 // a login works it asks nothing of rabbitmqctl, which takes seconds.
 func (s *Configure) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
+	s.works = false
 	var changes []step.Change
 	at := s.Address
 	if err := Listens(ctx, h, s.login(at).Addr); err != nil {
@@ -102,6 +105,7 @@ func (s *Configure) Plan(ctx context.Context, h host.Host) ([]step.Change, error
 		changes = append(changes, &service.Restart{Unit: unit})
 	}
 	if s.Permissions == (Permissions{".*", ".*", ".*"}) && Works(ctx, h, s.login(at)) == nil {
+		s.works = len(changes) == 0
 		return changes, nil
 	}
 	access, err := s.access(ctx, h)
@@ -219,7 +223,11 @@ func (s *Configure) Verify(ctx context.Context, h host.Host) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.Within)
 	defer cancel()
-	for _, from := range append([]host.Host{h}, s.From...) {
+	hosts := s.From
+	if !s.works {
+		hosts = append([]host.Host{h}, hosts...)
+	}
+	for _, from := range hosts {
 		for {
 			err := prove(ctx, from)
 			if err == nil {

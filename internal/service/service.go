@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,40 +16,15 @@ import (
 
 // IsActive says whether a unit is active (systemctl(1), is-active).
 func IsActive(ctx context.Context, h host.Host, unit string) (bool, error) {
-	return holds(ctx, h, "is-active", unit)
-}
-
-// IsEnabled says whether a unit starts at boot (systemctl(1), is-enabled).
-func IsEnabled(ctx context.Context, h host.Host, unit string) (bool, error) {
-	return holds(ctx, h, "is-enabled", unit)
-}
-
-func holds(ctx context.Context, h host.Host, verb, unit string) (bool, error) {
-	_, err := h.Run(ctx, nil, "systemctl", verb, "--quiet", unit)
+	_, err := h.Run(ctx, nil, "systemctl", "is-active", "--quiet", unit)
 	var exit *host.ExitError
 	if errors.As(err, &exit) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("%s: %s of %s: %w", h.Name(), verb, unit, err)
+		return false, fmt.Errorf("%s: is-active of %s: %w", h.Name(), unit, err)
 	}
 	return true, nil
-}
-
-// Enabled returns those of the units that the host starts at boot, in the
-// same order: the ones that are meant to run.
-func Enabled(ctx context.Context, h host.Host, units ...string) ([]string, error) {
-	blocks, err := show(ctx, h, "LoadState,UnitFileState", units)
-	if err != nil {
-		return nil, err
-	}
-	var found []string
-	for i, block := range blocks {
-		if strings.Contains(block, "LoadState=loaded") && strings.Contains(block, "UnitFileState=enabled") {
-			found = append(found, units[i])
-		}
-	}
-	return found, nil
 }
 
 // First returns the first of the units that the host has, for services that
@@ -87,28 +63,51 @@ func Inactive(ctx context.Context, h host.Host, units ...string) ([]string, erro
 	}
 	var down []string
 	for i, block := range blocks {
-		if !strings.Contains(block, "ActiveState=active") {
-			state := strings.NewReplacer("ActiveState=", "", "SubState=", "", "\n", "/").Replace(block)
-			down = append(down, units[i]+" is "+state)
-		}
+		down = append(down, inactive(units[i], properties(block))...)
 	}
 	return down, nil
 }
 
-// Await waits until all units are active, and fails as soon as one has failed
-// or ctx ends.
-func Await(ctx context.Context, h host.Host, units ...string) error {
+// inactive is the unit with its state, or nothing if it is active.
+func inactive(unit string, p map[string]string) []string {
+	if p["ActiveState"] == "active" {
+		return nil
+	}
+	return []string{unit + " is " + p["ActiveState"] + "/" + p["SubState"]}
+}
+
+// properties takes a block of "systemctl show" apart.
+func properties(block string) map[string]string {
+	p := map[string]string{}
+	for _, line := range strings.Split(block, "\n") {
+		name, value, _ := strings.Cut(line, "=")
+		p[name] = value
+	}
+	return p
+}
+
+// AwaitEnabled waits until those of the units that the host starts at boot,
+// and so is meant to run, are active, and returns how many they are.
+func AwaitEnabled(ctx context.Context, h host.Host, units ...string) (enabled int, err error) {
 	for {
-		down, err := Inactive(ctx, h, units...)
+		blocks, err := show(ctx, h, "LoadState,UnitFileState,ActiveState,SubState", units)
 		if err != nil {
-			return err
+			return 0, err
+		}
+		enabled = 0
+		var down []string
+		for i, block := range blocks {
+			if p := properties(block); p["LoadState"] == "loaded" && p["UnitFileState"] == "enabled" {
+				enabled++
+				down = append(down, inactive(units[i], p)...)
+			}
 		}
 		if len(down) == 0 {
-			return nil
+			return enabled, nil
 		}
 		select {
 		case <-ctx.Done():
-			return fault.Failed("inactive", "look at: systemctl status, journalctl -u "+strings.Fields(down[0])[0],
+			return 0, fault.Failed("inactive", "look at: systemctl status, journalctl -u "+strings.Fields(down[0])[0],
 				"%s: %s", h.Name(), strings.Join(down, ", "))
 		case <-time.After(200 * time.Millisecond):
 		}
@@ -153,13 +152,15 @@ type Start struct {
 
 // PlanStart returns the change that starts and enables a unit, or nil.
 func PlanStart(ctx context.Context, h host.Host, unit string) (*Start, error) {
-	active, err := IsActive(ctx, h, unit)
+	blocks, err := show(ctx, h, "ActiveState,UnitFileState", []string{unit})
 	if err != nil {
 		return nil, err
 	}
-	enabled, err := IsEnabled(ctx, h, unit)
-	if err != nil || active && enabled {
-		return nil, err
+	p := properties(blocks[0])
+	active := p["ActiveState"] == "active"
+	enabled := slices.Contains([]string{"enabled", "enabled-runtime", "static", "alias", "indirect", "generated"}, p["UnitFileState"]) // as is-enabled has it
+	if active && enabled {
+		return nil, nil
 	}
 	return &Start{Unit: unit, WasActive: active, WasEnabled: enabled}, nil
 }

@@ -58,16 +58,9 @@ func TestStates(t *testing.T) {
 		active, err := service.IsActive(ctx, m, "a.service")
 		require.Equal(t, tc.fail, err != nil)
 		require.Equal(t, tc.want, active)
-		enabled, err := service.IsEnabled(ctx, m, "a.service")
-		require.Equal(t, tc.fail, err != nil)
-		require.Equal(t, tc.want, enabled)
 	}
-	m := newMachine(t, "LoadState=loaded\nUnitFileState=enabled\n\nLoadState=not-found\nUnitFileState=\n\nLoadState=loaded\nUnitFileState=disabled\n", nil)
-	found, err := service.Enabled(ctx, m, "a", "b", "c")
-	require.NoError(t, err)
-	require.Equal(t, []string{"a"}, found)
-	_, err = service.Enabled(ctx, m, "a", "b")
-	require.ErrorContains(t, err, "answered for 3 of 2 units")
+	_, err := service.Inactive(ctx, newMachine(t, "ActiveState=active\n\nActiveState=active\n", nil), "a")
+	require.ErrorContains(t, err, "answered for 2 of 1 units")
 	first, err := service.First(ctx, newMachine(t, "LoadState=not-found\n\nLoadState=loaded\n", nil), "mongod", "mongodb")
 	require.NoError(t, err)
 	require.Equal(t, "mongodb", first)
@@ -81,33 +74,57 @@ func TestAwait(t *testing.T) {
 	down, err := service.Inactive(t.Context(), m, "a", "b")
 	require.NoError(t, err)
 	require.Equal(t, []string{"b is activating/auto-restart"}, down)
+
+	// One that is not enabled, or not there, is not waited for.
+	const starting = "LoadState=loaded\nUnitFileState=enabled\nActiveState=activating\nSubState=auto-restart\n"
+	const others = "\nLoadState=not-found\nUnitFileState=\nActiveState=inactive\nSubState=dead\n" +
+		"\nLoadState=loaded\nUnitFileState=disabled\nActiveState=inactive\nSubState=dead\n"
+	m = newMachine(t, starting+others, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	err = service.Await(ctx, m, "a", "b")
+	_, err = service.AwaitEnabled(ctx, m, "a", "b", "c")
 	require.Equal(t, "inactive", fault.Of(err).Code)
-	require.ErrorContains(t, err, "node: b is activating/auto-restart")
-	m.run = func(string) (string, error) { return "ActiveState=active\nSubState=running\n", nil }
-	require.NoError(t, service.Await(t.Context(), m, "a"))
+	require.ErrorContains(t, err, "node: a is activating/auto-restart")
+	require.NotContains(t, err.Error(), ",")
+	m.run = func(string) (string, error) {
+		if len(m.ran) < 3 {
+			return starting + others, nil
+		}
+		return strings.Replace(starting, "activating", "active", 1) + others, nil
+	}
+	m.ran = nil
+	enabled, err := service.AwaitEnabled(t.Context(), m, "a", "b", "c")
+	require.NoError(t, err)
+	require.Equal(t, 1, enabled)
+	require.Len(t, m.ran, 3)
+	m.run = func(string) (string, error) { return "", status3 }
+	_, err = service.AwaitEnabled(t.Context(), m, "a")
+	require.ErrorContains(t, err, "state of a")
 }
 
 func TestStart(t *testing.T) {
 	ctx := t.Context()
+	var s *service.Start
 	m := newMachine(t, "", nil)
-	s, err := service.PlanStart(ctx, m, "a.service")
-	require.NoError(t, err)
-	require.Nil(t, s)
-	for verb, want := range map[string][]string{
-		"is-active":  {"systemctl stop a.service"},
-		"is-enabled": {"systemctl disable a.service"},
-		"is-":        {"systemctl disable a.service", "systemctl stop a.service"},
+	for state, want := range map[string][]string{
+		"ActiveState=active\nUnitFileState=enabled\n":          nil,
+		"ActiveState=active\nUnitFileState=static\n":           nil,
+		"ActiveState=inactive\nUnitFileState=enabled\n":        {"systemctl stop a.service"},
+		"ActiveState=active\nUnitFileState=disabled\n":         {"systemctl disable a.service"},
+		"ActiveState=active\nUnitFileState=linked\n":           {"systemctl disable a.service"},
+		"ActiveState=failed\nUnitFileState=disabled\n":         {"systemctl disable a.service", "systemctl stop a.service"},
+		"ActiveState=inactive\nUnitFileState=\n":               {"systemctl disable a.service", "systemctl stop a.service"},
+		"ActiveState=deactivating\nUnitFileState=masked\n":     {"systemctl disable a.service", "systemctl stop a.service"},
+		"ActiveState=inactive\nUnitFileState=linked-runtime\n": {"systemctl disable a.service", "systemctl stop a.service"},
 	} {
-		m.run = func(argv string) (string, error) {
-			if strings.Contains(argv, verb) {
-				return "", status3
-			}
-			return "", nil
-		}
+		m.run = func(argv string) (string, error) { return state, nil }
+		var err error
 		s, err = service.PlanStart(ctx, m, "a.service")
+		if want == nil {
+			require.NoError(t, err)
+			require.Nil(t, s)
+			continue
+		}
 		require.NoError(t, err)
 		require.NotNil(t, s)
 		m.ran = nil
@@ -118,6 +135,7 @@ func TestStart(t *testing.T) {
 		slices.Sort(m.ran)
 		require.Equal(t, want, m.ran)
 	}
+	s = &service.Start{Unit: "a.service"}
 	m.run = func(string) (string, error) { return "", status3 }
 	require.Equal(t, "start", fault.Of(s.Apply(ctx, m)).Code)
 	require.Error(t, s.Undo(ctx, m))

@@ -49,16 +49,13 @@ func services() []string {
 		"st2rulesengine", "st2sensorcontainer", "st2timersengine", "st2workflowengine", "st2scheduler"}
 }
 
-// Units returns the st2 units that the host is meant to run.
-func Units(ctx context.Context, h host.Host) ([]string, error) {
-	units, err := service.Enabled(ctx, h, services()...)
-	if err != nil {
-		return nil, err
+// await waits until the st2 services that the host is meant to run are active.
+func await(ctx context.Context, h host.Host) error {
+	enabled, err := service.AwaitEnabled(ctx, h, services()...)
+	if err == nil && enabled == 0 {
+		return fault.Preflight("st2_units", "install StackStorm on "+h.Name()+", or enable its services", "%s: none of the st2 services is enabled", h.Name())
 	}
-	if len(units) == 0 {
-		return nil, fault.Preflight("st2_units", "install StackStorm on "+h.Name()+", or enable its services", "%s: none of the st2 services is enabled", h.Name())
-	}
-	return units, nil
+	return err
 }
 
 // Restarter is the step restart_st2: it makes up for the restart that
@@ -100,13 +97,9 @@ func (s *Restarter) Verify(ctx context.Context, h host.Host) error {
 	if pending, err := Pending(ctx, h); err != nil || pending {
 		return err
 	}
-	units, err := Units(ctx, h)
-	if err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(ctx, s.Within)
 	defer cancel()
-	return service.Await(ctx, h, units...)
+	return await(ctx, h)
 }
 
 // Pending says whether the st2 services still run with an older st2.conf.

@@ -14,11 +14,12 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
 	"st2ha/internal/mongodb"
 	"st2ha/internal/rabbitmq"
-	"st2ha/internal/service"
 	"st2ha/internal/step"
 )
 
@@ -55,26 +56,28 @@ func (s *Verifier) Plan(context.Context, host.Host) ([]step.Change, error) { ret
 func (s *Verifier) Verify(ctx context.Context, h host.Host) error {
 	ctx, cancel := context.WithTimeout(ctx, s.Within)
 	defer cancel()
-	units, err := Units(ctx, h)
-	if err != nil {
+	group, both := errgroup.WithContext(ctx)
+	group.Go(func() error { return await(both, h) })
+	group.Go(func() error { return s.mounts(both, h) })
+	if err := group.Wait(); err != nil {
 		return err
-	}
-	if err := service.Await(ctx, h, units...); err != nil {
-		return err
-	}
-	if s.Mounts != nil {
-		missing, err := s.Mounts.Plan(ctx, h)
-		if err != nil {
-			return err
-		}
-		if len(missing) > 0 {
-			return fault.Failed("mounts", "run mount_nfs on it", "%s: %s: %s is not in place", h.Name(), missing[0].Kind(), missing[0].Target())
-		}
 	}
 	if pending, err := Pending(ctx, h); err != nil || pending {
 		return err
 	}
 	return s.connections(ctx, h)
+}
+
+// mounts proves that mount_nfs has nothing left to do.
+func (s *Verifier) mounts(ctx context.Context, h host.Host) error {
+	if s.Mounts == nil {
+		return nil
+	}
+	missing, err := s.Mounts.Plan(ctx, h)
+	if err == nil && len(missing) > 0 {
+		err = fault.Failed("mounts", "run mount_nfs on it", "%s: %s: %s is not in place", h.Name(), missing[0].Kind(), missing[0].Target())
+	}
+	return err
 }
 
 // connections proves what st2.conf names, from the node and from the backends' side.
@@ -87,13 +90,27 @@ func (s *Verifier) connections(ctx context.Context, h host.Host) error {
 	if err != nil {
 		return err
 	}
-	if err := mongodb.Login(ctx, h, db.URI, "st2"); err != nil {
-		return fault.Failed("database", "compare [database] of "+ConfPath+" on both nodes", "%s: log in to MongoDB at %s: %w", h.Name(), db.Via, err)
-	}
 	login, err := conf.Broker()
 	if err != nil {
 		return err
 	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		err := mongodb.Login(ctx, h, db.URI, "st2")
+		if err != nil {
+			err = fault.Failed("database", "compare [database] of "+ConfPath+" on both nodes", "%s: log in to MongoDB at %s: %w", h.Name(), db.Via, err)
+		}
+		return err
+	})
+	group.Go(func() error { return consumed(ctx, h, login) })
+	if s.Role == RoleSecondary {
+		group.Go(func() error { return s.seen(ctx, h, db.Via, login.Addr) })
+	}
+	return group.Wait()
+}
+
+// consumed proves a login to the broker, and that somebody takes actions from the queue.
+func consumed(ctx context.Context, h host.Host, login rabbitmq.Login) error {
 	consumers, err := rabbitmq.Consumers(ctx, h, login, runnerQueue)
 	if err != nil {
 		return fault.Failed("broker", "compare [messaging] of "+ConfPath+" with the broker's users", "%s: log in to RabbitMQ at %s as %s: %w", h.Name(), login.Addr, login.User, err)
@@ -101,10 +118,7 @@ func (s *Verifier) connections(ctx context.Context, h host.Host) error {
 	if consumers == 0 {
 		return fault.Failed("consumers", "journalctl -u 'st2actionrunner*' says more", "%s: nobody consumes the queue %s", h.Name(), runnerQueue)
 	}
-	if s.Role != RoleSecondary {
-		return nil
-	}
-	return s.seen(ctx, h, db.Via, login.Addr)
+	return nil
 }
 
 // runnerQueue is where action runners take their work (st2common/transport/queues.py).

@@ -190,9 +190,11 @@ func (j *journal) apply(ctx context.Context, s Step, h host.Host, o Options) err
 			}
 		}
 		o.Log.Info(e.Kind, "host", h.Name(), "target", e.Target)
+		began := time.Now()
 		if err := e.change.Apply(ctx, h); err != nil {
 			return err
 		}
+		o.Log.Debug("applied", "host", h.Name(), "kind", e.Kind, "target", e.Target, "took", time.Since(began))
 		e.State = applied
 		if _, ok := e.change.(Replanner); ok {
 			rest, err := s.Plan(ctx, h)

@@ -1,8 +1,10 @@
 #!/bin/bash
-# deploy.sh: the pack, with its binary for the nodes, onto the primary, where "st2 pack install" would put it.
+# deploy.sh [WAY...]: the pack, with its binary for the nodes, onto the primary, where "st2 pack install" would put it.
+# WAY is how a program is run there (default: lab.sh ssh primary).
 set -euo pipefail
 here=$(dirname "$(realpath "$0")")
+[ $# -gt 0 ] || set -- "$here/lab.sh" ssh primary
 cd "$here/../.."
 make --silent build
 tar -c --sort=name --owner=root:0 --group=st2packs:1499 --mode=g+w actions workflows rules sensors pack.yaml config.schema.yaml bin |
-  "$here/lab.sh" ssh primary 'mkdir -p /opt/stackstorm/packs/st2ha && tar -x -C /opt/stackstorm/packs/st2ha'
+  "$@" tar -x -C /opt/stackstorm/packs --one-top-level=st2ha
