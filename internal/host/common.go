@@ -23,6 +23,7 @@ const (
 	maxStdout = 16 << 20 // bytes a program may print
 	maxStderr = 64 << 10 // bytes kept of stderr's beginning, and of its end
 	maxNote   = 4 << 10  // bytes read of a lock's note
+	maxBase   = 200      // bytes of a file's name in that of its temporary file; a name has 255 at most
 
 	// grace is what an operation that cannot be broken off gets to end by
 	// itself after its context has: a hung file system holds system calls for good.
@@ -135,14 +136,21 @@ func modeBits(m fs.FileMode) fs.FileMode {
 	return m & (fs.ModePerm | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky)
 }
 
-// tempName is a hidden name beside the file, so that no tool that reads
+// TempName is a hidden name beside the file, so that no tool that reads
 // *.conf takes the half-written file for one.
-func tempName(name string) string {
+func TempName(name string) string {
 	dir, base := path.Split(name)
-	if len(base) > 200 { // a name has 255 bytes at most
-		base = base[:200]
-	}
-	return dir + "." + base + ".st2ha-" + random()
+	return dir + "." + base[:min(len(base), maxBase)] + ".st2ha-" + random()
+}
+
+var leftover = regexp.MustCompile(`^\.(.+)\.st2ha-[0-9a-f]{16}$`)
+
+// Leftover says whether name is one that TempName made, for a file called
+// base or, if that is empty, for any: a process that is killed while it writes
+// leaves its temporary file.
+func Leftover(name, base string) bool {
+	m := leftover.FindStringSubmatch(name)
+	return m != nil && (base == "" || m[1] == base[:min(len(base), maxBase)])
 }
 
 // random is a word nobody can guess.

@@ -13,5 +13,4 @@ var (
 	Quote       = quote
 	IsLocal     = isLocal
 	Environment = environment
-	TempName    = tempName
 )

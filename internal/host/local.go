@@ -163,7 +163,7 @@ func replace(ctx context.Context, real string, f File) (err error) {
 		return err
 	}
 	exists := err == nil
-	temp := tempName(real)
+	temp := TempName(real)
 	fd, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
@@ -460,7 +460,8 @@ func (l *Local) DialContext(ctx context.Context, network, addr string) (net.Conn
 }
 
 // Lock takes flock(2) on the file, which the kernel lets go when this process
-// ends. The file stays, empty, when the lock is released.
+// ends. The file stays, empty, when the lock is released; with the note of a
+// holder that died.
 func (l *Local) Lock(ctx context.Context, name, note string) (func(), error) {
 	fd, err := at(ctx, l, "lock", name, true, func(real string) (*os.File, error) {
 		return flock(real, name, note)
@@ -494,6 +495,9 @@ func flock(real, name, note string) (*os.File, error) {
 			if err = errors.Join(e1, e2); err == nil {
 				if err = fd.Truncate(0); err == nil {
 					_, err = fd.WriteAt([]byte(note+"\n"), 0)
+				}
+				if err == nil {
+					err = fd.Sync()
 				}
 			}
 		}

@@ -327,7 +327,7 @@ func (s *SSH) replace(ctx context.Context, c *files, f File) (err error) {
 		return err
 	}
 	exists := err == nil
-	temp := tempName(real)
+	temp := TempName(real)
 	fd, err := c.OpenFile(temp, syscall.O_WRONLY|syscall.O_CREAT|syscall.O_EXCL)
 	if err != nil {
 		return c.why(err, dir, 1)

@@ -95,13 +95,11 @@ func openJournal(ctx context.Context, h host.Host, run, step string, changes []C
 	if err := h.Mkdir(ctx, j.dir, host.Info{Mode: 0o700}); err != nil {
 		return nil, err
 	}
-	if err := j.add(ctx, h, changes); err != nil {
-		return nil, err
-	}
-	return j, j.save(ctx, h)
+	return j, j.add(ctx, h, changes)
 }
 
-// add appends changes that are about to be made, with their before-images.
+// add appends changes that are about to be made, with their before-images, and
+// then notes the restarts that they owe: a note without a journal would stay.
 func (j *journal) add(ctx context.Context, h host.Host, changes []Change) error {
 	for _, c := range changes {
 		e := &entry{Kind: c.Kind(), Target: c.Target(), State: planned, change: c}
@@ -119,14 +117,18 @@ func (j *journal) add(ctx context.Context, h host.Host, changes []Change) error 
 			if e.Owed, err = Owed(ctx, h, a.Owes()); err != nil {
 				return err
 			}
-			if !e.Owed {
-				err = Owe(ctx, h, a.Owes())
-			}
-			if err != nil {
+		}
+		j.Entries = append(j.Entries, e)
+	}
+	if err := j.save(ctx, h); err != nil {
+		return err
+	}
+	for _, e := range j.Entries[len(j.Entries)-len(changes):] {
+		if a, ok := e.change.(Activator); ok && a.Owes() != "" && !e.Owed {
+			if err := Owe(ctx, h, a.Owes()); err != nil {
 				return err
 			}
 		}
-		j.Entries = append(j.Entries, e)
 	}
 	return nil
 }
@@ -219,14 +221,18 @@ func readJournal(ctx context.Context, h host.Host, dir string, kinds Kinds) (*jo
 	return j, nil
 }
 
-// close removes the before-images of a journal that is undone: they may hold
-// secrets, and what they hold is in place again.
+// close removes the before-images of a journal that is undone, also those it
+// does not know of yet: they may hold secrets, and what they hold is in place again.
 func (j *journal) close(ctx context.Context, h host.Host) error {
-	for _, e := range j.Entries {
-		if e.Image == "" {
+	names, err := h.ReadDir(ctx, j.dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if name == "journal.json" {
 			continue
 		}
-		if err := h.Remove(ctx, path.Join(j.dir, e.Image)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := h.Remove(ctx, path.Join(j.dir, name)); err != nil {
 			return err
 		}
 	}

@@ -29,8 +29,14 @@ func Rollback(ctx context.Context, h host.Host, o RollbackOptions) (Result, erro
 
 func rollback(ctx context.Context, h host.Host, o RollbackOptions, r *Result) error {
 	found, err := journals(ctx, h, o.Only, o.Kinds)
-	if err != nil || len(found) == 0 {
+	if err != nil {
 		return err
+	}
+	if len(found) == 0 {
+		if o.DryRun {
+			return nil
+		}
+		return tidyIfFree(ctx, h, "rollback "+o.Run)
 	}
 	if !o.DryRun {
 		release, err := Lock(ctx, h, "rollback "+o.Run, o.Wait)
@@ -95,12 +101,9 @@ func conflicts(ctx context.Context, h host.Host, found []*journal, force bool) e
 
 // undo takes journals back, newest first: state before what activates it.
 func undo(ctx context.Context, h host.Host, found []*journal, o Options) error {
-	var activators []Activator
-	if changesState(found) {
-		var err error
-		if activators, err = owed(ctx, h, found); err != nil {
-			return err
-		}
+	activators, idle, err := owed(ctx, h, found)
+	if err != nil {
+		return err
 	}
 	for i := len(found) - 1; i >= 0; i-- {
 		j := found[i]
@@ -125,6 +128,11 @@ func undo(ctx context.Context, h host.Host, found []*journal, o Options) error {
 			return fmt.Errorf("undo %s %s: %w", a.Kind(), a.Target(), err)
 		}
 	}
+	for _, name := range idle {
+		if err := Settle(ctx, h, name); err != nil {
+			return err
+		}
+	}
 	for _, j := range found {
 		if err := j.close(ctx, h); err != nil {
 			return err
@@ -135,25 +143,22 @@ func undo(ctx context.Context, h host.Host, found []*journal, o Options) error {
 
 // owed returns what has to be activated again once the journals are undone,
 // each target once, and notes it on the host: until then it runs with what is
-// being undone.
-func owed(ctx context.Context, h host.Host, found []*journal) ([]Activator, error) {
-	var activators []Activator
-	type late struct {
-		Activator
-		owed bool
-	}
-	var postponed []late      // left to a later step
+// being undone. idle is what owes a restart that never began: it still runs
+// with what is restored, so the notes can go, but only then.
+func owed(ctx context.Context, h host.Host, found []*journal) (activators []Activator, idle []string, err error) {
+	var late []*entry         // never begun, or left to a later step
 	seen := map[string]bool{} // kinds and targets, and the names they owe
+	state := changesState(found)
 	for _, j := range found {
 		for _, e := range j.Entries {
 			a, ok := e.change.(Activator)
 			switch {
-			case !ok || e.State == planned || e.State == undone:
+			case !ok || e.State == undone:
 				continue
-			case a.Postponed():
-				postponed = append(postponed, late{a, e.Owed})
+			case e.State == planned || a.Postponed():
+				late = append(late, e)
 				continue
-			case seen[a.Kind()+" "+a.Target()]:
+			case !state || seen[a.Kind()+" "+a.Target()]:
 				continue
 			}
 			seen[a.Kind()+" "+a.Target()] = true
@@ -163,38 +168,37 @@ func owed(ctx context.Context, h host.Host, found []*journal) ([]Activator, erro
 				continue
 			}
 			if err := begin(ctx, h, a.Owes()); err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 		}
 	}
-	for _, a := range postponed {
-		if seen[a.Owes()] {
+	for _, e := range late {
+		a := e.change.(Activator)
+		if a.Owes() == "" || seen[a.Owes()] {
 			continue
 		}
 		pending, err := untouched(ctx, h, a.Owes())
-		if err != nil {
-			return nil, err
-		}
-		if pending {
-			// Never restarted since the change: it still runs with what is restored now.
-			if !a.owed { // by an earlier run, that is not undone
-				err = Settle(ctx, h, a.Owes())
-			}
-			if err != nil {
-				return nil, err
-			}
-			seen[a.Owes()] = !a.owed
+		switch {
+		case err != nil:
+			return nil, nil, err
+		case pending && e.Owed: // by an earlier run, that is not undone
+			continue
+		case pending:
+			seen[a.Owes()] = true
+			idle = append(idle, a.Owes())
+			continue
+		case e.State == planned || !state:
 			continue
 		}
 		// Restarted since, if only half, by a step that is undone itself already:
 		// it runs with what is undone now.
 		if err := begin(ctx, h, a.Owes()); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		seen[a.Owes()] = true
-		activators = append(activators, a.Activator)
+		activators = append(activators, a)
 	}
-	return activators, nil
+	return activators, idle, nil
 }
 
 // changesState says whether there is more to undo than restarts: those alone
