@@ -147,6 +147,7 @@ func (c *common) open(ctx context.Context, address string) (host.Host, error) {
 		return nil, err
 	}
 	c.log.Debug("connected", "host", address, "local", h.IsLocal(), "after", time.Since(c.start))
+	h = crashing(h)
 	c.opened[address] = h
 	return h, nil
 }
