@@ -23,7 +23,6 @@ const (
 	maxStdout = 16 << 20 // bytes a program may print
 	maxStderr = 64 << 10 // bytes kept of stderr's beginning, and of its end
 	maxNote   = 4 << 10  // bytes read of a lock's note
-	maxBase   = 200      // bytes of a file's name in that of its temporary file; a name has 255 at most
 
 	// grace is what an operation that cannot be broken off gets to end by
 	// itself after its context has: a hung file system holds system calls for good.
@@ -136,21 +135,28 @@ func modeBits(m fs.FileMode) fs.FileMode {
 	return m & (fs.ModePerm | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky)
 }
 
-// TempName is a hidden name beside the file, so that no tool that reads
+// tempName is a hidden name beside the file, so that no tool that reads
 // *.conf takes the half-written file for one.
-func TempName(name string) string {
-	dir, base := path.Split(name)
-	return dir + "." + base[:min(len(base), maxBase)] + ".st2ha-" + random()
+func tempName(name string) string {
+	dir, _ := path.Split(name)
+	return dir + tempPrefix(name) + random()
 }
 
-var leftover = regexp.MustCompile(`^\.(.+)\.st2ha-[0-9a-f]{16}$`)
+func tempPrefix(name string) string {
+	base := path.Base(name)
+	if len(base) > 200 { // a name has 255 bytes at most
+		base = base[:200]
+	}
+	return "." + base + ".st2ha-"
+}
 
-// Leftover says whether name is one that TempName made, for a file called
-// base or, if that is empty, for any: a process that is killed while it writes
-// leaves its temporary file.
-func Leftover(name, base string) bool {
-	m := leftover.FindStringSubmatch(name)
-	return m != nil && (base == "" || m[1] == base[:min(len(base), maxBase)])
+var randomWord = regexp.MustCompile(`^[0-9a-f]{16}$`)
+
+// isTemp says whether entry, of the directory that name is in, is one that
+// tempName makes for name.
+func isTemp(entry, name string) bool {
+	word, ok := strings.CutPrefix(entry, tempPrefix(name))
+	return ok && randomWord.MatchString(word)
 }
 
 // random is a word nobody can guess.

@@ -13,4 +13,5 @@ var (
 	Quote       = quote
 	IsLocal     = isLocal
 	Environment = environment
+	TempName    = tempName
 )

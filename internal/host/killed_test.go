@@ -104,22 +104,25 @@ func whole(t *testing.T, file string, at int) (isNew bool) {
 	return isNew
 }
 
-// leftovers are the temporary files beside a file. There is one at most, and
-// Leftover knows it.
+// leftovers counts the temporary files beside a file. There is one at most,
+// and Sweep removes it.
 func leftovers(t *testing.T, file string) int {
 	t.Helper()
-	entries, err := os.ReadDir(filepath.Dir(file))
-	require.NoError(t, err)
-	n := 0
-	for _, e := range entries {
-		if base := filepath.Base(file); e.Name() == base || e.Name() == base+".lock" {
-			continue
+	others := func() (found []string) {
+		entries, err := os.ReadDir(filepath.Dir(file))
+		require.NoError(t, err)
+		for _, e := range entries {
+			if base := filepath.Base(file); e.Name() != base && e.Name() != base+".lock" {
+				found = append(found, e.Name())
+			}
 		}
-		require.True(t, host.Leftover(e.Name(), filepath.Base(file)), e.Name())
-		n++
+		return found
 	}
-	require.LessOrEqual(t, n, 1)
-	return n
+	found := others()
+	require.LessOrEqual(t, len(found), 1, found)
+	require.NoError(t, host.NewLocal("node").Sweep(t.Context(), file))
+	require.Empty(t, others())
+	return len(found)
 }
 
 // The local writer is killed before each of its system calls that change

@@ -163,7 +163,7 @@ func replace(ctx context.Context, real string, f File) (err error) {
 		return err
 	}
 	exists := err == nil
-	temp := TempName(real)
+	temp := tempName(real)
 	fd, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
@@ -368,6 +368,36 @@ func (l *Local) Remove(ctx context.Context, name string) error {
 			return struct{}{}, err
 		}
 		return struct{}{}, syncDir(path.Dir(real))
+	})
+	return err
+}
+
+// Sweep removes what killed writes left beside a file.
+func (l *Local) Sweep(ctx context.Context, name string) error {
+	_, err := at(ctx, l, "clean up beside", name, true, func(real string) (struct{}, error) {
+		var none struct{}
+		dir := path.Dir(real)
+		entries, err := os.ReadDir(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			return none, nil
+		}
+		if err != nil {
+			return none, err
+		}
+		swept := false
+		for _, e := range entries {
+			if !e.Type().IsRegular() || !isTemp(e.Name(), real) {
+				continue
+			}
+			if err := os.Remove(dir + "/" + e.Name()); err != nil {
+				return none, err
+			}
+			swept = true
+		}
+		if !swept {
+			return none, nil
+		}
+		return none, syncDir(dir)
 	})
 	return err
 }

@@ -327,7 +327,7 @@ func (s *SSH) replace(ctx context.Context, c *files, f File) (err error) {
 		return err
 	}
 	exists := err == nil
-	temp := TempName(real)
+	temp := tempName(real)
 	fd, err := c.OpenFile(temp, syscall.O_WRONLY|syscall.O_CREAT|syscall.O_EXCL)
 	if err != nil {
 		return c.why(err, dir, 1)
@@ -486,6 +486,44 @@ func (s *SSH) Remove(ctx context.Context, name string) error {
 			return none, c.why(err, path.Dir(name), 1)
 		}
 		return none, s.sync(ctx, c, path.Dir(name))
+	})
+	return err
+}
+
+// Sweep removes what killed writes, and those that lost their connection, left
+// beside a file.
+func (s *SSH) Sweep(ctx context.Context, name string) error {
+	_, err := on(ctx, s, "clean up beside", name, func(c *files) (struct{}, error) {
+		var none struct{}
+		real, err := c.real(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return none, nil
+		}
+		if err != nil {
+			return none, err
+		}
+		dir := path.Dir(real)
+		entries, err := c.ReadDirContext(ctx, dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			return none, nil
+		}
+		if err != nil {
+			return none, err
+		}
+		swept := false
+		for _, e := range entries {
+			if !e.Mode().IsRegular() || !isTemp(e.Name(), real) {
+				continue
+			}
+			if err := c.Remove(path.Join(dir, e.Name())); err != nil {
+				return none, err
+			}
+			swept = true
+		}
+		if !swept {
+			return none, nil
+		}
+		return none, s.sync(ctx, c, dir)
 	})
 	return err
 }

@@ -224,17 +224,8 @@ func readJournal(ctx context.Context, h host.Host, dir string, kinds Kinds) (*jo
 // close removes the before-images of a journal that is undone, also those it
 // does not know of yet: they may hold secrets, and what they hold is in place again.
 func (j *journal) close(ctx context.Context, h host.Host) error {
-	names, err := h.ReadDir(ctx, j.dir)
-	if err != nil {
+	if err := removeFrom(ctx, h, j.dir, func(name string) bool { return name != "journal.json" }); err != nil {
 		return err
-	}
-	for _, name := range names {
-		if name == "journal.json" {
-			continue
-		}
-		if err := h.Remove(ctx, path.Join(j.dir, name)); err != nil {
-			return err
-		}
 	}
 	j.State = undone
 	return j.save(ctx, h)

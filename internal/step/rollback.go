@@ -128,13 +128,37 @@ func undo(ctx context.Context, h host.Host, found []*journal, o Options) error {
 			return fmt.Errorf("undo %s %s: %w", a.Kind(), a.Target(), err)
 		}
 	}
-	for _, name := range idle {
-		if err := Settle(ctx, h, name); err != nil {
-			return err
-		}
+	if err := forget(ctx, h, found, idle); err != nil {
+		return err
 	}
 	for _, j := range found {
 		if err := j.close(ctx, h); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forget takes back the notes of restarts that never began. The journals say
+// so first: a rollback that is cut off here must not take a note that is gone
+// for a restart that took place.
+func forget(ctx context.Context, h host.Host, found []*journal, idle map[string]bool) error {
+	for _, j := range found {
+		changed := false
+		for _, e := range j.Entries {
+			if a, ok := e.change.(Activator); ok && idle[a.Owes()] && e.State != undone {
+				e.State, changed = undone, true
+			}
+		}
+		if !changed {
+			continue
+		}
+		if err := j.save(ctx, h); err != nil {
+			return err
+		}
+	}
+	for name := range idle {
+		if err := Settle(ctx, h, name); err != nil {
 			return err
 		}
 	}
@@ -145,17 +169,18 @@ func undo(ctx context.Context, h host.Host, found []*journal, o Options) error {
 // each target once, and notes it on the host: until then it runs with what is
 // being undone. idle is what owes a restart that never began: it still runs
 // with what is restored, so the notes can go, but only then.
-func owed(ctx context.Context, h host.Host, found []*journal) (activators []Activator, idle []string, err error) {
-	var late []*entry         // never begun, or left to a later step
+func owed(ctx context.Context, h host.Host, found []*journal) (activators []Activator, idle map[string]bool, err error) {
+	idle = map[string]bool{}
+	var late []*entry         // never begun, left to a later step, or forgotten
 	seen := map[string]bool{} // kinds and targets, and the names they owe
 	state := changesState(found)
 	for _, j := range found {
 		for _, e := range j.Entries {
 			a, ok := e.change.(Activator)
 			switch {
-			case !ok || e.State == undone:
+			case !ok:
 				continue
-			case e.State == planned || a.Postponed():
+			case e.State == planned || e.State == undone || a.Postponed():
 				late = append(late, e)
 				continue
 			case !state || seen[a.Kind()+" "+a.Target()]:
@@ -174,7 +199,7 @@ func owed(ctx context.Context, h host.Host, found []*journal) (activators []Acti
 	}
 	for _, e := range late {
 		a := e.change.(Activator)
-		if a.Owes() == "" || seen[a.Owes()] {
+		if a.Owes() == "" || seen[a.Owes()] || idle[a.Owes()] {
 			continue
 		}
 		pending, err := untouched(ctx, h, a.Owes())
@@ -184,10 +209,9 @@ func owed(ctx context.Context, h host.Host, found []*journal) (activators []Acti
 		case pending && e.Owed: // by an earlier run, that is not undone
 			continue
 		case pending:
-			seen[a.Owes()] = true
-			idle = append(idle, a.Owes())
+			idle[a.Owes()] = true
 			continue
-		case e.State == planned || !state:
+		case e.State == planned || e.State == undone || !state:
 			continue
 		}
 		// Restarted since, if only half, by a step that is undone itself already:

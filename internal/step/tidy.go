@@ -54,16 +54,20 @@ func tidyIfFree(ctx context.Context, h host.Host, note string) error {
 	return err
 }
 
-// tidy removes the temporary files of killed runs: those of the journal and of
-// the files in it. Directories whose journal was never written go as a whole.
+// tidy removes what killed runs left half-written: files of the journal, and
+// temporary files beside those that the runs were at work on. Directories whose
+// journal was never written go as a whole.
 func tidy(ctx context.Context, h host.Host) error {
-	if err := sweep(ctx, h, StateDir, ""); err != nil {
-		return err
-	}
-	if err := sweep(ctx, h, owedDir, ""); err != nil {
-		return err
+	for _, dir := range []string{StateDir, owedDir} {
+		hidden := func(name string) bool { return name[0] == '.' }
+		if err := removeFrom(ctx, h, dir, hidden); err != nil {
+			return err
+		}
 	}
 	names, err := h.ReadDir(ctx, runsDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -81,7 +85,10 @@ func tidy(ctx context.Context, h host.Host) error {
 func tidyRun(ctx context.Context, h host.Host, dir string) error {
 	f, err := h.ReadFile(ctx, path.Join(dir, "journal.json"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return removeRun(ctx, h, dir)
+		if err := removeFrom(ctx, h, dir, func(string) bool { return true }); err != nil {
+			return err
+		}
+		return h.Remove(ctx, dir)
 	}
 	if err != nil {
 		return err
@@ -90,47 +97,35 @@ func tidyRun(ctx context.Context, h host.Host, dir string) error {
 	if err := json.Unmarshal(f.Data, &j); err != nil {
 		return fmt.Errorf("%s: %s: %w", h.Name(), f.Path, err)
 	}
-	if err := sweep(ctx, h, dir, ""); err != nil {
-		return err
-	}
+	known := map[string]bool{"journal.json": true}
 	for _, e := range j.Entries {
+		known[e.Image] = true
 		if e.Kind != (*FileChange)(nil).Kind() {
 			continue
 		}
-		if err := sweep(ctx, h, path.Dir(e.Target), path.Base(e.Target)); err != nil {
+		if err := h.Sweep(ctx, e.Target); err != nil {
 			return err
 		}
 	}
-	return nil
+	return removeFrom(ctx, h, dir, func(name string) bool { return !known[name] })
 }
 
-// sweep removes the temporary files for base, or for all files, in a directory.
-func sweep(ctx context.Context, h host.Host, dir, base string) error {
+// removeFrom removes files from a directory of the journal.
+func removeFrom(ctx context.Context, h host.Host, dir string, which func(name string) bool) error {
 	names, err := h.ReadDir(ctx, dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	for _, name := range names {
-		if !host.Leftover(name, base) {
-			continue
-		}
-		if err := h.Remove(ctx, path.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return err
-}
-
-// removeRun removes a directory that was to hold a journal.
-func removeRun(ctx context.Context, h host.Host, dir string) error {
-	names, err := h.ReadDir(ctx, dir)
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
+		if !which(name) {
+			continue
+		}
 		if err := h.Remove(ctx, path.Join(dir, name)); err != nil {
 			return err
 		}
 	}
-	return h.Remove(ctx, dir)
+	return nil
 }
