@@ -6,12 +6,15 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"st2ha/internal/host"
 )
@@ -45,7 +48,10 @@ func due(name string) bool {
 
 func die() {
 	if os.Getenv("ST2HA_CRASH_STOP") != "" {
-		syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		// To this very thread, so that it does not go on before the others stop.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		unix.Tgkill(os.Getpid(), unix.Gettid(), unix.SIGSTOP)
 		return
 	}
 	syscall.Kill(os.Getpid(), syscall.SIGKILL)

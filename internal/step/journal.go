@@ -240,6 +240,10 @@ func Owe(ctx context.Context, h host.Host, name string) error {
 // begin notes, beside what Owe does, that name is about to be restarted: from
 // now on it may or may not run with the configuration as it is now.
 func begin(ctx context.Context, h host.Host, name string) error {
+	f, err := h.ReadFile(ctx, path.Join(owedDir, name))
+	if err == nil && len(f.Data) > 0 {
+		return nil
+	}
 	return h.WriteFile(ctx, host.File{Path: path.Join(owedDir, name), Data: []byte("begun\n"), Mode: 0o600})
 }
 

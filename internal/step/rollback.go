@@ -105,6 +105,7 @@ func undo(ctx context.Context, h host.Host, found []*journal, o Options) error {
 	if err != nil {
 		return err
 	}
+	var unsaved error // a journal that cannot be written does not keep the rest from being undone
 	for i := len(found) - 1; i >= 0; i-- {
 		j := found[i]
 		for k := len(j.Entries) - 1; k >= 0; k-- {
@@ -117,8 +118,8 @@ func undo(ctx context.Context, h host.Host, found []*journal, o Options) error {
 				return fmt.Errorf("undo %s %s of run %s: %w", e.Kind, e.Target, j.Run, err)
 			}
 			e.State = undone
-			if err := j.save(ctx, h); err != nil {
-				return err
+			if err := j.save(ctx, h); err != nil && unsaved == nil {
+				unsaved = err
 			}
 		}
 	}
@@ -127,6 +128,9 @@ func undo(ctx context.Context, h host.Host, found []*journal, o Options) error {
 		if err := a.Undo(ctx, h); err != nil {
 			return fmt.Errorf("undo %s %s: %w", a.Kind(), a.Target(), err)
 		}
+	}
+	if unsaved != nil {
+		return unsaved
 	}
 	if err := forget(ctx, h, found, idle); err != nil {
 		return err
