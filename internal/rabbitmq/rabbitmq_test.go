@@ -133,8 +133,11 @@ func TestListener(t *testing.T) {
 				want[confPath] = tc.wantConf
 			}
 			got := map[string]string{}
-			for _, c := range changes {
+			for i, c := range changes {
 				require.NoError(t, c.Apply(t.Context(), m))
+				rest, err := configure().listener(t.Context(), m)
+				require.NoError(t, err)
+				require.Len(t, rest, len(changes)-i-1, "a run that is killed here is gone on with")
 				data, err := os.ReadFile(m.root + c.Target())
 				require.NoError(t, err)
 				got[c.Target()] = string(data)
