@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// crash is a step that is killed at each of its points.
+// crash is a step that is killed at each of its points, taken back and run again.
 type crash struct {
 	name    string
 	from    string   // the node that it runs on
@@ -20,8 +21,8 @@ type crash struct {
 	command string   // with its flags
 	prepare string   // on node, once: what the step needs
 	state   string   // on node: prints what the services have, whatever their files say
-	real    string   // names of points around which the service is restarted for real, not by its stand-in
-	every   [2]int   // only each n-th point, from the m-th: the other node does the rest
+	real    string   // the points at which the service is restarted for real, not by its stand-in
+	every   [2]int   // of so many points, the one with this rest: the other node does the others
 	tidy    string   // on node, at the end
 	first   []string // the files without the step
 	before  string   // state without the step
@@ -52,15 +53,17 @@ func crashers(t *testing.T, nodes ...string) {
 	}
 	t.Cleanup(func() {
 		for _, n := range nodes {
-			on(t, n, "rm -rf /usr/local/sbin/systemctl /usr/local/bin/st2ha-crash /run/crash /run/systemd/system/lab-amqp.*; systemctl daemon-reload; ! mountpoint -q /usr/bin/st2ctl || umount /usr/bin/st2ctl")
+			on(t, n, "rm -rf /usr/local/sbin/systemctl /usr/local/bin/st2ha-crash /run/crash /run/systemd/system/lab-amqp.* /srv/shared; systemctl daemon-reload; ! mountpoint -q /usr/bin/st2ctl || umount /usr/bin/st2ctl")
 		}
 	})
 }
 
 const crashStandIns = `mkdir -p /run/crash
+install -d -g st2packs -m 2775 /srv/shared
 cat > /run/systemd/system/lab-amqp.socket <<END
 [Socket]
 ListenStream=%s:5672
+FreeBind=yes
 END
 cat > /run/systemd/system/lab-amqp.service <<END
 [Service]
@@ -211,36 +214,105 @@ func (c *crash) run(t *testing.T) {
 func TestKilled(t *testing.T) {
 	nodes := []string{"primary", "secondary"}
 	crashers(t, nodes...)
-	const broker = `ss -Hltn sport = :5672 | awk '{print $4}' | sort`
-	for i, n := range nodes {
-		own, other := primary, secondary
-		if n == "secondary" {
-			own, other = other, own
-		}
-		half := [2]int{2, i}
-		add := "rabbitmqctl --quiet add_user st2 " + crashPassword + "; rabbitmqctl --quiet set_permissions st2 '.*' '.*' '.*'"
-		t.Run(n, func(t *testing.T) {
-			t.Parallel()
-			for _, c := range []crash{
-				{name: "configure_mongodb", command: "configure_mongodb --host=" + own,
-					state: `ss -Hltn sport = :27017 | awk '{print $4}' | sort`},
-				{name: "configure_st2, restart later", command: "configure_st2 --restart=later --role=primary --host=" + own + " --primary=" + own,
-					state: "true"},
-				{name: "export_nfs", command: "export_nfs --host=" + own + " --secondaries=" + other,
-					state: "systemctl is-active nfs-server; systemctl is-enabled nfs-server; exportfs -v"},
-				// The user is there already: no rabbitmqctl, whose start takes seconds.
-				{name: "configure_rabbitmq, listener", command: "configure_rabbitmq --host=" + own + " --secondaries=" + other,
-					prepare: add, state: broker, real: "rabbitmq-server"},
-				// The listener is there already.
-				{name: "configure_rabbitmq, user", command: "configure_rabbitmq --host=" + own + " --secondaries=" + other,
-					prepare: "rabbitmqctl --quiet delete_user st2; systemctl start lab-amqp.socket", state: "true",
-					tidy: "rabbitmqctl --quiet list_users | grep -c '^st2\t' | grep -x 0; systemctl stop lab-amqp.socket lab-amqp.service"},
-			} {
-				c.from, c.node, c.every = n, n, half
-				if !t.Run(c.name, c.run) {
-					return
+	t.Run("locally", func(t *testing.T) {
+		for i, n := range nodes {
+			t.Run(n, func(t *testing.T) {
+				t.Parallel()
+				for _, c := range localCrashes(map[string]string{"primary": primary, "secondary": secondary}[n]) {
+					c.from, c.node, c.every = n, n, [2]int{2, i}
+					if !t.Run(c.name, c.run) {
+						return
+					}
 				}
+			})
+		}
+	})
+	t.Run("over SSH", func(t *testing.T) {
+		on(t, "primary", "st2ha-crash export_nfs --host="+primary+" --secondaries="+secondary+" --directories=/srv/shared")
+		for _, c := range []crash{
+			{name: "configure_st2", command: "configure_st2 --restart=inline --role=secondary --host=" + secondary + " --primary=" + primary,
+				state: "sha256sum < /etc/st2/st2.conf | cmp - /run/crash/started && cat /run/crash/started"},
+			{name: "mount_nfs", command: "mount_nfs --host=" + secondary + " --primary=" + primary + " --directories=/srv/shared",
+				prepare: "echo here > /srv/shared/file", state: "mount -t nfs4"},
+		} {
+			c.from, c.node = "primary", "secondary"
+			t.Run(c.name, c.run)
+		}
+		require.Empty(t, on(t, "primary", "ls -A /srv/shared"), "the proofs of killed runs are gone")
+		on(t, "primary", "st2ha-crash rollback --host="+primary)
+	})
+}
+
+// localCrashes are the steps of a primary. RabbitMQ's restart and rabbitmqctl
+// take seconds, so one step is made two: the listener with the user there
+// already, and the user with the listener there. The broker is restarted for
+// real around its restart, and there its stand-in does the rest.
+func localCrashes(address string) []crash {
+	rabbitmq := "configure_rabbitmq --host=" + address + " --secondaries=" + address
+	return []crash{
+		{name: "configure_mongodb", command: "configure_mongodb --host=" + address,
+			state: `ss -Hltn sport = :27017 | awk '{print $4}' | sort`},
+		{name: "configure_st2", command: "configure_st2 --restart=later --role=primary --host=" + address + " --primary=" + address,
+			state: "true"},
+		{name: "export_nfs", command: "export_nfs --host=" + address + " --secondaries=192.168.0.102",
+			state: "systemctl is-active nfs-server; systemctl is-enabled nfs-server; exportfs -v"},
+		{name: "configure_rabbitmq, listener", command: rabbitmq, real: "(during|run) systemctl restart|remove .*owed",
+			prepare: "rabbitmqctl --quiet add_user st2 " + crashPassword + "; rabbitmqctl --quiet set_permissions st2 '.*' '.*' '.*'",
+			state:   `ss -Hltn sport = :5672 | awk '{print $4}' | sort`},
+		{name: "configure_rabbitmq, user", command: rabbitmq,
+			prepare: "rabbitmqctl --quiet delete_user st2; systemctl start lab-amqp.socket", state: "true",
+			tidy: `! rabbitmqctl --quiet list_users | grep '^st2\s'; systemctl stop lab-amqp.socket lab-amqp.service`},
+	}
+}
+
+// TestPowerCut cuts the power right after a step's files are written, here and
+// over SSH: what the kernel had not been made to write is lost, and that is
+// nothing of a file or of the journal.
+func TestPowerCut(t *testing.T) {
+	nodes := []string{"primary", "secondary"}
+	crashers(t, nodes...)
+	cases := []*crash{
+		{from: "primary", node: "secondary", command: "configure_st2 --restart=later --role=secondary --host=" + secondary + " --primary=" + primary, state: "true"},
+		{from: "primary", node: "primary", command: "configure_mongodb --host=" + primary, state: "true"},
+	}
+	type cut struct {
+		c    *crash
+		at   int
+		file string
+	}
+	var cuts []cut
+	for _, c := range cases {
+		for i, name := range c.undisturbed(t) {
+			if file, ok := strings.CutPrefix(name, "write /etc/"); ok {
+				cuts = append(cuts, cut{c, i + 1, "/etc/" + file})
 			}
-		})
+		}
+		on(t, c.node, "rm -rf /var/lib/st2ha; sync")
+	}
+	require.Len(t, cuts, 2)
+	// The kernel writes what is left to it after 30 s; a file that is written
+	// plainly shows that this power cut loses what it should.
+	for _, x := range cuts {
+		status, said := x.c.st2ha(t, fmt.Sprintf("ST2HA_CRASH_AT=%d", x.at), x.c.command)
+		require.Equal(t, "137", status, said)
+		on(t, x.c.node, "echo plainly > /root/plain")
+		out, err := command(nil, "./lab.sh", "kill", x.c.node).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+	for _, n := range nodes {
+		out, err := command(nil, "./lab.sh", "start", n).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+	crashers(t, nodes...)
+	for _, x := range cuts {
+		require.Empty(t, on(t, x.c.node, "cat /root/plain 2>/dev/null || true; rm -f /root/plain"), "the power cut lost nothing")
+		require.Empty(t, difference(x.c.joined, tree(t, x.c.node)), "the files are new: the power was cut after they were written")
+		journal := on(t, x.c.node, "cat /var/lib/st2ha/runs/*/journal.json")
+		require.True(t, json.Valid([]byte(journal)), journal)
+		require.Contains(t, journal, x.file)
+		x.c.done(t, x.c.command, "after the power cut")
+		require.Empty(t, difference(x.c.joined, tree(t, x.c.node)))
+		x.c.done(t, x.c.rollback(), "after the power cut")
+		require.Empty(t, difference(x.c.first, tree(t, x.c.node)))
 	}
 }
