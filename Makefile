@@ -29,6 +29,7 @@ setup: ## what the tests need on a bare Debian 12 machine with Go
 lint:
 	@test -z "$$(gofmt -l cmd internal test examples | tee /dev/stderr)"
 	go vet ./...
+	go vet -tags crash ./cmd/st2ha
 	go run $(STATICCHECK) ./...
 
 vuln: ## known vulnerabilities; asks vuln.go.dev, so it is no part of make test
