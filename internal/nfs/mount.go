@@ -167,22 +167,30 @@ func (s *Mount) Verify(ctx context.Context, h host.Host) error {
 	if err != nil {
 		return err
 	}
-	group, ctx := errgroup.WithContext(ctx)
+	prefix := ".st2ha-" + h.Name() + "-"
+	group, both := errgroup.WithContext(ctx)
 	for _, dir := range dirs {
-		group.Go(func() error { return seen(ctx, h, s.Primary, dir) })
-		group.Go(func() error { return seen(ctx, s.Primary, h, dir) })
+		group.Go(func() error { return seen(both, h, s.Primary, path.Join(dir, prefix)) })
+		group.Go(func() error { return seen(both, s.Primary, h, path.Join(dir, prefix)) })
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	group, each := errgroup.WithContext(ctx)
+	for _, dir := range dirs {
+		group.Go(func() error { return sweep(each, h, dir, prefix) })
 	}
 	return group.Wait()
 }
 
-// seen writes a file in dir on one host and reads it on another.
-func seen(ctx context.Context, from, to host.Host, dir string) error {
+// seen writes a file with this prefix on one host and reads it on another.
+func seen(ctx context.Context, from, to host.Host, prefix string) error {
 	random := make([]byte, 8)
 	_, _ = rand.Read(random)
 	token := hex.EncodeToString(random)
-	name := path.Join(dir, ".st2ha-"+token)
+	name := prefix + token
 	if err := from.WriteFile(ctx, host.File{Path: name, Data: []byte(token), Mode: 0o600}); err != nil {
-		return fault.Failed("share", "look at the export's options and at the directory's owner", "write to the shared %s on %s: %w", dir, from.Name(), err)
+		return fault.Failed("share", "look at the export's options and at the directory's owner", "write to the shared %s on %s: %w", path.Dir(name), from.Name(), err)
 	}
 	f, err := to.ReadFile(ctx, name)
 	if removeErr := from.Remove(context.WithoutCancel(ctx), name); removeErr != nil && err == nil {
@@ -194,6 +202,23 @@ func seen(ctx context.Context, from, to host.Host, dir string) error {
 	if err != nil {
 		return fault.Failed("share", "compare /proc/1/mountinfo on the secondary with exportfs -v on the primary",
 			"%s written on %s is not seen on %s: %w", name, from.Name(), to.Name(), err)
+	}
+	return nil
+}
+
+// sweep removes what killed runs for this host left of such files.
+func sweep(ctx context.Context, h host.Host, dir, prefix string) error {
+	names, err := h.ReadDir(ctx, dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if !strings.HasPrefix(name, prefix) && !strings.HasPrefix(name, "."+prefix) { // a temporary file has one dot more
+			continue
+		}
+		if err := h.Remove(ctx, path.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	return nil
 }

@@ -360,6 +360,9 @@ func TestShared(t *testing.T) {
 	require.NoError(t, os.MkdirAll(same.root+primary.root+"/opt", 0o755))
 	s := &Mount{Primary: primary, Directories: []string{"/opt/a"}}
 	same.Local = host.NewLocalAt("secondary", primary.root)
+	for _, name := range []string{".st2ha-secondary-0123456789abcdef", "..st2ha-secondary-0123456789abcdef.st2ha-0123456789abcdef"} {
+		require.NoError(t, os.WriteFile(primary.root+"/opt/a/"+name, nil, 0o600), "of a run that was killed")
+	}
 	require.NoError(t, s.Verify(ctx, same))
 	names, err := os.ReadDir(primary.root + "/opt/a")
 	require.NoError(t, err)

@@ -115,7 +115,6 @@ func (s *Configure) Plan(ctx context.Context, h host.Host) ([]step.Change, error
 // listener edits the files that bind the broker to loopback. What it binds
 // afterwards is loopback and the primary's address, not every interface.
 func (s *Configure) listener(ctx context.Context, h host.Host) ([]step.Change, error) {
-	var changes []step.Change
 	envFile, envExists, err := step.ReadOrEmpty(ctx, h, envPath, 0o644)
 	if err != nil {
 		return nil, err
@@ -139,9 +138,6 @@ func (s *Configure) listener(ctx context.Context, h host.Host) ([]step.Change, e
 			return nil, step.Located(h, envPath, err)
 		}
 	}
-	if edit := step.EditFile(envFile, envExists, env.Bytes()); edit != nil {
-		changes = append(changes, edit)
-	}
 	confFile, confExists, err := step.ReadOrEmpty(ctx, h, confPath, 0o644)
 	if err != nil {
 		return nil, err
@@ -154,17 +150,24 @@ func (s *Configure) listener(ctx context.Context, h host.Host) ([]step.Change, e
 	if err != nil {
 		return nil, step.Located(h, confPath, err)
 	}
+	envEdit := step.EditFile(envFile, envExists, env.Bytes())
 	if !edited {
-		return changes, nil
+		return appendEdit(nil, envEdit), nil
 	}
 	if _, err := h.Stat(ctx, classicPath); err == nil && !confExists {
 		return nil, fault.Preflight("rabbitmq_classic_config", fmt.Sprintf("add {%q, %d} to tcp_listeners there by hand, restart RabbitMQ, then run this again", s.Address, s.Port),
 			"%s: %s is in Erlang terms, which are not edited", h.Name(), classicPath)
 	}
-	if edit := step.EditFile(confFile, confExists, conf.Bytes()); edit != nil {
-		changes = append(changes, edit)
+	// rabbitmq.conf first: a run that is killed between the two must not leave a
+	// broker that no file binds to anything.
+	return appendEdit(appendEdit(nil, step.EditFile(confFile, confExists, conf.Bytes())), envEdit), nil
+}
+
+func appendEdit(changes []step.Change, edit *step.FileChange) []step.Change {
+	if edit == nil {
+		return changes
 	}
-	return changes, nil
+	return append(changes, edit)
 }
 
 // listen adds the listeners that rabbitmq.conf lacks (RabbitMQ, networking guide).

@@ -29,6 +29,8 @@ type machine struct {
 	ran  []string // programs with, after a <, what they were given on stdin
 	out  string
 	err  error
+
+	authErr error // of authenticate_user
 }
 
 func (m *machine) Run(_ context.Context, stdin []byte, argv ...string) ([]byte, error) {
@@ -37,6 +39,9 @@ func (m *machine) Run(_ context.Context, stdin []byte, argv ...string) ([]byte, 
 		line += " < " + string(stdin)
 	}
 	m.ran = append(m.ran, line)
+	if len(argv) > 2 && argv[2] == "authenticate_user" {
+		return nil, m.authErr
+	}
 	return []byte(m.out), m.err
 }
 
@@ -133,8 +138,11 @@ func TestListener(t *testing.T) {
 				want[confPath] = tc.wantConf
 			}
 			got := map[string]string{}
-			for _, c := range changes {
+			for i, c := range changes {
 				require.NoError(t, c.Apply(t.Context(), m))
+				rest, err := configure().listener(t.Context(), m)
+				require.NoError(t, err)
+				require.Len(t, rest, len(changes)-i-1, "a run that is killed here is gone on with")
 				data, err := os.ReadFile(m.root + c.Target())
 				require.NoError(t, err)
 				got[c.Target()] = string(data)
@@ -259,6 +267,18 @@ func TestAccess(t *testing.T) {
 	m.err = errors.New("no such node")
 	_, err := configure().access(t.Context(), m)
 	requireFault(t, err, fault.ExitPreflight, "rabbitmqctl")
+}
+
+// The rabbitmqctl of a run that was killed may have added the user meanwhile;
+// one that somebody else added, with another password, is not taken for it.
+func TestUserAddedMeanwhile(t *testing.T) {
+	m := newMachine(t, nil)
+	m.err = &host.ExitError{Program: "rabbitmqctl", Code: 70, Stderr: "Error:\nUser \"st2\" already exists"}
+	u := &User{Name: "st2", password: "secret"}
+	require.NoError(t, u.Apply(t.Context(), m))
+	require.Equal(t, "rabbitmqctl --quiet authenticate_user st2 < secret\n", m.ran[1])
+	m.authErr = &host.ExitError{Program: "rabbitmqctl", Code: 65, Stderr: "Error: failed to authenticate user"}
+	requireFault(t, u.Apply(t.Context(), m), fault.ExitFailed, "rabbitmqctl")
 }
 
 // Undo is called on what the journal gives back, also if it was never applied.

@@ -33,11 +33,23 @@ type machine struct {
 
 	ops  int
 	fail func(op int, what string) error // may panic with killed
+	dead bool                            // it has
 }
 
 // killed is what a test panics with: no code after it runs, but for the
 // release of the lock, which the kernel does.
 type killed struct{}
+
+// Lock leaves the note of a holder that died, as the kernel does.
+func (m *machine) Lock(ctx context.Context, name, note string) (func(), error) {
+	release, err := m.Local.Lock(ctx, name, note)
+	return func() {
+		release()
+		if m.dead {
+			_ = os.WriteFile(m.root+name, []byte(note), 0o600)
+		}
+	}, err
+}
 
 func newMachine(t *testing.T) *machine {
 	t.Helper()
@@ -999,12 +1011,13 @@ func (s *scenario) until(t *testing.T, n int, f func() error) (died bool) {
 	s.m.ops = 0
 	s.m.fail = func(op int, _ string) error {
 		if op == n {
+			s.m.dead = true
 			panic(killed{})
 		}
 		return nil
 	}
 	defer func() {
-		s.m.fail = nil
+		s.m.fail, s.m.dead = nil, false
 		switch r := recover(); r.(type) {
 		case nil:
 		case killed:
@@ -1028,6 +1041,8 @@ func TestKilled(t *testing.T) {
 			died := s.until(t, n, func() error { return s.run(t, "one") })
 			require.NoError(t, s.rollback(t), "killed before change %d", n)
 			s.requireFirst(t)
+			require.Empty(t, s.m.owed(t), "killed before change %d", n)
+			require.Empty(t, s.m.images(t), "killed before change %d", n)
 			require.NoError(t, s.run(t, "two"), "killed before change %d", n)
 			s.requireJoined(t)
 			require.NoError(t, s.rollback(t))
@@ -1062,6 +1077,37 @@ func TestKilled(t *testing.T) {
 			require.NoError(t, s.rollback(t), "killed before change %d", n)
 			s.requireFirst(t)
 			require.Empty(t, s.m.images(t))
+			if !died {
+				return
+			}
+		}
+	})
+	t.Run("in the rollback, then run again", func(t *testing.T) {
+		t.Parallel()
+		for n := 1; ; n++ {
+			s := newScenario(t)
+			require.NoError(t, s.run(t, "one"))
+			died := s.until(t, n, func() error { return s.rollback(t) })
+			require.NoError(t, s.run(t, "two"), "killed before change %d", n)
+			s.requireJoined(t)
+			require.NoError(t, s.rollback(t), "killed before change %d", n)
+			s.requireFirst(t)
+			require.Empty(t, s.m.owed(t))
+			if !died {
+				return
+			}
+		}
+	})
+	t.Run("in the rollback of what was never restarted, then run again", func(t *testing.T) {
+		t.Parallel()
+		for n := 1; ; n++ {
+			s := newScenario(t)
+			configure := s.steps()[1]
+			_, err := step.Run(t.Context(), configure, s.m, options("one"))
+			require.NoError(t, err)
+			died := s.until(t, n, func() error { return s.rollback(t) })
+			require.NoError(t, s.run(t, "two"), "killed before change %d", n)
+			s.requireJoined(t)
 			if !died {
 				return
 			}
