@@ -255,14 +255,22 @@ func (p *Package) Diff() string {
 // Replans marks that packages bring configuration files.
 func (p *Package) Replans() {}
 
-// Apply installs the package.
+// Apply installs the package. Lists of packages that are out of date, or were
+// never fetched, are a reason to fetch them and try again.
 func (p *Package) Apply(ctx context.Context, h host.Host) error {
-	argv, err := p.manager(ctx, h, "install")
+	install, err := p.manager(ctx, h, "install")
 	if err != nil {
 		return err
 	}
-	if _, err := h.Run(ctx, nil, argv...); err != nil {
-		return fault.Failed("package", "install it by hand, then run this again", "%s: install %s: %w", h.Name(), argv[len(argv)-1], err)
+	if _, err = h.Run(ctx, nil, install...); err == nil {
+		return nil
+	}
+	refresh, _ := p.manager(ctx, h, "update")
+	if _, failed := h.Run(ctx, nil, refresh...); failed == nil {
+		_, err = h.Run(ctx, nil, install...)
+	}
+	if err != nil {
+		return fault.Failed("package", "install it by hand, then run this again", "%s: install %s: %w", h.Name(), install[len(install)-1], err)
 	}
 	return nil
 }
@@ -279,14 +287,23 @@ func (p *Package) Undo(ctx context.Context, h host.Host) error {
 	return nil
 }
 
+// manager is the command line that installs or removes the package, or updates
+// the lists of packages.
 func (p *Package) manager(ctx context.Context, h host.Host, verb string) ([]string, error) {
 	if _, err := h.Stat(ctx, "/usr/bin/apt-get"); err == nil {
-		if verb == "remove" {
-			verb = "purge" // its files in /etc came with it
+		apt := []string{"env", "DEBIAN_FRONTEND=noninteractive", "apt-get", verb, "--yes", "--quiet", "--no-install-recommends", p.Debian}
+		switch verb {
+		case "update":
+			return apt[:len(apt)-2], nil
+		case "remove":
+			apt[3] = "purge" // its files in /etc came with it
 		}
-		return []string{"env", "DEBIAN_FRONTEND=noninteractive", "apt-get", verb, "--yes", "--quiet", "--no-install-recommends", p.Debian}, nil
+		return apt, nil
 	}
 	if _, err := h.Stat(ctx, "/usr/bin/dnf"); err == nil {
+		if verb == "update" {
+			return []string{"dnf", "makecache", "--quiet"}, nil
+		}
 		return []string{"dnf", verb, "--assumeyes", "--quiet", p.RedHat}, nil
 	}
 	return nil, fault.Preflight("package_manager", "install "+p.Debian+" by hand", "%s: neither apt-get nor dnf is there to install %s", h.Name(), p.Debian)

@@ -166,6 +166,22 @@ func TestPackage(t *testing.T) {
 	}, m.ran)
 	m.run = func(string) (string, error) { return "", status3 }
 	require.Equal(t, "package", fault.Of(p.Apply(ctx, m)).Code)
+
+	// Old lists are renewed, once.
+	m.ran = nil
+	m.run = func(argv string) (string, error) {
+		if strings.Contains(argv, "install") && len(m.ran) < 2 {
+			return "", status3
+		}
+		return "", nil
+	}
+	require.NoError(t, p.Apply(ctx, m))
+	require.Equal(t, []string{apt + "install --yes --quiet --no-install-recommends nfs-common", apt + "update --yes --quiet",
+		apt + "install --yes --quiet --no-install-recommends nfs-common"}, m.ran)
+	require.NoError(t, os.Remove(m.root+"/usr/bin/apt-get"))
+	m.ran = nil
+	require.NoError(t, p.Apply(ctx, m))
+	require.Equal(t, []string{"dnf install --assumeyes --quiet nfs-utils", "dnf makecache --quiet", "dnf install --assumeyes --quiet nfs-utils"}, m.ran)
 	require.NoError(t, os.WriteFile(m.root+"/usr/sbin/mount.nfs", nil, 0o755))
 	p, err = service.PlanPackage(ctx, m, names, "/usr/sbin/mount.nfs")
 	require.NoError(t, err)
