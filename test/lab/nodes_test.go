@@ -34,11 +34,12 @@ const (
 	half = ".st2ha-0123456789abcdef"
 )
 
-// TestMain brings up a lab of its own; one that is up in LAB is used in its
-// place, and stays up.
+// TestMain brings up a lab, in LAB if that is set; one that is up there already
+// is used as it is, and stays up.
 func TestMain(m *testing.M) {
 	flag.Parse()
-	own := os.Getenv("LAB") == ""
+	_, err := os.Stat(filepath.Join(os.Getenv("LAB"), "ssh_config"))
+	own := os.Getenv("LAB") == "" || err != nil
 	code := 1
 	if err := up(own); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -58,15 +59,18 @@ func up(own bool) error {
 	scripts := [][]string{{"./deploy.sh"}}
 	if own {
 		scripts = append([][]string{{"./lab.sh", "up"}}, scripts...)
-		dir, err := os.MkdirTemp("", "st2ha-lab-test")
-		if err != nil {
-			return err
-		}
-		os.Remove(dir) // lab.sh makes it
-		for name, value := range map[string]string{"LAB": dir, "NODES": "primary secondary secondary2"} {
-			if err := os.Setenv(name, value); err != nil {
+		if os.Getenv("LAB") == "" {
+			dir, err := os.MkdirTemp("", "st2ha-lab-test")
+			if err != nil {
 				return err
 			}
+			os.Remove(dir) // lab.sh makes it
+			if err := os.Setenv("LAB", dir); err != nil {
+				return err
+			}
+		}
+		if err := os.Setenv("NODES", "primary secondary secondary2"); err != nil {
+			return err
 		}
 	}
 	for _, script := range scripts {

@@ -28,7 +28,7 @@ rabbitmqctl --quiet eval '
   rabbit_vhost:add(<<"theirs">>, By),
   ok = rabbit_auth_backend_internal:set_permissions(U, <<"theirs">>, <<"^a">>, <<"^b">>, <<"^c">>, By).'`)
 	for _, n := range []string{"primary", "secondary"} {
-		on(t, n, "DEBIAN_FRONTEND=noninteractive apt-get -qq purge nfs-kernel-server nfs-common >/dev/null 2>&1; test ! -e /sbin/mount.nfs; test ! -e /usr/sbin/exportfs")
+		on(t, n, "DEBIAN_FRONTEND=noninteractive apt-get -qq purge nfs-kernel-server nfs-common >/dev/null 2>&1 && test ! -e /sbin/mount.nfs -a ! -e /usr/sbin/exportfs")
 	}
 }
 
@@ -88,9 +88,9 @@ func TestOlderNodes(t *testing.T) {
 		require.Equal(t, "failed", o.Status, o.raw)
 		require.Equal(t, "mount_nfs", o.Output.Failure.Step, o.raw)
 		// The steps before the failed one stay; that one has undone itself, the package included.
-		require.Contains(t, on(t, "primary", "grep -x 'bind_ip = "+primary+"' /etc/mongodb.conf; exportfs -v"), "/opt/stackstorm/packs")
+		require.Contains(t, on(t, "primary", "grep -x 'bind_ip = "+primary+"' /etc/mongodb.conf && exportfs -v"), "/opt/stackstorm/packs")
 		require.Contains(t, on(t, "secondary", "cat /etc/st2/st2.conf"), "@"+primary+":5672/")
-		on(t, "secondary", "test ! -e /sbin/mount.nfs; ! grep nfs /etc/fstab")
+		on(t, "secondary", "test ! -e /sbin/mount.nfs && ! grep nfs /etc/fstab")
 		require.Equal(t, "st2\n", on(t, "primary", "ls /var/lib/st2ha/owed"), "the restart is left to the next join")
 		now := access(t)
 		require.Contains(t, now, theirs, "what the user may elsewhere stays")
@@ -132,7 +132,7 @@ func TestOlderNodes(t *testing.T) {
 		settle(t, "secondary")
 		untouched(t)
 		require.Equal(t, then, access(t))
-		on(t, "primary", "test ! -e /usr/sbin/exportfs; nc -z 127.0.0.1 27017; ! nc -z "+primary+" 27017")
+		on(t, "primary", "test ! -e /usr/sbin/exportfs && nc -z 127.0.0.1 27017 && ! nc -z "+primary+" 27017")
 		on(t, "secondary", "test ! -e /sbin/mount.nfs")
 		lab(t, append([]string{"./lab.sh", "ready"}, nodes...)...)
 	}))
