@@ -137,14 +137,14 @@ func TestSecrets(t *testing.T) {
 	o := say(action(t, "join_secondary", params(map[string]any{})))
 	on(t, "secondary", "chattr -i /etc/fstab")
 	require.Equal(t, "failed", o.Status, o.raw)
-	settle(t)
+	settle(t, "primary")
 	on(t, "primary", "rabbitmqctl --quiet add_user st2 another-one")
 	o = say(action(t, "join_secondary", params(map[string]any{})))
 	require.Equal(t, "failed", o.Status, o.raw)
 	require.Contains(t, o.raw, "rabbitmq_password")
 	o = say(action(t, "join_secondary", params(map[string]any{"update_password": true})))
 	require.Equal(t, "succeeded", o.Status, o.raw)
-	settle(t)
+	settle(t, "primary")
 	for _, n := range nodes {
 		for _, file := range holding(t, n, secrets) {
 			require.True(t, file == "/etc/st2/st2.conf" || strings.HasPrefix(file, "/var/lib/st2ha/runs/") && strings.HasSuffix(file, ".image"), "%s: %s", n, file)
@@ -155,7 +155,7 @@ func TestSecrets(t *testing.T) {
 		o = say(action(t, "rollback", params(map[string]any{"host": address})))
 		require.Equal(t, "succeeded", o.Status, o.raw)
 	}
-	settle(t)
+	settle(t, "primary")
 	on(t, "primary", "rabbitmqctl --quiet delete_user st2")
 	for _, n := range nodes {
 		for _, file := range holding(t, n, secrets) {
