@@ -224,7 +224,8 @@ func (j *journal) apply(ctx context.Context, s Step, h host.Host, o Options) err
 }
 
 // TryLock takes the host's lock if it is free, without making anything: a host
-// that st2ha was never at work on has no lock to be held.
+// that st2ha was never at work on has no lock to be held. The lock takes the
+// note of a run that died with it, so what that left is tidied up here, too.
 func TryLock(ctx context.Context, h host.Host, note string) (release func(), err error) {
 	_, err = h.Stat(ctx, lockPath)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -233,7 +234,7 @@ func TryLock(ctx context.Context, h host.Host, note string) (release func(), err
 	if err != nil {
 		return nil, err
 	}
-	return h.Lock(ctx, lockPath, note)
+	return lockAndTidy(ctx, h, note)
 }
 
 // Lock excludes other runs on the host, waiting for one at work to end.

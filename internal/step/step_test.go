@@ -908,6 +908,21 @@ func TestTryLockLeavesNothing(t *testing.T) {
 	require.NoDirExists(t, m.root+step.StateDir)
 }
 
+// A preflight that comes after a killed run must not be the end of its traces.
+func TestTryLockTidies(t *testing.T) {
+	m := newMachine(t)
+	release, err := step.Lock(t.Context(), m, "run one, step configure", 0)
+	require.NoError(t, err)
+	release()
+	const half = step.StateDir + "/owed/.st2.st2ha-0123456789abcdef"
+	m.put(t, half, "", 0o600)
+	m.put(t, step.StateDir+"/lock", "run one, step configure\n", 0o600)
+	release, err = step.TryLock(t.Context(), m, "preflight")
+	require.NoError(t, err)
+	release()
+	require.NoFileExists(t, m.root+half)
+}
+
 // What changes between Check and the lock is planned anew.
 func TestPlannedUnderTheLock(t *testing.T) {
 	m := newMachine(t)
