@@ -1,7 +1,9 @@
 #!/bin/bash
-# setup.sh: what the tests of the Go packages need on a Debian 12 machine: a real sshd and sftp-server, ACLs, ruby.
+# setup.sh: what the tests of the Go packages need on a Debian 12 machine: a real sshd and sftp-server, ACLs, ruby;
+# what StackStorm installs packs with.
 set -euo pipefail
-need='openssh-server openssh-sftp-server acl attr e2fsprogs ruby sudo util-linux iproute2 gcc libc6-dev make'
+need='openssh-server openssh-sftp-server acl attr e2fsprogs ruby sudo util-linux iproute2 strace gcc libc6-dev make
+  shellcheck dash git python3 python3-venv'
 missing=$(for p in $need; do dpkg-query -W -f '${db:Status-Abbrev}' "$p" 2>/dev/null | grep -q '^ii' || echo "$p"; done)
 [ -n "$missing" ] || exit 0
 sudo=; [ "$(id -u)" = 0 ] || sudo=sudo

@@ -158,7 +158,7 @@ func (c *common) connect(ctx context.Context, address string) (host.Host, error)
 		return nil, err
 	}
 	c.log.Debug("connected", "host", address, "local", h.IsLocal(), "after", time.Since(c.start))
-	return h, nil
+	return crashing(h), nil
 }
 
 func (c *common) close() {

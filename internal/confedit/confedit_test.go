@@ -380,9 +380,6 @@ func TestMountInfo(t *testing.T) {
 // TestLargeFiles edits files of 10 MB. The limit is wide, for slow machines; it
 // is there to catch what is quadratic.
 func TestLargeFiles(t *testing.T) {
-	if testing.Short() {
-		t.Skip("edits files of 10 MB")
-	}
 	fill := func(line string) []byte { return bytes.Repeat([]byte(line), 10<<20/len(line)) }
 	for _, e := range editors() {
 		line := map[string]string{

@@ -31,7 +31,8 @@ type Host interface {
 	// Lock takes the lock file at path exclusively and returns its release.
 	// It is let go when the holder dies or its connection ends. A lock held by
 	// somebody else is a *LockedError at once; note says who holds it now, and
-	// is what the other will be told.
+	// is what the other will be told. It is in the file, durably, until the
+	// release: a note in a file that nobody has locked is that of a holder that died.
 	Lock(ctx context.Context, path, note string) (release func(), err error)
 	// Close ends the connection to the host.
 	Close() error
@@ -60,6 +61,10 @@ type Files interface {
 	Rename(ctx context.Context, from, to string) error
 	// Remove removes a file or an empty directory and syncs its parent.
 	Remove(ctx context.Context, path string) error
+	// Sweep removes the temporary files that a WriteFile of path left beside it
+	// when it was killed. Only who holds the host's lock may call it: the
+	// temporary file of a WriteFile that is at work looks the same.
+	Sweep(ctx context.Context, path string) error
 }
 
 // Info is what the kernel says of a file, as far as a step has to keep it.

@@ -646,11 +646,12 @@ func (s *SSH) sudoError(stderr string) error {
 }
 
 // lockScript runs under flock(1): it notes the holder, says that the lock is
-// taken, and ends, emptying the note, when its input does or when nothing
-// came for a while, as after a power cut over there that no FIN followed.
-const lockScript = `printf '%s\n' "$2" >"$1" && echo held || exit 1
-while [ -n "$(timeout 30 head -c 1)" ]; do :; done
-: >"$1"`
+// taken, and ends when it is released, which empties the note, when its input
+// does or when nothing came for a while, as after a power cut over there that
+// no FIN followed.
+const lockScript = `printf '%s\n' "$2" >"$1" && sync -- "$1" && echo held || exit 1
+while b=$(timeout 30 head -c 1); [ "$b" = . ]; do :; done
+[ "$b" != r ] || : >"$1"`
 
 // Lock holds flock(2) through a program on the far side, which ends with the
 // connection, or half a minute after it was cut without a word. If that
@@ -744,6 +745,7 @@ func (s *SSH) holdLock(ses *session) func() {
 			case <-t.C:
 				ses.Channel.Write([]byte("."))
 			case <-stop:
+				ses.Channel.Write([]byte("r"))
 				ses.Channel.CloseWrite()
 				return
 			case <-ses.ended:

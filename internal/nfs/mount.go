@@ -36,6 +36,7 @@ type Mount struct {
 	Directories    []string  // empty: the default list
 	Options        string
 	Within         time.Duration // one mount must be there by then
+	Program        string        // the path of this program, which the mount must not hide for good
 }
 
 // Name is mount_nfs.
@@ -80,8 +81,28 @@ func (s *Mount) Check(ctx context.Context, h host.Host) ([]step.Finding, error) 
 			findings = append(findings, step.Finding{Severity: step.Error, Host: h.Name(), Check: "mount",
 				Message: dir + " is no directory", Fix: "move it away"})
 		}
+		if hidden, err := s.hides(ctx, h, dir); err != nil {
+			return nil, err
+		} else if hidden && !ok {
+			findings = append(findings, step.Finding{Severity: step.Error, Host: h.Name(), Check: "pack",
+				Message: fmt.Sprintf("the mount on %s would hide this program, %s: the primary has none there", dir, s.Program),
+				Fix:     "install the pack on the primary, too; or start the join there"})
+		}
 	}
 	return findings, nil
+}
+
+// hides says whether a mount on dir would take away the program that the
+// steps to come are run by: on this machine, where the primary has no such.
+func (s *Mount) hides(ctx context.Context, h host.Host, dir string) (bool, error) {
+	if !h.IsLocal() || !strings.HasPrefix(s.Program, dir+"/") {
+		return false, nil
+	}
+	_, err := s.Primary.Stat(ctx, s.Program)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
+	return false, err
 }
 
 // Plan edits /etc/fstab, keeps aside what a mount would hide, and mounts.
@@ -167,22 +188,30 @@ func (s *Mount) Verify(ctx context.Context, h host.Host) error {
 	if err != nil {
 		return err
 	}
-	group, ctx := errgroup.WithContext(ctx)
+	prefix := ".st2ha-" + h.Name() + "-"
+	group, both := errgroup.WithContext(ctx)
 	for _, dir := range dirs {
-		group.Go(func() error { return seen(ctx, h, s.Primary, dir) })
-		group.Go(func() error { return seen(ctx, s.Primary, h, dir) })
+		group.Go(func() error { return seen(both, h, s.Primary, path.Join(dir, prefix)) })
+		group.Go(func() error { return seen(both, s.Primary, h, path.Join(dir, prefix)) })
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	group, each := errgroup.WithContext(ctx)
+	for _, dir := range dirs {
+		group.Go(func() error { return sweep(each, h, dir, prefix) })
 	}
 	return group.Wait()
 }
 
-// seen writes a file in dir on one host and reads it on another.
-func seen(ctx context.Context, from, to host.Host, dir string) error {
+// seen writes a file with this prefix on one host and reads it on another.
+func seen(ctx context.Context, from, to host.Host, prefix string) error {
 	random := make([]byte, 8)
 	_, _ = rand.Read(random)
 	token := hex.EncodeToString(random)
-	name := path.Join(dir, ".st2ha-"+token)
+	name := prefix + token
 	if err := from.WriteFile(ctx, host.File{Path: name, Data: []byte(token), Mode: 0o600}); err != nil {
-		return fault.Failed("share", "look at the export's options and at the directory's owner", "write to the shared %s on %s: %w", dir, from.Name(), err)
+		return fault.Failed("share", "look at the export's options and at the directory's owner", "write to the shared %s on %s: %w", path.Dir(name), from.Name(), err)
 	}
 	f, err := to.ReadFile(ctx, name)
 	if removeErr := from.Remove(context.WithoutCancel(ctx), name); removeErr != nil && err == nil {
@@ -194,6 +223,23 @@ func seen(ctx context.Context, from, to host.Host, dir string) error {
 	if err != nil {
 		return fault.Failed("share", "compare /proc/1/mountinfo on the secondary with exportfs -v on the primary",
 			"%s written on %s is not seen on %s: %w", name, from.Name(), to.Name(), err)
+	}
+	return nil
+}
+
+// sweep removes what killed runs for this host left of such files.
+func sweep(ctx context.Context, h host.Host, dir, prefix string) error {
+	names, err := h.ReadDir(ctx, dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if !strings.HasPrefix(name, prefix) && !strings.HasPrefix(name, "."+prefix) { // a temporary file has one dot more
+			continue
+		}
+		if err := h.Remove(ctx, path.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	return nil
 }
@@ -226,6 +272,28 @@ func (a *Aside) Apply(ctx context.Context, h host.Host) error {
 		return err
 	}
 	return h.Mkdir(ctx, a.Dir, host.Info{Mode: a.Mode, UID: a.UID, GID: a.GID})
+}
+
+// Lost warns that the kept contents are gone, so that Undo leaves the
+// directory empty.
+func (a *Aside) Lost(ctx context.Context, h host.Host) ([]step.Finding, error) {
+	if _, err := h.Stat(ctx, a.Kept); !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	mounted, err := mounts(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := mounted[a.Dir]; !ok {
+		// A rollback that was killed may have put them back already.
+		names, err := h.ReadDir(ctx, a.Dir)
+		if len(names) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	return []step.Finding{{Severity: step.Warning, Host: h.Name(), Check: "kept_aside",
+		Message: fmt.Sprintf("%s, which kept what the mount hid, is gone: %s is left empty", a.Kept, a.Dir),
+		Fix:     "put back a backup of " + a.Dir + " after the rollback, or install StackStorm anew on the node"}}, nil
 }
 
 // Undo renames back.

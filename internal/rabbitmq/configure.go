@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"st2ha/internal/confedit"
 	"st2ha/internal/fault"
@@ -47,6 +49,11 @@ type Permissions struct {
 	Read      string `json:"read"`
 }
 
+// everything is what Works uses, so that it can stand for the proof.
+var everything = Permissions{".*", ".*", ".*"}
+
+func (p Permissions) list() []string { return []string{p.Configure, p.Write, p.Read} }
+
 // Name is configure_rabbitmq.
 func (s *Configure) Name() string { return "configure_rabbitmq" }
 
@@ -67,9 +74,10 @@ func (s *Configure) Validate() error {
 	case s.VHost == "" || strings.HasPrefix(s.VHost, "-") || strings.ContainsFunc(s.VHost, func(r rune) bool { return r < ' ' }):
 		return fault.Usage("rabbitmq_vhost %q is no vhost's name", s.VHost)
 	}
-	for _, pattern := range []string{s.Permissions.Configure, s.Permissions.Write, s.Permissions.Read} {
-		if _, err := regexp.Compile(pattern); err != nil || strings.HasPrefix(pattern, "-") {
-			return fault.Usage("permission %q is no regular expression", pattern)
+	for _, pattern := range s.Permissions.list() {
+		// Whether it is a regular expression is for the broker to say: see judge.
+		if strings.HasPrefix(pattern, "-") || !utf8.ValidString(pattern) || strings.ContainsFunc(pattern, unicode.IsControl) {
+			return fault.Usage("permission %q is none: a regular expression that begins with no -, without control characters", pattern)
 		}
 	}
 	return nil
@@ -104,7 +112,7 @@ func (s *Configure) Plan(ctx context.Context, h host.Host) ([]step.Change, error
 		}
 		changes = append(changes, &service.Restart{Unit: unit})
 	}
-	if s.Permissions == (Permissions{".*", ".*", ".*"}) && Works(ctx, h, s.login(at)) == nil {
+	if s.Permissions == everything && Works(ctx, h, s.login(at)) == nil {
 		s.works = len(changes) == 0
 		return changes, nil
 	}
@@ -115,7 +123,6 @@ func (s *Configure) Plan(ctx context.Context, h host.Host) ([]step.Change, error
 // listener edits the files that bind the broker to loopback. What it binds
 // afterwards is loopback and the primary's address, not every interface.
 func (s *Configure) listener(ctx context.Context, h host.Host) ([]step.Change, error) {
-	var changes []step.Change
 	envFile, envExists, err := step.ReadOrEmpty(ctx, h, envPath, 0o644)
 	if err != nil {
 		return nil, err
@@ -123,6 +130,10 @@ func (s *Configure) listener(ctx context.Context, h host.Host) ([]step.Change, e
 	env, err := confedit.ParseINI(envFile.Data, confedit.Env)
 	if err != nil {
 		return nil, step.Located(h, envPath, err)
+	}
+	if port, ok := env.Get("", "NODE_PORT"); ok && port != "" && port != strconv.Itoa(s.Port) {
+		return nil, fault.Preflight("rabbitmq_listener", "set rabbitmq_port to that port, or take the line out",
+			"%s: %s:%d: NODE_PORT has the broker listen on port %s, not %d", h.Name(), envPath, env.Line("", "NODE_PORT"), port, s.Port)
 	}
 	loopback := false
 	for _, key := range []string{"NODE_IP_ADDRESS", "RABBITMQ_NODE_IP_ADDRESS"} {
@@ -139,9 +150,6 @@ func (s *Configure) listener(ctx context.Context, h host.Host) ([]step.Change, e
 			return nil, step.Located(h, envPath, err)
 		}
 	}
-	if edit := step.EditFile(envFile, envExists, env.Bytes()); edit != nil {
-		changes = append(changes, edit)
-	}
 	confFile, confExists, err := step.ReadOrEmpty(ctx, h, confPath, 0o644)
 	if err != nil {
 		return nil, err
@@ -150,21 +158,32 @@ func (s *Configure) listener(ctx context.Context, h host.Host) ([]step.Change, e
 	if err != nil {
 		return nil, step.Located(h, confPath, err)
 	}
+	if value, _ := conf.Get("", "listeners.tcp"); value == "none" {
+		return nil, fault.Preflight("rabbitmq_listener", "take the line out: the nodes' services log in without TLS, which this line switches off",
+			"%s: %s:%d: listeners.tcp = none", h.Name(), confPath, conf.Line("", "listeners.tcp"))
+	}
 	edited, err := s.listen(conf, loopback)
 	if err != nil {
 		return nil, step.Located(h, confPath, err)
 	}
+	envEdit := step.EditFile(envFile, envExists, env.Bytes())
 	if !edited {
-		return changes, nil
+		return appendEdit(nil, envEdit), nil
 	}
 	if _, err := h.Stat(ctx, classicPath); err == nil && !confExists {
 		return nil, fault.Preflight("rabbitmq_classic_config", fmt.Sprintf("add {%q, %d} to tcp_listeners there by hand, restart RabbitMQ, then run this again", s.Address, s.Port),
 			"%s: %s is in Erlang terms, which are not edited", h.Name(), classicPath)
 	}
-	if edit := step.EditFile(confFile, confExists, conf.Bytes()); edit != nil {
-		changes = append(changes, edit)
+	// rabbitmq.conf first: a run that is killed between the two must not leave a
+	// broker that no file binds to anything.
+	return appendEdit(appendEdit(nil, step.EditFile(confFile, confExists, conf.Bytes())), envEdit), nil
+}
+
+func appendEdit(changes []step.Change, edit *step.FileChange) []step.Change {
+	if edit == nil {
+		return changes
 	}
-	return changes, nil
+	return append(changes, edit)
 }
 
 // listen adds the listeners that rabbitmq.conf lacks (RabbitMQ, networking guide).
@@ -179,9 +198,7 @@ func (s *Configure) listen(conf *confedit.INI, loopback bool) (edited bool, err 
 		// HOST:PORT, where an IPv6 address may do without its brackets, or a
 		// port alone: all interfaces.
 		name := strings.Trim(value[:max(strings.LastIndexByte(value, ':'), 0)], "[]")
-		if value == "none" {
-			listeners--
-		} else if covers(name, s.Address) {
+		if covers(name, s.Address) {
 			return false, nil
 		}
 	}
@@ -212,7 +229,7 @@ func covers(name, address string) bool {
 // Verify proves a login from the primary and from each of the other nodes.
 func (s *Configure) Verify(ctx context.Context, h host.Host) error {
 	prove := func(ctx context.Context, from host.Host) error {
-		if s.Permissions == (Permissions{".*", ".*", ".*"}) {
+		if s.Permissions == everything {
 			return Works(ctx, from, s.login(s.Address))
 		}
 		conn, err := Dial(ctx, from, s.login(s.Address))

@@ -95,13 +95,11 @@ func openJournal(ctx context.Context, h host.Host, run, step string, changes []C
 	if err := h.Mkdir(ctx, j.dir, host.Info{Mode: 0o700}); err != nil {
 		return nil, err
 	}
-	if err := j.add(ctx, h, changes); err != nil {
-		return nil, err
-	}
-	return j, j.save(ctx, h)
+	return j, j.add(ctx, h, changes)
 }
 
-// add appends changes that are about to be made, with their before-images.
+// add appends changes that are about to be made, with their before-images, and
+// then notes the restarts that they owe: a note without a journal would stay.
 func (j *journal) add(ctx context.Context, h host.Host, changes []Change) error {
 	for _, c := range changes {
 		e := &entry{Kind: c.Kind(), Target: c.Target(), State: planned, change: c}
@@ -119,14 +117,18 @@ func (j *journal) add(ctx context.Context, h host.Host, changes []Change) error 
 			if e.Owed, err = Owed(ctx, h, a.Owes()); err != nil {
 				return err
 			}
-			if !e.Owed {
-				err = Owe(ctx, h, a.Owes())
-			}
-			if err != nil {
+		}
+		j.Entries = append(j.Entries, e)
+	}
+	if err := j.save(ctx, h); err != nil {
+		return err
+	}
+	for _, e := range j.Entries[len(j.Entries)-len(changes):] {
+		if a, ok := e.change.(Activator); ok && a.Owes() != "" && !e.Owed {
+			if err := Owe(ctx, h, a.Owes()); err != nil {
 				return err
 			}
 		}
-		j.Entries = append(j.Entries, e)
 	}
 	return nil
 }
@@ -219,16 +221,11 @@ func readJournal(ctx context.Context, h host.Host, dir string, kinds Kinds) (*jo
 	return j, nil
 }
 
-// close removes the before-images of a journal that is undone: they may hold
-// secrets, and what they hold is in place again.
+// close removes the before-images of a journal that is undone, also those it
+// does not know of yet: they may hold secrets, and what they hold is in place again.
 func (j *journal) close(ctx context.Context, h host.Host) error {
-	for _, e := range j.Entries {
-		if e.Image == "" {
-			continue
-		}
-		if err := h.Remove(ctx, path.Join(j.dir, e.Image)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
+	if err := removeFrom(ctx, h, j.dir, func(name string) bool { return name != "journal.json" }); err != nil {
+		return err
 	}
 	j.State = undone
 	return j.save(ctx, h)
@@ -243,6 +240,10 @@ func Owe(ctx context.Context, h host.Host, name string) error {
 // begin notes, beside what Owe does, that name is about to be restarted: from
 // now on it may or may not run with the configuration as it is now.
 func begin(ctx context.Context, h host.Host, name string) error {
+	f, err := h.ReadFile(ctx, path.Join(owedDir, name))
+	if err == nil && len(f.Data) > 0 {
+		return nil
+	}
 	return h.WriteFile(ctx, host.File{Path: path.Join(owedDir, name), Data: []byte("begun\n"), Mode: 0o600})
 }
 

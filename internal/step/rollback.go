@@ -29,8 +29,14 @@ func Rollback(ctx context.Context, h host.Host, o RollbackOptions) (Result, erro
 
 func rollback(ctx context.Context, h host.Host, o RollbackOptions, r *Result) error {
 	found, err := journals(ctx, h, o.Only, o.Kinds)
-	if err != nil || len(found) == 0 {
+	if err != nil {
 		return err
+	}
+	if len(found) == 0 {
+		if o.DryRun {
+			return nil
+		}
+		return tidyIfFree(ctx, h, "rollback "+o.Run)
 	}
 	if !o.DryRun {
 		release, err := Lock(ctx, h, "rollback "+o.Run, o.Wait)
@@ -53,6 +59,13 @@ func rollback(ctx context.Context, h host.Host, o RollbackOptions, r *Result) er
 			}
 			r.Changes = append(r.Changes, ChangeSummary{Kind: e.Kind, Target: e.Target,
 				Diff: fmt.Sprintf("undo of run %s, step %s", found[i].Run, found[i].Step)})
+			if l, ok := e.change.(Loser); ok && e.State == applied {
+				lost, err := l.Lost(ctx, h)
+				if err != nil {
+					return err
+				}
+				r.Findings = append(r.Findings, lost...)
+			}
 		}
 	}
 	if o.DryRun {
@@ -95,13 +108,11 @@ func conflicts(ctx context.Context, h host.Host, found []*journal, force bool) e
 
 // undo takes journals back, newest first: state before what activates it.
 func undo(ctx context.Context, h host.Host, found []*journal, o Options) error {
-	var activators []Activator
-	if changesState(found) {
-		var err error
-		if activators, err = owed(ctx, h, found); err != nil {
-			return err
-		}
+	activators, idle, err := owed(ctx, h, found)
+	if err != nil {
+		return err
 	}
+	var unsaved error // a journal that cannot be written does not keep the rest from being undone
 	for i := len(found) - 1; i >= 0; i-- {
 		j := found[i]
 		for k := len(j.Entries) - 1; k >= 0; k-- {
@@ -114,8 +125,8 @@ func undo(ctx context.Context, h host.Host, found []*journal, o Options) error {
 				return fmt.Errorf("undo %s %s of run %s: %w", e.Kind, e.Target, j.Run, err)
 			}
 			e.State = undone
-			if err := j.save(ctx, h); err != nil {
-				return err
+			if err := j.save(ctx, h); err != nil && unsaved == nil {
+				unsaved = err
 			}
 		}
 	}
@@ -125,6 +136,12 @@ func undo(ctx context.Context, h host.Host, found []*journal, o Options) error {
 			return fmt.Errorf("undo %s %s: %w", a.Kind(), a.Target(), err)
 		}
 	}
+	if unsaved != nil {
+		return unsaved
+	}
+	if err := forget(ctx, h, found, idle); err != nil {
+		return err
+	}
 	for _, j := range found {
 		if err := j.close(ctx, h); err != nil {
 			return err
@@ -133,27 +150,51 @@ func undo(ctx context.Context, h host.Host, found []*journal, o Options) error {
 	return nil
 }
 
+// forget takes back the notes of restarts that never began. The journals say
+// so first: a rollback that is cut off here must not take a note that is gone
+// for a restart that took place.
+func forget(ctx context.Context, h host.Host, found []*journal, idle map[string]bool) error {
+	for _, j := range found {
+		changed := false
+		for _, e := range j.Entries {
+			if a, ok := e.change.(Activator); ok && idle[a.Owes()] && e.State != undone {
+				e.State, changed = undone, true
+			}
+		}
+		if !changed {
+			continue
+		}
+		if err := j.save(ctx, h); err != nil {
+			return err
+		}
+	}
+	for name := range idle {
+		if err := Settle(ctx, h, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // owed returns what has to be activated again once the journals are undone,
 // each target once, and notes it on the host: until then it runs with what is
-// being undone.
-func owed(ctx context.Context, h host.Host, found []*journal) ([]Activator, error) {
-	var activators []Activator
-	type late struct {
-		Activator
-		owed bool
-	}
-	var postponed []late      // left to a later step
+// being undone. idle is what owes a restart that never began: it still runs
+// with what is restored, so the notes can go, but only then.
+func owed(ctx context.Context, h host.Host, found []*journal) (activators []Activator, idle map[string]bool, err error) {
+	idle = map[string]bool{}
+	var late []*entry         // never begun, left to a later step, or forgotten
 	seen := map[string]bool{} // kinds and targets, and the names they owe
+	state := changesState(found)
 	for _, j := range found {
 		for _, e := range j.Entries {
 			a, ok := e.change.(Activator)
 			switch {
-			case !ok || e.State == planned || e.State == undone:
+			case !ok:
 				continue
-			case a.Postponed():
-				postponed = append(postponed, late{a, e.Owed})
+			case e.State == planned || e.State == undone || a.Postponed():
+				late = append(late, e)
 				continue
-			case seen[a.Kind()+" "+a.Target()]:
+			case !state || seen[a.Kind()+" "+a.Target()]:
 				continue
 			}
 			seen[a.Kind()+" "+a.Target()] = true
@@ -163,38 +204,36 @@ func owed(ctx context.Context, h host.Host, found []*journal) ([]Activator, erro
 				continue
 			}
 			if err := begin(ctx, h, a.Owes()); err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 		}
 	}
-	for _, a := range postponed {
-		if seen[a.Owes()] {
+	for _, e := range late {
+		a := e.change.(Activator)
+		if a.Owes() == "" || seen[a.Owes()] || idle[a.Owes()] {
 			continue
 		}
 		pending, err := untouched(ctx, h, a.Owes())
-		if err != nil {
-			return nil, err
-		}
-		if pending {
-			// Never restarted since the change: it still runs with what is restored now.
-			if !a.owed { // by an earlier run, that is not undone
-				err = Settle(ctx, h, a.Owes())
-			}
-			if err != nil {
-				return nil, err
-			}
-			seen[a.Owes()] = !a.owed
+		switch {
+		case err != nil:
+			return nil, nil, err
+		case pending && e.Owed: // by an earlier run, that is not undone
+			continue
+		case pending:
+			idle[a.Owes()] = true
+			continue
+		case e.State == planned || e.State == undone || !state:
 			continue
 		}
 		// Restarted since, if only half, by a step that is undone itself already:
 		// it runs with what is undone now.
 		if err := begin(ctx, h, a.Owes()); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		seen[a.Owes()] = true
-		activators = append(activators, a.Activator)
+		activators = append(activators, a)
 	}
-	return activators, nil
+	return activators, idle, nil
 }
 
 // changesState says whether there is more to undo than restarts: those alone

@@ -101,16 +101,22 @@ func run(ctx context.Context, s Step, h host.Host, o Options, r *Result) error {
 		r.show(changes, o.Mask)
 		return nil
 	}
-	if len(changes) > 0 {
-		if changes, err = apply(ctx, s, h, o, r); err != nil {
-			return err
-		}
+	if len(changes) == 0 {
+		err = tidyIfFree(ctx, h, o.note(s))
+	} else {
+		changes, err = apply(ctx, s, h, o, r)
+	}
+	if err != nil {
+		return err
 	}
 	if len(changes) == 0 {
 		return s.Verify(ctx, h)
 	}
 	return nil
 }
+
+// note says who holds the lock.
+func (o Options) note(s Step) string { return fmt.Sprintf("run %s, step %s", o.Run, s.Name()) }
 
 // Refuse turns findings of severity Error into one error.
 func Refuse(findings []Finding) error {
@@ -143,7 +149,7 @@ func (r *Result) show(changes []Change, m *Masker) {
 
 // apply plans once more, now that nobody else can be at work, and makes the changes.
 func apply(ctx context.Context, s Step, h host.Host, o Options, r *Result) ([]Change, error) {
-	release, err := Lock(ctx, h, fmt.Sprintf("run %s, step %s", o.Run, s.Name()), o.Wait)
+	release, err := Lock(ctx, h, o.note(s), o.Wait)
 	if err != nil {
 		return nil, err
 	}
@@ -236,7 +242,7 @@ func Lock(ctx context.Context, h host.Host, note string, wait time.Duration) (re
 		return nil, err
 	}
 	for end := time.Now().Add(wait); ; {
-		release, err := h.Lock(ctx, lockPath, note)
+		release, err := lockAndTidy(ctx, h, note)
 		var held *host.LockedError
 		if !errors.As(err, &held) {
 			return release, err

@@ -33,11 +33,23 @@ type machine struct {
 
 	ops  int
 	fail func(op int, what string) error // may panic with killed
+	dead bool                            // it has
 }
 
 // killed is what a test panics with: no code after it runs, but for the
 // release of the lock, which the kernel does.
 type killed struct{}
+
+// Lock leaves the note of a holder that died, as the kernel does.
+func (m *machine) Lock(ctx context.Context, name, note string) (func(), error) {
+	release, err := m.Local.Lock(ctx, name, note)
+	return func() {
+		release()
+		if m.dead {
+			_ = os.WriteFile(m.root+name, []byte(note), 0o600)
+		}
+	}, err
+}
 
 func newMachine(t *testing.T) *machine {
 	t.Helper()
@@ -265,7 +277,8 @@ type fake struct {
 	findings []step.Finding
 	checkErr error
 	verify   func() error
-	planned  func() // called before each plan
+	planned  func()                               // called before each plan
+	wrap     func(c *step.FileChange) step.Change // what is planned in its place
 }
 
 func (s *fake) Name() string { return s.name }
@@ -295,8 +308,11 @@ func (s *fake) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
 			data = append(slices.Clone(data), s.line+"\n"...)
 		}
 		if c := step.EditFile(f, existed, data); c != nil {
+			if edited = true; s.wrap != nil {
+				changes = append(changes, s.wrap(c))
+				continue
+			}
 			changes = append(changes, c)
-			edited = true
 		}
 	}
 	if s.unit == "" {
@@ -658,8 +674,11 @@ func TestRollbackOfRuns(t *testing.T) {
 
 	// The rest, newest first; each daemon is restarted once, after all files.
 	m.log = nil
+	const half = step.StateDir + "/runs/000001.one.configure/.01.image.st2ha-0123456789abcdef" // by a run that was killed
+	m.put(t, half, "secret", 0o600)
 	r, err = step.Rollback(ctx, m, undoAll())
 	require.NoError(t, err)
+	require.NoFileExists(t, m.root+half)
 	require.Equal(t, first, m.tree(t))
 	require.Equal(t, "old\n", m.running)
 	var targets []string
@@ -917,6 +936,49 @@ func TestJournalOfNewer(t *testing.T) {
 	require.Equal(t, "new\n", m.get(t, "/etc/x"))
 }
 
+// loss is a change that says what its Undo will not bring back.
+type loss struct{ step.FileChange }
+
+func (l *loss) Kind() string { return "loss" }
+
+func (l *loss) Lost(_ context.Context, h host.Host) ([]step.Finding, error) {
+	return []step.Finding{{Severity: step.Warning, Host: h.Name(), Check: "loss", Message: l.Path}}, nil
+}
+
+// What will not come back is said by a dry run, and by the rollback itself;
+// not of a change that was never made.
+func TestRollbackLoss(t *testing.T) {
+	ctx := t.Context()
+	m := newMachine(t)
+	for _, name := range []string{"/etc/x", "/etc/y"} {
+		f := &fake{name: "configure", line: "new", files: []string{name}}
+		f.wrap = func(c *step.FileChange) step.Change { return &loss{*c} }
+		f.verify = func() error { return nil }
+		if name == "/etc/y" {
+			m.fail = func(_ int, what string) error {
+				if what == "write /etc/y" {
+					panic(killed{})
+				}
+				return nil
+			}
+		}
+		func() {
+			defer func() { _ = recover() }()
+			_, err := step.Run(ctx, f, m, options("one"))
+			require.NoError(t, err)
+		}()
+	}
+	m.fail = nil
+	o := undoAll()
+	o.Kinds = step.Kinds{"loss": func() step.Change { return &loss{} }}
+	for _, dry := range []bool{true, false} {
+		o.DryRun = dry
+		r, err := step.Rollback(ctx, m, o)
+		require.NoError(t, err)
+		require.Equal(t, []step.Finding{{Severity: step.Warning, Host: "node", Check: "loss", Message: "/etc/x"}}, r.Findings)
+	}
+}
+
 // A journal whose image is lost is no journal that was never written.
 func TestImageLost(t *testing.T) {
 	ctx := t.Context()
@@ -999,12 +1061,13 @@ func (s *scenario) until(t *testing.T, n int, f func() error) (died bool) {
 	s.m.ops = 0
 	s.m.fail = func(op int, _ string) error {
 		if op == n {
+			s.m.dead = true
 			panic(killed{})
 		}
 		return nil
 	}
 	defer func() {
-		s.m.fail = nil
+		s.m.fail, s.m.dead = nil, false
 		switch r := recover(); r.(type) {
 		case nil:
 		case killed:
@@ -1028,6 +1091,8 @@ func TestKilled(t *testing.T) {
 			died := s.until(t, n, func() error { return s.run(t, "one") })
 			require.NoError(t, s.rollback(t), "killed before change %d", n)
 			s.requireFirst(t)
+			require.Empty(t, s.m.owed(t), "killed before change %d", n)
+			require.Empty(t, s.m.images(t), "killed before change %d", n)
 			require.NoError(t, s.run(t, "two"), "killed before change %d", n)
 			s.requireJoined(t)
 			require.NoError(t, s.rollback(t))
@@ -1062,6 +1127,37 @@ func TestKilled(t *testing.T) {
 			require.NoError(t, s.rollback(t), "killed before change %d", n)
 			s.requireFirst(t)
 			require.Empty(t, s.m.images(t))
+			if !died {
+				return
+			}
+		}
+	})
+	t.Run("in the rollback, then run again", func(t *testing.T) {
+		t.Parallel()
+		for n := 1; ; n++ {
+			s := newScenario(t)
+			require.NoError(t, s.run(t, "one"))
+			died := s.until(t, n, func() error { return s.rollback(t) })
+			require.NoError(t, s.run(t, "two"), "killed before change %d", n)
+			s.requireJoined(t)
+			require.NoError(t, s.rollback(t), "killed before change %d", n)
+			s.requireFirst(t)
+			require.Empty(t, s.m.owed(t))
+			if !died {
+				return
+			}
+		}
+	})
+	t.Run("in the rollback of what was never restarted, then run again", func(t *testing.T) {
+		t.Parallel()
+		for n := 1; ; n++ {
+			s := newScenario(t)
+			configure := s.steps()[1]
+			_, err := step.Run(t.Context(), configure, s.m, options("one"))
+			require.NoError(t, err)
+			died := s.until(t, n, func() error { return s.rollback(t) })
+			require.NoError(t, s.run(t, "two"), "killed before change %d", n)
+			s.requireJoined(t)
 			if !died {
 				return
 			}

@@ -1,0 +1,318 @@
+package lab
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// crash is a step that is killed at each of its points, taken back and run again.
+type crash struct {
+	name    string
+	from    string   // the node that it runs on
+	node    string   // the node that it changes
+	command string   // with its flags
+	prepare string   // on node, once: what the step needs
+	state   string   // on node: prints what the services have, whatever their files say
+	real    string   // the points at which the service is restarted for real, not by its stand-in
+	every   [2]int   // of so many points, the one with this rest: the other node does the others
+	tidy    string   // on node, at the end
+	first   []string // the files without the step
+	before  string   // state without the step
+	joined  []string // the files with it
+	after   string   // state with it
+}
+
+const crashPassword = "crash-pass"
+
+// crashers puts the binary that can be killed, and the stand-ins for restarts
+// that take long, on the nodes. The stand-in of the broker's restart opens and
+// closes a listener in front of the real broker, where its files say; that of
+// st2ctl remembers which st2.conf it started the services with.
+func crashers(t *testing.T, nodes ...string) {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), "st2ha-crash")
+	build := command(nil, "go", "build", "-trimpath", "-tags", "crash", "-o", binary, "../../cmd/st2ha")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	out, err := build.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	program, err := os.ReadFile(binary)
+	require.NoError(t, err)
+	for _, n := range nodes {
+		out, err := command(program, "./lab.sh", "ssh", n, "cat > /usr/local/bin/st2ha-crash; chmod 755 /usr/local/bin/st2ha-crash").CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		out, err = command(fmt.Appendf(nil, crashStandIns, map[string]string{"primary": primary, "secondary": secondary}[n]), "./lab.sh", "ssh", n, "sh -eu").CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+	t.Cleanup(func() {
+		for _, n := range nodes {
+			on(t, n, "rm -rf /usr/local/sbin/systemctl /usr/local/bin/st2ha-crash /run/crash /run/systemd/system/lab-amqp.* /srv/shared; systemctl daemon-reload; ! mountpoint -q /usr/bin/st2ctl || umount /usr/bin/st2ctl")
+		}
+	})
+}
+
+const crashStandIns = `mkdir -p /run/crash
+install -d -g st2packs -m 2775 /srv/shared
+cat > /run/systemd/system/lab-amqp.socket <<END
+[Socket]
+ListenStream=%s:5672
+FreeBind=yes
+END
+cat > /run/systemd/system/lab-amqp.service <<END
+[Service]
+ExecStart=/lib/systemd/systemd-socket-proxyd 127.0.0.1:5672
+END
+/usr/bin/systemctl daemon-reload
+cat > /usr/local/sbin/systemctl <<'END'
+#!/bin/sh
+if [ "$*" = "restart rabbitmq-server.service" ] && [ ! -e /run/crash/real ]; then
+	if grep -q '^listeners.tcp.st2ha' /etc/rabbitmq/rabbitmq.conf; then exec /usr/bin/systemctl start lab-amqp.socket; fi
+	exec /usr/bin/systemctl stop lab-amqp.socket lab-amqp.service
+fi
+exec /usr/bin/systemctl "$@"
+END
+cp -p /usr/bin/st2ctl /run/crash/st2ctl.real
+cat > /run/crash/st2ctl <<'END'
+#!/bin/sh
+[ ! -e /run/crash/real ] || /run/crash/st2ctl.real "$@" || exit
+sleep 0.4
+sha256sum < /etc/st2/st2.conf > /run/crash/started
+END
+chmod 755 /usr/local/sbin/systemctl /run/crash/st2ctl
+sha256sum < /etc/st2/st2.conf > /run/crash/started
+mount --bind /run/crash/st2ctl /usr/bin/st2ctl
+`
+
+// st2ha runs the binary and returns its exit status and what it said.
+func (c *crash) st2ha(t *testing.T, env, command string) (status, said string) {
+	t.Helper()
+	out := on(t, c.from, fmt.Sprintf("cd /; export ST2HA_RABBITMQ_PASSWORD=%s %s; st2ha-crash %s 2>&1; echo $?", crashPassword, env, command))
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	return lines[len(lines)-1], out
+}
+
+// done runs the binary to its end.
+func (c *crash) done(t *testing.T, command, where string) {
+	t.Helper()
+	status, said := c.st2ha(t, "", command)
+	require.Equal(t, "0", status, "%s: %s: %s", where, command, said)
+}
+
+func (c *crash) address() string {
+	return map[string]string{"primary": primary, "secondary": secondary}[c.node]
+}
+
+func (c *crash) rollback() string { return "rollback --host=" + c.address() }
+
+// is compares the node with what it was.
+func (c *crash) is(t *testing.T, files []string, state, where string) {
+	t.Helper()
+	require.Empty(t, difference(files, tree(t, c.node)), where)
+	require.Equal(t, state, c.has(t), where)
+}
+
+// has is the state of the services, and what still has to be restarted.
+func (c *crash) has(t *testing.T) string {
+	t.Helper()
+	return on(t, c.node, c.state+"; ls -A /var/lib/st2ha/owed 2>/dev/null || true")
+}
+
+// undisturbed learns what the step does, and the names of its points.
+func (c *crash) undisturbed(t *testing.T) []string {
+	t.Helper()
+	if c.prepare != "" {
+		on(t, c.node, c.prepare)
+	}
+	on(t, c.node, "rm -rf /var/lib/st2ha")
+	c.first, c.before = tree(t, c.node), c.has(t)
+	status, said := c.st2ha(t, "ST2HA_CRASH_LOG=/run/crash/points", c.command)
+	require.Equal(t, "0", status, said)
+	c.joined, c.after = tree(t, c.node), c.has(t)
+	c.done(t, c.rollback(), "undisturbed")
+	c.is(t, c.first, c.before, "undisturbed")
+	return strings.Split(strings.TrimSpace(on(t, c.from, "cat /run/crash/points; rm /run/crash/points")), "\n")
+}
+
+// whole fails if a file is neither old nor new, or gone.
+func (c *crash) whole(t *testing.T, where string) {
+	t.Helper()
+	known, killed := map[string]bool{}, map[string]bool{}
+	for _, line := range append(c.first, c.joined...) {
+		known[line] = true
+	}
+	path := func(line string) string { return strings.Fields(line)[4] }
+	for _, line := range tree(t, c.node) {
+		require.True(t, known[line], "%s: neither old nor new: %s", where, line)
+		killed[path(line)] = true
+	}
+	both := map[string]int{}
+	for _, line := range append(c.first, c.joined...) {
+		if strings.Fields(line)[3] == "f" {
+			both[path(line)]++
+		}
+	}
+	for p, n := range both {
+		require.True(t, n == 1 || killed[p], "%s: %s is gone", where, p)
+	}
+}
+
+// left fails if the killed run goes on somewhere, or its lock is held.
+func (c *crash) left(t *testing.T, where string) {
+	t.Helper()
+	if c.from == c.node {
+		return
+	}
+	on(t, c.node, `for i in $(seq 50); do pgrep -f '[s]ftp-server|[f]lock --exclusive' >/run/crash/left || break; sleep 0.1; done; ! test -s /run/crash/left
+		test ! -e /var/lib/st2ha/lock || flock --nonblock /var/lib/st2ha/lock true`)
+}
+
+// run kills the step at each point, runs it again, and takes it back.
+func (c *crash) run(t *testing.T) {
+	began := time.Now()
+	points := c.undisturbed(t)
+	killed := 0
+	for i, name := range points {
+		if c.every[0] > 0 && i%c.every[0] != c.every[1] {
+			continue
+		}
+		where := fmt.Sprintf("killed at %d, %s", i+1, name)
+		real := c.real != "" && regexp.MustCompile(c.real).MatchString(name)
+		if real {
+			on(t, c.node, "touch /run/crash/real")
+		}
+		on(t, c.node, "rm -rf /var/lib/st2ha")
+		status, said := c.st2ha(t, fmt.Sprintf("ST2HA_CRASH_AT=%d", i+1), c.command)
+		require.Equal(t, "137", status, "%s: %s", where, said)
+		c.left(t, where)
+		c.whole(t, where)
+		c.done(t, c.command, where)
+		c.is(t, c.joined, c.after, where)
+		c.done(t, c.rollback(), where)
+		c.is(t, c.first, c.before, where)
+		require.Empty(t, on(t, c.node, "find /var/lib/st2ha -name '*.image' -o -name '.*'"), where)
+		if real {
+			on(t, c.node, "rm /run/crash/real")
+		}
+		killed++
+	}
+	if c.tidy != "" {
+		on(t, c.node, c.tidy)
+	}
+	t.Logf("%s on %s: %d points, killed at %d, %.0f s", c.name, c.node, len(points), killed, time.Since(began).Seconds())
+}
+
+// TestKilled kills each step at each change of the node and each write of the
+// journal, and in the middle of each program that it runs. The two nodes share
+// the points, each being an all-in-one of its own.
+func TestKilled(t *testing.T) {
+	nodes := []string{"primary", "secondary"}
+	crashers(t, nodes...)
+	t.Run("locally", func(t *testing.T) {
+		for i, n := range nodes {
+			t.Run(n, func(t *testing.T) {
+				t.Parallel()
+				for _, c := range localCrashes(map[string]string{"primary": primary, "secondary": secondary}[n]) {
+					c.from, c.node, c.every = n, n, [2]int{2, i}
+					if !t.Run(c.name, c.run) {
+						return
+					}
+				}
+			})
+		}
+	})
+	t.Run("over SSH", func(t *testing.T) {
+		on(t, "primary", "st2ha-crash export_nfs --host="+primary+" --secondaries="+secondary+" --directories=/srv/shared")
+		for _, c := range []crash{
+			{name: "configure_st2", command: "configure_st2 --restart=inline --role=secondary --host=" + secondary + " --primary=" + primary,
+				state: "sha256sum < /etc/st2/st2.conf | cmp - /run/crash/started && cat /run/crash/started"},
+			{name: "mount_nfs", command: "mount_nfs --host=" + secondary + " --primary=" + primary + " --directories=/srv/shared",
+				prepare: "echo here > /srv/shared/file", state: "mount -t nfs4"},
+		} {
+			c.from, c.node = "primary", "secondary"
+			t.Run(c.name, c.run)
+		}
+		require.Empty(t, on(t, "primary", "ls -A /srv/shared"), "the proofs of killed runs are gone")
+		on(t, "primary", "st2ha-crash rollback --host="+primary)
+	})
+}
+
+// localCrashes are the steps of a primary. RabbitMQ's restart and rabbitmqctl
+// take seconds, so one step is made two: the listener with the user there
+// already, and the user with the listener there. The broker is restarted for
+// real around its restart, and there its stand-in does the rest.
+func localCrashes(address string) []crash {
+	rabbitmq := "configure_rabbitmq --host=" + address + " --secondaries=" + address
+	return []crash{
+		{name: "configure_mongodb", command: "configure_mongodb --host=" + address,
+			state: `ss -Hltn sport = :27017 | awk '{print $4}' | sort`},
+		{name: "configure_st2", command: "configure_st2 --restart=later --role=primary --host=" + address + " --primary=" + address,
+			state: "true"},
+		{name: "export_nfs", command: "export_nfs --host=" + address + " --secondaries=192.168.0.102",
+			state: "systemctl is-active nfs-server; systemctl is-enabled nfs-server; exportfs -v"},
+		{name: "configure_rabbitmq, listener", command: rabbitmq, real: "(during|run) systemctl restart|remove .*owed",
+			prepare: "rabbitmqctl --quiet add_user st2 " + crashPassword + "; rabbitmqctl --quiet set_permissions st2 '.*' '.*' '.*'",
+			state:   `ss -Hltn sport = :5672 | awk '{print $4}' | sort`},
+		{name: "configure_rabbitmq, user", command: rabbitmq,
+			prepare: "rabbitmqctl --quiet delete_user st2; systemctl start lab-amqp.socket", state: "true",
+			tidy: `! rabbitmqctl --quiet list_users | grep '^st2\s'; systemctl stop lab-amqp.socket lab-amqp.service`},
+	}
+}
+
+// TestPowerCut cuts the power right after a step's files are written, here and
+// over SSH: what the kernel had not been made to write is lost, and that is
+// nothing of a file or of the journal.
+func TestPowerCut(t *testing.T) {
+	nodes := []string{"primary", "secondary"}
+	crashers(t, nodes...)
+	cases := []*crash{
+		{from: "primary", node: "secondary", command: "configure_st2 --restart=later --role=secondary --host=" + secondary + " --primary=" + primary, state: "true"},
+		{from: "primary", node: "primary", command: "configure_mongodb --host=" + primary, state: "true"},
+	}
+	type cut struct {
+		c    *crash
+		at   int
+		file string
+	}
+	var cuts []cut
+	for _, c := range cases {
+		for i, name := range c.undisturbed(t) {
+			if file, ok := strings.CutPrefix(name, "write /etc/"); ok {
+				cuts = append(cuts, cut{c, i + 1, "/etc/" + file})
+			}
+		}
+		on(t, c.node, "rm -rf /var/lib/st2ha; sync")
+	}
+	require.Len(t, cuts, 2)
+	// The kernel writes what is left to it after 30 s; a file that is written
+	// plainly shows that this power cut loses what it should.
+	for _, x := range cuts {
+		status, said := x.c.st2ha(t, fmt.Sprintf("ST2HA_CRASH_AT=%d", x.at), x.c.command)
+		require.Equal(t, "137", status, said)
+		on(t, x.c.node, "echo plainly > /root/plain")
+		out, err := command(nil, "./lab.sh", "kill", x.c.node).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+	for _, n := range nodes {
+		out, err := command(nil, "./lab.sh", "start", n).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+	crashers(t, nodes...)
+	for _, x := range cuts {
+		require.Empty(t, on(t, x.c.node, "cat /root/plain 2>/dev/null || true; rm -f /root/plain"), "the power cut lost nothing")
+		require.Empty(t, difference(x.c.joined, tree(t, x.c.node)), "the files are new: the power was cut after they were written")
+		journal := on(t, x.c.node, "cat /var/lib/st2ha/runs/*/journal.json")
+		require.True(t, json.Valid([]byte(journal)), journal)
+		require.Contains(t, journal, x.file)
+		x.c.done(t, x.c.command, "after the power cut")
+		require.Empty(t, difference(x.c.joined, tree(t, x.c.node)))
+		x.c.done(t, x.c.rollback(), "after the power cut")
+		require.Empty(t, difference(x.c.first, tree(t, x.c.node)))
+	}
+}

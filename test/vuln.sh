@@ -1,0 +1,10 @@
+#!/bin/bash
+# vuln.sh: known vulnerabilities in what the module calls. The Go vulnerability database is read from its own module,
+# golang.org/x/vulndb, by way of the module proxy, so that no other site is asked.
+set -euo pipefail
+cd "$(dirname "$(realpath "$0")")/.."
+dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT
+db=$(cd "$dir" && go mod download -json golang.org/x/vulndb@latest | sed -n 's/^\t"Dir": "\(.*\)",\?$/\1/p')
+[ -d "$db/data/osv" ] || { echo "vuln.sh: golang.org/x/vulndb has no data/osv" >&2; exit 1; }
+echo "vulnerabilities known to ${db##*@}"
+exec go run golang.org/x/vuln/cmd/govulncheck@v1.9.0 -db "file://$db/data/osv" ./...
