@@ -1,7 +1,7 @@
 """compare.py TITLE IMAGE PROGRAM RUNS FIRST: st2ha beside an Ansible playbook that does the same work, from this machine,
 over SSH to two fresh nodes made from IMAGE: medians of FIRST first runs, which leave out the restarts of services, and of
 RUNS runs with nothing to change."""
-import json, os, re, statistics, subprocess, sys, tempfile, time
+import atexit, glob, json, os, re, signal, statistics, subprocess, sys, tempfile, time
 
 title, image, program, runs, first_runs = sys.argv[1:4] + [int(n) for n in sys.argv[4:6]]
 key, known_hosts = image + ".key", image + ".known_hosts"
@@ -19,6 +19,15 @@ steps = [s.replace("=P", "=" + primary).replace("=S", "=" + secondary).split() f
 temp = tempfile.TemporaryDirectory()
 ssh_options = ["-o", "UserKnownHostsFile=" + known_hosts, "-o", "GlobalKnownHostsFile=/dev/null", "-o", "BatchMode=yes",
                "-o", "IdentitiesOnly=yes", "-o", "ControlMaster=auto", "-o", "ControlPersist=300s", "-o", "ControlPath=%s/%%r@%%h" % temp.name]
+
+
+def hang_up():
+    for kept in glob.glob(temp.name + "/*@*"):
+        subprocess.run(["ssh", "-o", "ControlPath=" + kept, "-O", "exit", "node"], stderr=subprocess.DEVNULL)
+
+
+atexit.register(hang_up)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def timed(argv, env, **more):
