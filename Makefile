@@ -62,7 +62,7 @@ lab-test: ## join, again, rollback and failures on the two nodes
 fuzz: ## each fuzz target for FUZZTIME
 	@test/fuzz.sh $(FUZZTIME)
 
-bench: ## the no-change run of all steps on two nodes
+bench: ## a run of all steps that finds nothing to change, on fast and on slow nodes, and beside Ansible
 	@test/bench.sh
 
 clean:

@@ -1,7 +1,7 @@
 """compare.py TITLE IMAGE PROGRAM RUNS FIRST: st2ha beside an Ansible playbook that does the same work, from this machine,
 over SSH to two fresh nodes made from IMAGE: medians of FIRST first runs, which leave out the restarts of services, and of
 RUNS runs with nothing to change."""
-import json, os, re, statistics, subprocess, sys, tempfile, time
+import atexit, glob, json, os, re, signal, statistics, subprocess, sys, tempfile, time
 
 title, image, program, runs, first_runs = sys.argv[1:4] + [int(n) for n in sys.argv[4:6]]
 key, known_hosts = image + ".key", image + ".known_hosts"
@@ -19,6 +19,15 @@ steps = [s.replace("=P", "=" + primary).replace("=S", "=" + secondary).split() f
 temp = tempfile.TemporaryDirectory()
 ssh_options = ["-o", "UserKnownHostsFile=" + known_hosts, "-o", "GlobalKnownHostsFile=/dev/null", "-o", "BatchMode=yes",
                "-o", "IdentitiesOnly=yes", "-o", "ControlMaster=auto", "-o", "ControlPersist=300s", "-o", "ControlPath=%s/%%r@%%h" % temp.name]
+
+
+def hang_up():
+    for kept in glob.glob(temp.name + "/*@*"):
+        subprocess.run(["ssh", "-o", "ControlPath=" + kept, "-O", "exit", "node"], stderr=subprocess.DEVNULL)
+
+
+atexit.register(hang_up)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def timed(argv, env, **more):
@@ -64,10 +73,11 @@ class St2ha:
         return total
 
     def again(self):
-        total = 0
+        total, self.profile = 0, []
         for step in steps:
             took, done = timed([program] + step + self.way, self.env)
             total += took
+            self.profile.append((" ".join(step[:2]), took, connected(done.stderr)))
             if json.loads(done.stdout)["changed"]:
                 sys.exit("st2ha %s: changed something that was in place" % step[0])
         return total
@@ -77,7 +87,14 @@ class St2ha:
             timed([program, "restart_st2", "--host=" + node, "--restart=inline"] + self.way, self.env)
 
     def drift(self):
-        return timed([program, "drift"] + join + self.way, self.env)[0]
+        took, done = timed([program, "drift"] + join + self.way, self.env)
+        self.profile_of_drift = "drift", took, connected(done.stderr)
+        return took
+
+
+def connected(log):
+    """When the last host was connected: logged in, sudo and sftp-server running there."""
+    return max(seconds(t) for t in re.findall(r"msg=connected .*after=(\S+)", log))
 
 
 def seconds(duration):
@@ -137,5 +154,8 @@ print("%-58s %10s %8.3f s" % ("st2ha drift, the same and verify_node in one proc
 print("%-58s %8.1f x %8.1f x" % ("Ansible : st2ha, the six steps", times[ansible][0] / times[st2ha][0], times[ansible][1] / times[st2ha][1]))
 print("%-58s %10s %8.1f x" % ("Ansible : st2ha drift", "", times[ansible][1] / one))
 print("medians of %d first runs, without the services' own restarts, and of %d with nothing to change" % (first_runs, runs))
+print("\nwhere st2ha's last runs went %36s %12s" % ("connected after", "in all"))
+for line in st2ha.profile + [st2ha.profile_of_drift]:
+    print("%-48s %14.3f s %10.3f s" % (line[0], line[2], line[1]))
 print("\nwhere Ansible's last run went:")
 print("\n".join(l for l in ansible.last.split("\n") if re.search(r" -+ +[0-9.]+s$", l)))

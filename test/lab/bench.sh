@@ -10,6 +10,6 @@ trap '"$here/lab.sh" down' EXIT
 trap 'exit 130' INT TERM
 "$here/lab.sh" up
 img=$("$here/mkbase.sh")
-"$here/lab.sh" exec python3 "$here/../bench/compare.py" "on the lab's nodes, from a third machine" "$img" "$(echo "$here"/../../bin/st2ha-linux-*)" "$runs" "$first"
+"$here/lab.sh" exec python3 "$here/../bench/compare.py" "on the lab's nodes, from a third machine" "$img" "$here/../../bin/st2ha-linux-$(go env GOARCH)" "$runs" "$first"
 "$here/deploy.sh"
 "$here/lab.sh" ssh primary "python3 - 'step, on the lab nodes, from the primary' $runs" <"$here/../bench/steps.py"

@@ -19,9 +19,10 @@ inside() { # in a process namespace whose end is the end of all nodes
   for x in $NODES; do
     root "$x"
     setsid unshare --mount --uts --ipc --net --pid --fork "$self" _boot "$x" </dev/null >"$work/$x.console" 2>&1 &
-    local p=''; until p=$(pgrep -P $!); do sleep 0.01; done
+    local p=''; until p=$(pgrep -P $!); do kill -0 $! || die "node $x: $(<"$work/$x.console")"; sleep 0.01; done
     echo "$p" >"$work/$x.pid"
-    ip link add "to-$x" master br0 up type veth peer name "$x" netns "$p"
+    ip link add "to-$x" master br0 up type veth peer name "$x"
+    ip link set "$x" netns "$p"; touch "$work/$x.linked"
   done
   for x in $NODES; do ready "$x"; done
   export -f on; export base; "$@"
@@ -54,7 +55,7 @@ boot() { # NODE: becomes the node's PID 1
 init() {
   local x=$1 r=$work/$1/root d
   hostname "$x"
-  until ip link show "$x" >/dev/null 2>&1; do sleep 0.01; done
+  until [ -e "$work/$x.linked" ]; do sleep 0.01; done
   ip link set lo up; ip addr add "${ADDR[$x]}/24" dev "$x"; ip link set "$x" up
   mount --make-rprivate /
   mount -t proc proc "$r/proc"; mount -t sysfs sysfs "$r/sys";
