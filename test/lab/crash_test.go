@@ -167,7 +167,8 @@ func (c *crash) left(t *testing.T, where string) {
 	if c.from == c.node {
 		return
 	}
-	on(t, c.node, `for i in $(seq 50); do pgrep -f '[s]ftp-server|[f]lock --exclusive' >/run/crash/left || break; sleep 0.1; done; ! test -s /run/crash/left
+	on(t, c.node, `for i in $(seq 50); do pgrep -f '[s]ftp-server|[f]lock --exclusive' >/run/crash/left || break; sleep 0.1; done
+		test ! -s /run/crash/left || exit
 		test ! -e /var/lib/st2ha/lock || flock --nonblock /var/lib/st2ha/lock true`)
 }
 
@@ -265,7 +266,9 @@ func brokerCrashes(address string, from int) []crash {
 			state:   `ss -Hltn sport = :5672 | awk '{print $4}' | sort`},
 		{name: "configure_rabbitmq, user", command: command, every: every,
 			prepare: "rabbitmqctl --quiet delete_user st2; systemctl start lab-amqp.socket", state: "true",
-			tidy: `! rabbitmqctl --quiet list_users | grep '^st2\s'; systemctl stop lab-amqp.socket lab-amqp.service`},
+			tidy: `rabbitmqctl --quiet list_users > /run/crash/users; test -s /run/crash/users || exit
+				! grep '^st2\s' /run/crash/users || exit 1
+				systemctl stop lab-amqp.socket lab-amqp.service`},
 	}
 }
 
