@@ -75,8 +75,8 @@ func (m *machine) observe(o Observation) (Event, bool) {
 			m.silent = o.At
 		}
 	}
+	m.goods.add(o.Verdict == Good, o.At)
 	if o.Verdict != Unknown {
-		m.goods.add(o.Verdict == Good, o.At)
 		m.answers.add(o.Verdict != Silent, o.At)
 	}
 	next, by := m.next()
