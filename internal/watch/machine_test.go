@@ -12,9 +12,9 @@ import (
 )
 
 var (
-	ping  = Limit{Suspect: 2, DownAfter: 3 * time.Second}
-	held  = Limit{Suspect: 1, Down: 1}
-	login = Limit{Suspect: 1, Down: 2}
+	pingLimit  = Limit{Suspect: 2, DownAfter: 3 * time.Second}
+	heldLimit  = Limit{Suspect: 1, Down: 1}
+	loginLimit = Limit{Suspect: 1, Down: 2}
 )
 
 // play has a machine observe findings, written as "PROBE VERDICTS" with one
@@ -58,42 +58,42 @@ func TestMachine(t *testing.T) {
 		parts []part
 		want  string
 	}{
-		"the first good finding is up": {[]part{{quarter, "ping", ping, "gggg"}}, "0.00 up"},
-		"one miss is nothing":          {[]part{{quarter, "ping", ping, "gsgsg"}}, "0.00 up"},
+		"the first good finding is up": {[]part{{quarter, "ping", pingLimit, "gggg"}}, "0.00 up"},
+		"one miss is nothing":          {[]part{{quarter, "ping", pingLimit, "gsgsg"}}, "0.00 up"},
 		"two misses are suspect, and a short row of answers does not take it back": {
-			[]part{{quarter, "ping", ping, "gss" + "ggggggg"}}, "0.00 up, 0.50 suspect"},
+			[]part{{quarter, "ping", pingLimit, "gss" + "ggggggg"}}, "0.00 up, 0.50 suspect"},
 		"suspect is up again after 2 s of answers": {
-			[]part{{quarter, "ping", ping, "gss" + "gggggggggg"}}, "0.00 up, 0.50 suspect, 2.75 up"},
+			[]part{{quarter, "ping", pingLimit, "gss" + "gggggggggg"}}, "0.00 up, 0.50 suspect, 2.75 up"},
 		"3 s of misses are down": {
-			[]part{{quarter, "ping", ping, "g" + strings.Repeat("s", 14)}}, "0.00 up, 0.50 suspect, 3.25 down"},
+			[]part{{quarter, "ping", pingLimit, "g" + strings.Repeat("s", 14)}}, "0.00 up, 0.50 suspect, 3.25 down"},
 		"a miss in between starts the 3 s anew": {
-			[]part{{quarter, "ping", ping, "g" + strings.Repeat("s", 11) + "g" + strings.Repeat("s", 13)}}, "0.00 up, 0.50 suspect, 6.25 down"},
+			[]part{{quarter, "ping", pingLimit, "g" + strings.Repeat("s", 11) + "g" + strings.Repeat("s", 13)}}, "0.00 up, 0.50 suspect, 6.25 down"},
 		"a refused connection is down at once": {
-			[]part{{quarter, "connection", held, "gb"}}, "0.00 up, 0.25 down"},
+			[]part{{quarter, "connection", heldLimit, "gb"}}, "0.00 up, 0.25 down"},
 		"down goes to up, never back to suspect": {
-			[]part{{quarter, "connection", held, "gbggg"}, {quarter, "ping", ping, "ssss"}, {quarter, "ping", ping, strings.Repeat("g", 9)}},
+			[]part{{quarter, "connection", heldLimit, "gbggg"}, {quarter, "ping", pingLimit, "ssss"}, {quarter, "ping", pingLimit, strings.Repeat("g", 9)}},
 			"0.00 up, 0.25 down, 4.25 up"},
 		"a row of three answers has to cover 2 s": {
-			[]part{{time.Second, "connection", held, "gbggg"}}, "0.00 up, 1.00 down, 4.00 up"},
+			[]part{{time.Second, "connection", heldLimit, "gbggg"}}, "0.00 up, 1.00 down, 4.00 up"},
 		"two answers are too few, whatever they cover": {
-			[]part{{5 * time.Second, "statfs", login, "gssggg"}}, "0.00 up, 5.00 suspect, 10.00 down, 25.00 up"},
+			[]part{{5 * time.Second, "statfs", loginLimit, "gssggg"}}, "0.00 up, 5.00 suspect, 10.00 down, 25.00 up"},
 		"one probe's good findings don't outweigh another's failure": {
-			[]part{{quarter, "login", login, "gbb"}, {quarter, "ping", ping, strings.Repeat("g", 30)}, {quarter, "login", login, "g"}},
+			[]part{{quarter, "login", loginLimit, "gbb"}, {quarter, "ping", pingLimit, strings.Repeat("g", 30)}, {quarter, "login", loginLimit, "g"}},
 			"0.00 up, 0.25 suspect, 0.50 down, 8.25 up"},
 		"a probe that cannot be made is told, and never is down": {
-			[]part{{quarter, "ping", ping, "gsuuuuuuuuuuuuuuuug"}}, "0.00 up, 0.75 unknown"},
+			[]part{{quarter, "ping", pingLimit, "gsuuuuuuuuuuuuuuuug"}}, "0.00 up, 0.75 unknown"},
 		"nor does it interrupt a row of misses": {
-			[]part{{quarter, "ping", ping, "gsus"}}, "0.00 up, 0.75 suspect"},
+			[]part{{quarter, "ping", pingLimit, "gsus"}}, "0.00 up, 0.75 suspect"},
 		"down from the start": {
-			[]part{{quarter, "connection", held, "b"}}, "0.00 down"},
+			[]part{{quarter, "connection", heldLimit, "b"}}, "0.00 down"},
 		"every other finding fails: flapping, and up again when it has calmed down": {
-			[]part{{quarter, "ping", ping, strings.Repeat("gs", 11) + strings.Repeat("g", 20)}}, "0.00 up, 5.00 flapping, 9.75 up"},
+			[]part{{quarter, "ping", pingLimit, strings.Repeat("gs", 11) + strings.Repeat("g", 20)}}, "0.00 up, 5.00 flapping, 9.75 up"},
 		"of the flapping that ends in silence": {
-			[]part{{quarter, "ping", ping, strings.Repeat("gs", 11) + strings.Repeat("s", 20)}}, "0.00 up, 5.00 flapping, 9.50 down"},
+			[]part{{quarter, "ping", pingLimit, strings.Repeat("gs", 11) + strings.Repeat("s", 20)}}, "0.00 up, 5.00 flapping, 9.50 down"},
 		"six changes in 21 are no flapping": {
-			[]part{{quarter, "ping", ping, "gsgsgsg" + strings.Repeat("g", 20)}}, "0.00 up"},
+			[]part{{quarter, "ping", pingLimit, "gsgsgsg" + strings.Repeat("g", 20)}}, "0.00 up"},
 		"seven are": {
-			[]part{{quarter, "ping", ping, strings.Repeat("g", 12) + "sgsgsgs" + "gg"}}, "0.00 up, 5.00 flapping"},
+			[]part{{quarter, "ping", pingLimit, strings.Repeat("g", 12) + "sgsgsgs" + "gg"}}, "0.00 up, 5.00 flapping"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m, clock := newMachine(DefaultRules()), time.Unix(1e9, 0)
@@ -110,7 +110,7 @@ func TestIncidentKeepsItsID(t *testing.T) {
 	m, at := newMachine(DefaultRules()), time.Unix(1e9, 0)
 	var events []Event
 	see := func(v Verdict, reason string) {
-		if e, changed := m.observe(Observation{Probe: "ping", Verdict: v, Reason: reason, At: at, Limit: ping}); changed {
+		if e, changed := m.observe(Observation{Probe: "ping", Verdict: v, Reason: reason, At: at, Limit: pingLimit}); changed {
 			events = append(events, e)
 		}
 		at = at.Add(250 * time.Millisecond)
@@ -151,7 +151,7 @@ func FuzzMachine(f *testing.F) {
 	f.Add(uint64(1), uint64(2))
 	f.Fuzz(func(t *testing.T, a, b uint64) {
 		random := rand.New(rand.NewPCG(a, b))
-		limits := map[string]Limit{"connection": held, "ping": ping, "login": login}
+		limits := map[string]Limit{"connection": heldLimit, "ping": pingLimit, "login": loginLimit}
 		names := []string{"connection", "ping", "login"}
 		m, at := newMachine(DefaultRules()), time.Unix(1e9, 0)
 		failed, since := map[string]int{}, map[string]time.Time{}

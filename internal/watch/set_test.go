@@ -40,7 +40,7 @@ func (w *world) pass(d time.Duration, verdicts map[string]Verdict) {
 		for i, h := range w.hosts {
 			v := verdicts[h]
 			at := w.at.Add(time.Duration(i) * 10 * time.Millisecond)
-			w.events = append(w.events, w.set.Observe(w.endpoint(h).Key(), Observation{Probe: "ping", Verdict: v, At: at, Limit: ping, Reason: "x"})...)
+			w.events = append(w.events, w.set.Observe(w.endpoint(h).Key(), Observation{Probe: "ping", Verdict: v, At: at, Limit: pingLimit, Reason: "x"})...)
 		}
 	}
 }
