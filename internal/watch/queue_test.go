@@ -16,7 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func event(endpoint string, state State, seq int) Event {
+func change(endpoint string, state State, seq int) Event {
 	return Event{Event: EventChanged, ID: endpoint, Seq: seq, Endpoint: endpoint, State: state, DetectedAt: Time{time.Unix(1e9, 5e6)}}
 }
 
@@ -41,21 +41,21 @@ func drained(t *testing.T, q *Queue) string {
 
 func TestQueueDropsSuspectsFirst(t *testing.T) {
 	q := NewQueue(3)
-	q.Put(event("a", StateSuspect, 1))
-	q.Put(event("a", StateDown, 2))
-	q.Put(event("b", StateSuspect, 1))
-	q.Put(event("b", StateDown, 2))
-	q.Put(event("b", StateUp, 3))
+	q.Put(change("a", StateSuspect, 1))
+	q.Put(change("a", StateDown, 2))
+	q.Put(change("b", StateSuspect, 1))
+	q.Put(change("b", StateDown, 2))
+	q.Put(change("b", StateUp, 3))
 	assert.Equal(t, "a down 2 (2), b down 2 (0), b up 3 (0)", drained(t, q))
 }
 
 func TestQueueKeepsTheNewestDownAndUp(t *testing.T) {
 	q := NewQueue(2)
 	for i := range 10 {
-		q.Put(event("a", StateDown, 2*i+1))
-		q.Put(event("a", StateUp, 2*i+2))
+		q.Put(change("a", StateDown, 2*i+1))
+		q.Put(change("a", StateUp, 2*i+2))
 	}
-	q.Put(event("b", StateDown, 1))
+	q.Put(change("b", StateDown, 1))
 	assert.Equal(t, "a down 19 (18), a up 20 (0), b down 1 (0)", drained(t, q))
 }
 
@@ -64,7 +64,7 @@ func TestQueueTellsWhenALineWasTaken(t *testing.T) {
 	for range 5 {
 		q.PutLine([]byte(`{"endpoint":"x"}`), func() { taken++ })
 	}
-	q.Put(event("a", StateDown, 1))
+	q.Put(change("a", StateDown, 1))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	require.ErrorIs(t, q.Write(ctx, failing{}), errFull)
@@ -90,7 +90,7 @@ func TestQueueNeverBlocksOnItsReader(t *testing.T) {
 	go func() { ended <- q.Write(ctx, write) }()
 	start := time.Now()
 	for i := range 20000 {
-		q.Put(event(fmt.Sprint("e", i%10), []State{StateSuspect, StateDown, StateUp}[i%3], i))
+		q.Put(change(fmt.Sprint("e", i%10), []State{StateSuspect, StateDown, StateUp}[i%3], i))
 	}
 	assert.Less(t, time.Since(start), 5*time.Second)
 	cancel()

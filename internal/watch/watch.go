@@ -35,7 +35,7 @@ const (
 type Observation struct {
 	Probe   string // which one: "connection", "ping", "login", "statfs", "export /opt/stackstorm/packs"
 	Verdict Verdict
-	Reason  string        // in words a person understands; empty when Good
+	Reason  string        // in words a person understands; when Good, a fact such as "secondary of rs0", or empty
 	At      time.Time     // when it was found
 	Took    time.Duration // how long the answer took; 0 where there is nothing to measure
 	Limit   Limit         // what it takes for this probe's finding to count
