@@ -43,20 +43,20 @@ func locked(ctx context.Context, h host.Host, f func() error) error {
 	}
 }
 
-// file is where an endpoint's account lies. A name has 255 bytes at most.
-func file(endpoint string) string {
-	name := url.PathEscape(endpoint)
+// file is where a target's account lies. A name has 255 bytes at most.
+func file(target string) string {
+	name := url.PathEscape(target)
 	if len(name) > 200 {
-		sum := sha256.Sum256([]byte(endpoint))
+		sum := sha256.Sum256([]byte(target))
 		name = name[:160] + "-" + hex.EncodeToString(sum[:8])
 	}
 	return Dir + "/" + name + ".json"
 }
 
-// read returns an endpoint's account. One that is missing or torn is empty: to
+// read returns a target's account. One that is missing or torn is empty: to
 // heal once more than the limit does less harm than never to heal again.
-func read(ctx context.Context, h host.Host, endpoint string) (account, error) {
-	f, err := h.ReadFile(ctx, file(endpoint))
+func read(ctx context.Context, h host.Host, target string) (account, error) {
+	f, err := h.ReadFile(ctx, file(target))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return account{}, err
 	}
@@ -64,7 +64,7 @@ func read(ctx context.Context, h host.Host, endpoint string) (account, error) {
 	if err != nil || json.Unmarshal(f.Data, &a) != nil {
 		a = account{}
 	}
-	a.Endpoint = endpoint
+	a.Target = target
 	return a, nil
 }
 
@@ -73,5 +73,5 @@ func (a account) write(ctx context.Context, h host.Host) error {
 	if err != nil {
 		return err
 	}
-	return h.WriteFile(ctx, host.File{Path: file(a.Endpoint), Data: append(data, '\n'), Mode: 0o600})
+	return h.WriteFile(ctx, host.File{Path: file(a.Target), Data: append(data, '\n'), Mode: 0o600})
 }

@@ -9,12 +9,11 @@ const EventGaveUp = "healing_gave_up"
 // line beside its changes of state, actions send it to StackStorm's API; both
 // become the trigger st2ha.healing_gave_up.
 type Event struct {
-	Event    string    `json:"event"`    // EventGaveUp
-	Backend  string    `json:"backend"`  // as in a change of state
-	Endpoint string    `json:"endpoint"` // as in a change of state
-	Node     string    `json:"node"`     // where it was healed
-	Heals    int       `json:"heals"`    // in vain
-	Reason   string    `json:"reason"`   // in words a person understands
-	By       string    `json:"by"`       // watchdog, or the action's name
-	At       time.Time `json:"at"`
+	Event  string    `json:"event"`  // EventGaveUp
+	Target string    `json:"target"` // what was healed: a unit, a mount point
+	Node   string    `json:"node"`   // where
+	Heals  int       `json:"heals"`  // in vain
+	Reason string    `json:"reason"` // in words a person understands
+	By     string    `json:"by"`     // watchdog, or the action's name
+	At     time.Time `json:"at"`
 }

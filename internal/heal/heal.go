@@ -1,5 +1,5 @@
 // Package heal decides whether a fault may be healed now: limits and back-off
-// for each endpoint, and a switch that silences healing while people work on a
+// for each unit or mount, and a switch that silences healing while people work on a
 // node. What was decided lies on the node that is healed, so that StackStorm's
 // rules and the node's own watchdog share one account.
 package heal
@@ -11,14 +11,13 @@ import (
 	"io/fs"
 	"time"
 
-	"st2ha/internal/fault"
 	"st2ha/internal/host"
 	"st2ha/internal/step"
 )
 
 // Where a node keeps it.
 const (
-	Dir             = step.StateDir + "/heals" // a file an endpoint
+	Dir             = step.StateDir + "/heals" // a file a target
 	MaintenanceFile = step.StateDir + "/maintenance"
 	lockFile        = step.StateDir + "/heals.lock"
 )
@@ -34,7 +33,7 @@ const (
 	InMaintenance Verdict = "maintenance" // people are at work on the node
 )
 
-// Decision says whether an endpoint may be healed.
+// Decision says whether a target may be healed.
 type Decision struct {
 	Verdict Verdict
 	Until   time.Time // of Wait; of InMaintenance if that has an end
@@ -45,28 +44,31 @@ type Decision struct {
 
 // Ledger holds the limits.
 type Ledger struct {
-	Heals   int             // an endpoint is healed at most so often in Window
+	Heals   int             // a target is healed at most so often in Window
 	Window  time.Duration   // counted back from now
 	Backoff []time.Duration // between one heal and the next; the last one is for all others
+	Again   time.Duration   // after it was given up, it is tried again
 }
 
 // Default is at most 3 heals in 10 minutes. The waits leave a broker time to
-// start (30 s measured), and room for a fault that passes by itself.
+// start (30 s measured), and room for a fault that passes by itself. An hour
+// after it gave up it tries again: the disk that was full may have room by then.
 func Default() Ledger {
-	return Ledger{Heals: 3, Window: 10 * time.Minute, Backoff: []time.Duration{45 * time.Second, 2 * time.Minute}}
+	return Ledger{Heals: 3, Window: 10 * time.Minute, Backoff: []time.Duration{45 * time.Second, 2 * time.Minute}, Again: time.Hour}
 }
 
 // account is what a file in Dir holds.
 type account struct {
-	Endpoint string      `json:"endpoint"`
-	Heals    []time.Time `json:"heals"`
-	GaveUp   *time.Time  `json:"gave_up,omitempty"`
+	Target string      `json:"target"`
+	Heals  []time.Time `json:"heals"`
+	GaveUp *time.Time  `json:"gave_up,omitempty"`
 }
 
-// Allow decides whether endpoint ("redis 10.0.0.1:6379", say) may be healed on
-// h now, and counts the heal before it takes place: one that is cut off counts
-// as well. Once given up, an endpoint is not healed until Recovered is called.
-func (l Ledger) Allow(ctx context.Context, h host.Host, endpoint string, now time.Time) (Decision, error) {
+// Allow decides whether target may be healed on h now, and counts the heal
+// before it takes place: one that is cut off counts as well. The target is
+// what is acted on, a unit or a mount point, for an endpoint has another
+// address on each node that watches it.
+func (l Ledger) Allow(ctx context.Context, h host.Host, target string, now time.Time) (Decision, error) {
 	m, err := ReadMaintenance(ctx, h, now)
 	if err != nil {
 		return Decision{}, err
@@ -76,7 +78,7 @@ func (l Ledger) Allow(ctx context.Context, h host.Host, endpoint string, now tim
 	}
 	var d Decision
 	err = locked(ctx, h, func() error {
-		a, err := read(ctx, h, endpoint)
+		a, err := read(ctx, h, target)
 		if err != nil {
 			return err
 		}
@@ -91,6 +93,9 @@ func (l Ledger) Allow(ctx context.Context, h host.Host, endpoint string, now tim
 
 // decide is Allow without the files: it returns whether a was changed.
 func (l Ledger) decide(a *account, now time.Time) (d Decision, changed bool) {
+	if a.GaveUp != nil && !now.Before(a.GaveUp.Add(l.Again)) {
+		a.GaveUp = nil
+	}
 	if a.GaveUp != nil {
 		return Decision{Verdict: GaveUp, Heals: len(a.Heals), Reason: l.reason(len(a.Heals))}, false
 	}
@@ -130,15 +135,15 @@ func (l Ledger) recent(heals []time.Time, now time.Time) []time.Time {
 	return kept
 }
 
-// Recovered notes that endpoint is up: what was given up may be healed again.
-// Heals in the window still count, for an endpoint that comes and goes.
-func (l Ledger) Recovered(ctx context.Context, h host.Host, endpoint string, now time.Time) error {
+// Recovered notes that target is up: what was given up may be healed again at
+// once. Heals in the window still count, for a target that comes and goes.
+func (l Ledger) Recovered(ctx context.Context, h host.Host, target string, now time.Time) error {
 	// Nearly always there is nothing to note, and then nothing is locked.
-	if a, err := read(ctx, h, endpoint); err != nil || a.GaveUp == nil && len(l.recent(a.Heals, now)) == len(a.Heals) {
+	if a, err := read(ctx, h, target); err != nil || a.GaveUp == nil && len(l.recent(a.Heals, now)) == len(a.Heals) {
 		return err
 	}
 	return locked(ctx, h, func() error {
-		a, err := read(ctx, h, endpoint)
+		a, err := read(ctx, h, target)
 		if err != nil {
 			return err
 		}
@@ -146,24 +151,27 @@ func (l Ledger) Recovered(ctx context.Context, h host.Host, endpoint string, now
 		if len(a.Heals) > 0 {
 			return a.write(ctx, h)
 		}
-		if err := h.Remove(ctx, file(endpoint)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := h.Remove(ctx, file(target)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 		return nil
 	})
 }
 
-// Refusal is a decision against healing, as the error of who wanted to.
-func (d Decision) Refusal(h host.Host, endpoint string) error {
+// Finding is a decision against healing as a step's guard reports it; nil
+// when it goes ahead. To have given up is an error, for people must act.
+func (d Decision) Finding(h host.Host, target string) *step.Finding {
+	f := &step.Finding{Severity: step.Warning, Host: h.Name(), Message: target + " is not healed: " + d.Reason}
 	switch d.Verdict {
 	case GoAhead:
 		return nil
 	case InMaintenance:
-		return fault.Preflight("maintenance", "st2 run st2ha.maintenance host="+h.Name()+" mode=off ends it",
-			"%s: %s is not healed: %s", h.Name(), endpoint, d.Reason)
+		f.Check, f.Fix = "maintenance", "st2 run st2ha.maintenance host="+h.Name()+" mode=off ends it"
 	case Wait:
-		return fault.Preflight("healing_waits", "wait, or mend it by hand", "%s: %s is not healed: %s", h.Name(), endpoint, d.Reason)
+		f.Check, f.Fix = "healing_waits", "wait, or mend it by hand"
+	case GaveUp:
+		f.Severity = step.Error
+		f.Check, f.Fix = "healing_gave_up", "find out why it does not stay up, and mend it"
 	}
-	return fault.Preflight("healing_gave_up", "find out why it does not stay up, and mend it; it is healed again once it was up",
-		"%s: %s is not healed: %s", h.Name(), endpoint, d.Reason)
+	return f
 }

@@ -12,13 +12,13 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"st2ha/internal/fault"
 	"st2ha/internal/heal"
 	"st2ha/internal/host"
 	"st2ha/internal/host/hosttest"
+	"st2ha/internal/step"
 )
 
-const endpoint = "redis 10.0.0.1:6379"
+const target = "redis-server.service"
 
 var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
@@ -34,7 +34,7 @@ func node(t *testing.T) (h *host.Local, root string) {
 // ask is one question at a time, in seconds after noon.
 type ask struct {
 	at        int
-	recovered bool // not a question: the endpoint is up
+	recovered bool // not a question: the target is up
 	want      heal.Verdict
 	first     bool
 	until     int
@@ -51,7 +51,8 @@ func TestAllow(t *testing.T) {
 			{at: 165, want: heal.GoAhead, heals: 3},
 			{at: 166, want: heal.GaveUp, first: true, heals: 3},
 			{at: 167, want: heal.GaveUp, heals: 3},
-			{at: 7200, want: heal.GaveUp, heals: 3},
+			{at: 3765, want: heal.GaveUp, heals: 3},
+			{at: 3766, want: heal.GoAhead, heals: 1},
 		},
 		"the window slides": {
 			{at: 0, want: heal.GoAhead, heals: 1},
@@ -67,7 +68,7 @@ func TestAllow(t *testing.T) {
 			{at: 180, want: heal.GoAhead, heals: 3},
 			{at: 181, want: heal.GaveUp, first: true, heals: 3},
 			{at: 200, recovered: true},
-			{at: 201, want: heal.GaveUp, first: true, heals: 3}, // a flapping endpoint stays within the limit
+			{at: 201, want: heal.GaveUp, first: true, heals: 3}, // a flapping one stays within the limit
 			{at: 601, recovered: true},
 			{at: 602, want: heal.GoAhead, heals: 3},
 			{at: 7200, recovered: true},
@@ -84,10 +85,10 @@ func TestAllow(t *testing.T) {
 			for _, a := range asks {
 				now := noon.Add(time.Duration(a.at) * time.Second)
 				if a.recovered {
-					require.NoError(t, l.Recovered(t.Context(), h, endpoint, now))
+					require.NoError(t, l.Recovered(t.Context(), h, target, now))
 					continue
 				}
-				d, err := l.Allow(t.Context(), h, endpoint, now)
+				d, err := l.Allow(t.Context(), h, target, now)
 				require.NoError(t, err)
 				require.Equal(t, a.want, d.Verdict, "at %d", a.at)
 				require.Equal(t, a.first, d.First, "at %d", a.at)
@@ -101,12 +102,12 @@ func TestAllow(t *testing.T) {
 	}
 }
 
-// One endpoint's heals are no other's, however the names look.
-func TestEndpoints(t *testing.T) {
+// One target's heals are no other's, however the names look.
+func TestTargets(t *testing.T) {
 	h, root := node(t)
 	l := heal.Ledger{Heals: 1, Window: time.Minute}
 	long := "mount /" + strings.Repeat("a", 400)
-	for _, e := range []string{endpoint, "mount /opt/stackstorm/packs", "mount ../../etc", "mount /a%2Fb", "mount /a/b", "..", long + "1", long + "2"} {
+	for _, e := range []string{target, "mount /opt/stackstorm/packs", "mount ../../etc", "mount /a%2Fb", "mount /a/b", "..", long + "1", long + "2"} {
 		d, err := l.Allow(t.Context(), h, e, noon)
 		require.NoError(t, err, e)
 		require.Equal(t, heal.GoAhead, d.Verdict, e)
@@ -122,9 +123,9 @@ func TestEndpoints(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
 	}
-	// Up for longer than the window, an endpoint leaves nothing behind.
-	require.NoError(t, l.Recovered(t.Context(), h, endpoint, noon.Add(time.Hour)))
-	require.NoFileExists(t, root+heal.Dir+"/redis%2010.0.0.1:6379.json")
+	// Up for longer than the window, a target leaves nothing behind.
+	require.NoError(t, l.Recovered(t.Context(), h, target, noon.Add(time.Hour)))
+	require.NoFileExists(t, root+heal.Dir+"/redis-server.service.json")
 	require.NoError(t, l.Recovered(t.Context(), h, "never seen", noon))
 }
 
@@ -132,7 +133,7 @@ func TestEndpoints(t *testing.T) {
 func TestTorn(t *testing.T) {
 	h, root := node(t)
 	l := heal.Default()
-	_, err := l.Allow(t.Context(), h, endpoint, noon)
+	_, err := l.Allow(t.Context(), h, target, noon)
 	require.NoError(t, err)
 	files, err := filepath.Glob(root + heal.Dir + "/*.json")
 	require.NoError(t, err)
@@ -141,10 +142,10 @@ func TestTorn(t *testing.T) {
 	require.NoError(t, err)
 	for n := range len(whole) - 2 { // without the closing brace and the line's end
 		require.NoError(t, os.WriteFile(files[0], whole[:n], 0o600))
-		d, err := l.Allow(t.Context(), h, endpoint, noon)
+		d, err := l.Allow(t.Context(), h, target, noon)
 		require.NoError(t, err)
 		require.Equal(t, heal.GoAhead, d.Verdict, "%d bytes", n)
-		d, err = l.Allow(t.Context(), h, endpoint, noon)
+		d, err = l.Allow(t.Context(), h, target, noon)
 		require.NoError(t, err)
 		require.Equal(t, heal.Wait, d.Verdict, "%d bytes", n)
 	}
@@ -172,14 +173,14 @@ func TestMaintenance(t *testing.T) {
 		{string(timed), time.Hour, heal.GoAhead, ""},
 	} {
 		set(tc.data)
-		d, err := l.Allow(t.Context(), h, endpoint, noon.Add(tc.at))
+		d, err := l.Allow(t.Context(), h, target, noon.Add(tc.at))
 		require.NoError(t, err)
 		require.Equal(t, tc.want, d.Verdict, tc.data)
 		require.Equal(t, tc.says, d.Reason)
 	}
 	// Silenced heals were not counted.
 	require.NoError(t, os.Remove(root+heal.MaintenanceFile))
-	d, err := l.Allow(t.Context(), h, endpoint, noon.Add(3*time.Hour))
+	d, err := l.Allow(t.Context(), h, target, noon.Add(3*time.Hour))
 	require.NoError(t, err)
 	require.Equal(t, heal.Decision{Verdict: heal.GoAhead, Heals: 1}, d)
 	m, err := heal.ReadMaintenance(t.Context(), h, noon)
@@ -222,7 +223,7 @@ func TestTogether(t *testing.T) {
 	for i := range 8 {
 		h := []host.Host{near, under{far, root}}[i%2]
 		wg.Go(func() {
-			d, err := heal.Ledger{Heals: 3, Window: time.Minute}.Allow(t.Context(), h, endpoint, noon)
+			d, err := heal.Ledger{Heals: 3, Window: time.Minute}.Allow(t.Context(), h, target, noon)
 			if err != nil {
 				t.Error(err)
 				return
@@ -240,13 +241,14 @@ func TestTogether(t *testing.T) {
 	require.Equal(t, int32(1), told.Load())
 }
 
-func TestRefusal(t *testing.T) {
+func TestFinding(t *testing.T) {
 	h, _ := node(t)
-	require.NoError(t, heal.Decision{Verdict: heal.GoAhead}.Refusal(h, endpoint))
-	for verdict, code := range map[heal.Verdict]string{heal.Wait: "healing_waits", heal.GaveUp: "healing_gave_up", heal.InMaintenance: "maintenance"} {
-		err := heal.Decision{Verdict: verdict, Reason: "because"}.Refusal(h, endpoint)
-		require.Equal(t, code, fault.Of(err).Code)
-		require.EqualError(t, err, "node: "+endpoint+" is not healed: because")
-		require.NotEmpty(t, fault.Of(err).Hint)
+	require.Nil(t, heal.Decision{Verdict: heal.GoAhead}.Finding(h, target))
+	for verdict, check := range map[heal.Verdict]string{heal.Wait: "healing_waits", heal.GaveUp: "healing_gave_up", heal.InMaintenance: "maintenance"} {
+		f := heal.Decision{Verdict: verdict, Reason: "because"}.Finding(h, target)
+		require.Equal(t, check, f.Check)
+		require.Equal(t, verdict == heal.GaveUp, f.Severity == step.Error)
+		require.Equal(t, target+" is not healed: because", f.Message)
+		require.NotEmpty(t, f.Fix)
 	}
 }
