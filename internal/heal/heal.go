@@ -47,7 +47,7 @@ type Ledger struct {
 	Heals   int             // a target is healed at most so often in Window
 	Window  time.Duration   // counted back from now
 	Backoff []time.Duration // between one heal and the next; the last one is for all others
-	Again   time.Duration   // after it was given up, it is tried again
+	Again   time.Duration   // after it was given up, it is tried again; 0 for never
 }
 
 // Default is at most 3 heals in 10 minutes. The waits leave a broker time to
@@ -93,7 +93,7 @@ func (l Ledger) Allow(ctx context.Context, h host.Host, target string, now time.
 
 // decide is Allow without the files: it returns whether a was changed.
 func (l Ledger) decide(a *account, now time.Time) (d Decision, changed bool) {
-	if a.GaveUp != nil && !now.Before(a.GaveUp.Add(l.Again)) {
+	if l.Again > 0 && a.GaveUp != nil && !now.Before(a.GaveUp.Add(l.Again)) {
 		a.GaveUp = nil
 	}
 	if a.GaveUp != nil {
