@@ -1,7 +1,9 @@
 package step
 
 import (
+	"bytes"
 	"encoding/json"
+	"fmt"
 	"net/url"
 	"regexp"
 	"strconv"
@@ -11,8 +13,11 @@ import (
 )
 
 // unified shows only the lines that differ, since the ones around them may
-// hold anything.
+// hold anything. Like diff(1) it shows nothing of a program.
 func unified(path string, before, after []byte) string {
+	if bytes.IndexByte(before, 0) >= 0 || bytes.IndexByte(after, 0) >= 0 {
+		return fmt.Sprintf("binary file %s: %d bytes instead of %d", path, len(after), len(before))
+	}
 	edits := udiff.Lines(string(before), string(after))
 	text, err := udiff.ToUnified("a"+path, "b"+path, string(before), edits, 0)
 	if err != nil {
