@@ -1,11 +1,13 @@
 #!/bin/bash
-# setup.sh: what the tests of the Go packages need on a Debian 12 machine: a real sshd and sftp-server, ACLs, ruby.
+# setup.sh: what the tests of the Go packages need on a Debian 12 machine: a real sshd and sftp-server, an NFS
+# server and a FUSE file system that need no NFS in the kernel, ACLs, ruby.
 set -euo pipefail
-need='openssh-server openssh-sftp-server acl attr e2fsprogs ruby sudo util-linux iproute2 gcc libc6-dev make'
+need='openssh-server openssh-sftp-server acl attr e2fsprogs ruby sudo util-linux iproute2 gcc libc6-dev make nfs-ganesha nfs-ganesha-vfs sshfs'
 missing=$(for p in $need; do dpkg-query -W -f '${db:Status-Abbrev}' "$p" 2>/dev/null | grep -q '^ii' || echo "$p"; done)
 [ -n "$missing" ] || exit 0
 sudo=; [ "$(id -u)" = 0 ] || sudo=sudo
 echo "installing" $missing >&2
 $sudo apt-get update -qq </dev/null
-# No sshd of its own on the machine: the tests start theirs.
+# No server of its own on the machine: the tests start theirs.
+[ ! -d /run/systemd/system ] || $sudo systemctl mask --quiet nfs-ganesha.service
 $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing </dev/null >/dev/null
