@@ -14,7 +14,7 @@ import (
 type MountSettings struct {
 	Source   string        // host:/path as /etc/fstab has it; empty: any
 	Interval time.Duration // from one statfs to the next, as long as they are answered
-	Timeout  time.Duration // for statfs, then its process is killed; also the pace after a fault
+	Timeout  time.Duration // for the answer, then its process is killed; also the pace after a fault
 	Limit    Limit         // of a mount that hangs or gives errors
 	Child    []string      // argv of the process that calls Statfs with the argument that is appended, the mount point
 	Stuck    *atomic.Int64 // counts processes that SIGKILL has not ended yet, of all mounts that share it; may be nil
@@ -57,6 +57,10 @@ type nfsMount struct {
 	calm    int               // answers in a row
 }
 
+// startTimeout is for a process to come to its statfs, which takes milliseconds:
+// a node that is short of CPU or memory has no mount that hangs.
+const startTimeout = 5 * time.Second
+
 // calmAfter is how many answers in a row slacken the pace: a recovery is soon
 // told from a moment's luck.
 const calmAfter = 4
@@ -76,6 +80,9 @@ func (w *nfsMount) run(ctx context.Context) {
 			return
 		case err := <-ended:
 			ended <- nil
+			if err == nil { // with ctx
+				return
+			}
 			w.observe(Unknown, "the table of mounts cannot be read: "+err.Error(), w.Limit)
 			return
 		case m := <-changed:
@@ -103,7 +110,7 @@ func (w *nfsMount) probe(ctx context.Context, changed <-chan *confedit.Mounted) 
 	}
 	started := time.Now()
 	if w.stuck != nil {
-		if !w.stuck.gone(0) {
+		if !w.stuck.gone(ctx, 0) {
 			w.observe(Silent, w.hungFor(started), w.Limit)
 			return false
 		}
@@ -114,19 +121,33 @@ func (w *nfsMount) probe(ctx context.Context, changed <-chan *confedit.Mounted) 
 		w.observe(Unknown, "statfs cannot be tried: "+err.Error(), w.Limit)
 		return false
 	}
-	deadline := time.NewTimer(w.Timeout)
+	deadline := time.NewTimer(startTimeout)
 	defer deadline.Stop()
-	select {
-	case <-child.done:
-		verdict, reason := child.verdict()
-		w.observe(verdict, reason, w.Limit)
-		return false
-	case <-deadline.C:
-		w.observe(Silent, w.hungFor(started), w.Limit)
-	case m := <-changed:
-		w.moved(m)
-		again = true
-	case <-ctx.Done():
+	entered := child.entered
+wait:
+	for {
+		select {
+		case <-entered:
+			entered, started = nil, time.Now()
+			deadline.Reset(w.Timeout)
+		case <-child.done:
+			verdict, reason := child.verdict()
+			w.observe(verdict, reason, w.Limit)
+			return false
+		case <-deadline.C:
+			if entered != nil {
+				w.observe(Unknown, "statfs cannot be tried: this node is too slow to start a process", w.Limit)
+			} else {
+				w.observe(Silent, w.hungFor(started), w.Limit)
+			}
+			break wait
+		case m := <-changed:
+			w.moved(m)
+			again = true
+			break wait
+		case <-ctx.Done():
+			break wait
+		}
 	}
 	if !w.end(ctx, child) && !again {
 		w.stuck = child
@@ -172,12 +193,8 @@ func (w *nfsMount) observe(v Verdict, reason string, limit Limit) {
 // end kills child and says whether it is gone. One that waits for a file system
 // in a way that no signal breaks is counted, and reaped whenever it ends.
 func (w *nfsMount) end(ctx context.Context, child *statfsChild) bool {
-	grace := time.Second
-	if ctx.Err() != nil {
-		grace /= 2
-	}
 	child.kill()
-	if child.gone(grace) {
+	if child.gone(ctx, time.Second) || child.gone(context.WithoutCancel(ctx), 200*time.Millisecond) {
 		return true
 	}
 	w.Stuck.Add(1)

@@ -255,7 +255,7 @@ func statusFault(at *rpcping.StatusError, export string, privileged bool) (Verdi
 
 // span is a duration as reasons have it: "250 ms", "4.2 s".
 func span(d time.Duration) string {
-	if d < time.Second {
+	if d = d.Round(50 * time.Millisecond); d < time.Second {
 		return fmt.Sprintf("%d ms", d.Milliseconds())
 	}
 	return fmt.Sprintf("%.1f s", d.Seconds())

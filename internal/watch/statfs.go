@@ -1,8 +1,10 @@
 package watch
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"slices"
 	"syscall"
@@ -15,9 +17,13 @@ import (
 // below it is the program's own, such as 2 for a panic.
 const statfsErrno = 64
 
-// Statfs is all that the child process of NFSMount does: statfs(2) on point. It
-// returns the exit status, which tells NFSMount what came of it.
+// Statfs is all that the child process of NFSMount does: statfs(2) on point,
+// after a byte on stdout that says so. It returns the exit status, which tells
+// NFSMount what came of it.
 func Statfs(point string) int {
+	if _, err := os.Stdout.Write([]byte{'\n'}); err != nil {
+		return 1
+	}
 	for {
 		var stat unix.Statfs_t
 		var errno unix.Errno
@@ -36,9 +42,10 @@ func Statfs(point string) int {
 
 // statfsChild is a process that calls Statfs.
 type statfsChild struct {
-	cmd  *exec.Cmd
-	done chan struct{} // closed when it has been reaped
-	err  error         // of Wait
+	cmd     *exec.Cmd
+	entered chan struct{} // closed when it is about to call statfs, or has ended
+	done    chan struct{} // closed when it has been reaped
+	err     error         // of Wait
 }
 
 func startStatfs(argv []string, point string) (*statfsChild, error) {
@@ -47,11 +54,17 @@ func startStatfs(argv []string, point string) (*statfsChild, error) {
 	cmd.Dir = "/"                                                   // nothing of its own on a mount that may hang
 	cmd.Env = []string{"GOMAXPROCS=1"}                              // no secret of the parent's, and few threads
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL} // also when the parent is killed
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	c := &statfsChild{cmd: cmd, done: make(chan struct{})}
+	c := &statfsChild{cmd: cmd, entered: make(chan struct{}), done: make(chan struct{})}
 	go func() {
+		_, _ = stdout.Read(make([]byte, 1)) // or its end, of which Wait tells
+		close(c.entered)
 		c.err = cmd.Wait()
 		close(c.done)
 	}()
@@ -61,17 +74,16 @@ func startStatfs(argv []string, point string) (*statfsChild, error) {
 // kill sends SIGKILL; that the process has ended meanwhile is no fault.
 func (c *statfsChild) kill() { _ = c.cmd.Process.Kill() }
 
-// gone waits for the end, at most for d.
-func (c *statfsChild) gone(d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
+// gone waits for the end, at most for d or until ctx ends.
+func (c *statfsChild) gone(ctx context.Context, d time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
 	select {
 	case <-c.done:
-		return true
-	case <-t.C:
+	case <-ctx.Done():
 	}
 	select {
-	case <-c.done: // both were ready
+	case <-c.done: // or both
 		return true
 	default:
 		return false
