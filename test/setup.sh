@@ -1,8 +1,8 @@
 #!/bin/bash
-# setup.sh: what the tests of the Go packages need on a Debian 12 machine: a real sshd and sftp-server, ACLs, ruby,
-# RabbitMQ and Redis.
+# setup.sh: what the tests of the Go packages need on a Debian 12 machine: a real sshd and sftp-server, RabbitMQ, Redis,
+# an NFS server and a FUSE file system that need no NFS in the kernel, ACLs, ruby.
 set -euo pipefail
-need='openssh-server openssh-sftp-server acl attr e2fsprogs ruby sudo util-linux iproute2 gcc libc6-dev make rabbitmq-server redis-server'
+need='openssh-server openssh-sftp-server acl attr e2fsprogs ruby sudo util-linux iproute2 gcc libc6-dev make rabbitmq-server redis-server nfs-ganesha nfs-ganesha-vfs sshfs'
 missing=$(for p in $need; do dpkg-query -W -f '${db:Status-Abbrev}' "$p" 2>/dev/null | grep -q '^ii' || echo "$p"; done)
 [ -n "$missing" ] || exit 0
 sudo=; [ "$(id -u)" = 0 ] || sudo=sudo
@@ -17,5 +17,5 @@ if [ ! -e $policy ]; then
 fi
 $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing </dev/null >/dev/null
 if [ -d /run/systemd/system ]; then # nor after the next boot
-  $sudo systemctl disable --quiet rabbitmq-server redis-server
+  $sudo systemctl disable --quiet rabbitmq-server redis-server nfs-ganesha
 fi

@@ -67,7 +67,7 @@ func freeSpace(text string) (string, error) {
 	}
 	switch {
 	case n[0]*n[1] < fullBelow:
-		return fmt.Sprintf("%d MB are left", n[0]*n[1]>>20), nil
+		return fmt.Sprintf("less than %d MB are left", fullBelow>>20), nil
 	case n[3] > 0 && n[2] == 0:
 		return "no inode is left", nil
 	}
