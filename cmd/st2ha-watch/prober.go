@@ -10,7 +10,6 @@ import (
 
 	"st2ha/internal/host"
 	"st2ha/internal/rabbitmq"
-	"st2ha/internal/relay"
 	"st2ha/internal/watch"
 )
 
@@ -104,7 +103,7 @@ func stamps() [3]stamp {
 }
 
 // dial connects to the first node of the broker that takes the login.
-func (p *prober) dial(ctx context.Context) (relay.Connection, error) {
+func (p *prober) dial(ctx context.Context) (*rabbitmq.Connection, error) {
 	var all []error
 	if brokers := p.brokers.Load(); brokers != nil {
 		for _, b := range *brokers {

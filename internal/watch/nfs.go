@@ -129,7 +129,7 @@ func (w *nfsServer) observe(started time.Time, err error) {
 	o := Observation{Probe: "ping", At: time.Now(), Limit: w.Limit}
 	switch {
 	case err == nil:
-		w.silent = time.Time{}
+		w.silent, o.Took = time.Time{}, o.At.Sub(started)
 	case unanswered(err):
 		if w.silent.IsZero() {
 			w.silent = started
