@@ -18,7 +18,7 @@ const (
 // once prints the state of all endpoints, and returns 1 if one is not up.
 func once(ctx context.Context, p *prober, out io.Writer) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, onceAtMost)
-	p.watch("once", func(watch.Event) {})
+	p.watch("once", nil, func(watch.Event) {})
 	endpoints, _ := p.find(ctx)
 	p.watcher.Watch(ctx, endpoints)
 	defer func() { cancel(); p.watcher.Stop() }()

@@ -34,9 +34,11 @@ func newProber(node string, config watch.Config, log *slog.Logger) *prober {
 	return &prober{node: node, config: config, host: host.NewLocal(node), log: log, metrics: newMetrics(), told: map[string]bool{}}
 }
 
-// watch makes the watcher whose events go to event; source is what they say they come from.
-func (p *prober) watch(source string, event func(watch.Event)) {
+// watch makes the watcher whose events go to event. source is what they say
+// they come from, open the incidents of a former run.
+func (p *prober) watch(source string, open []watch.Incident, event func(watch.Event)) {
 	set := watch.NewSet(p.node, source, p.config.Rules())
+	set.Restore(open)
 	p.watcher = watch.NewWatcher(set, func(e watch.Event) {
 		p.metrics.changed(e)
 		event(e)

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"st2ha/internal/fault"
+	"st2ha/internal/step"
 	"st2ha/internal/watch"
 )
 
@@ -99,7 +100,7 @@ func (o options) run(ctx context.Context, p process) (int, error) {
 		defer stop()
 	}
 	if o.heal {
-		return 0, watchdog(ctx, pr)
+		return 0, watchdog(ctx, pr, step.StateDir)
 	}
 	return 0, sensor(ctx, pr, p)
 }

@@ -19,7 +19,7 @@ func sensor(ctx context.Context, p *prober, proc process) error {
 		return err
 	}
 	queue := watch.NewQueue(queued)
-	p.watch("sensor", queue.Put)
+	p.watch("sensor", nil, queue.Put)
 	watched := p.follow(ctx)
 	inbox := &relay.Inbox{Dial: p.dial, Log: p.log, Take: queue.PutLine}
 	go inbox.Run(ctx)
