@@ -84,6 +84,7 @@ type holder struct {
 	session session
 	born    time.Time       // when the session was made
 	fact    string          // of the last answer
+	took    time.Duration   // the last attempt
 	trouble map[string]bool // probes whose last report was not Good
 }
 
@@ -136,7 +137,7 @@ func (h *holder) run(ctx context.Context) {
 				done, h.session = nil, a.session
 				continue
 			}
-			done = nil
+			done, h.took = nil, time.Since(started)
 			if again := h.take(a); again {
 				begin()
 				if !a.late { // else the misses go on being counted
@@ -218,7 +219,8 @@ func (h *holder) judge(err error) {
 	switch {
 	case err == nil:
 		h.well(ProbeConnection, ProbeLogin, ProbeAlarm, ProbePrimary)
-		h.tell(ProbePing, Good, "", Limit{})
+		h.trouble[ProbePing] = false
+		h.report(Observation{Probe: ProbePing, Reason: h.fact, At: time.Now(), Took: h.took})
 	case errors.As(err, &f):
 		h.well(ProbeConnection)
 		h.tell(f.probe, Bad, f.reason, f.limit)
