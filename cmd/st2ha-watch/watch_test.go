@@ -43,7 +43,7 @@ func command(t *testing.T, config map[string]any, args ...string) *exec.Cmd {
 	text, err := json.Marshal(config)
 	require.NoError(t, err)
 	cmd := exec.Command(os.Args[0], args...)
-	cmd.Env = append(os.Environ(), "ST2HA_TEST_MAIN=watch", "ST2HA_WATCH_CONFIG="+string(text))
+	cmd.Env = append(os.Environ(), "ST2HA_TEST_MAIN=watch", "GORACE=atexit_sleep_ms=0", "ST2HA_WATCH_CONFIG="+string(text))
 	return cmd
 }
 

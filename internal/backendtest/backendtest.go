@@ -197,22 +197,24 @@ func NewRedis(dir string, lines ...string) (*Server, error) {
 	return s, s.Start()
 }
 
-// NewMongod builds the lab's mongod into dir and starts it there, with
-// authorization if that is asked for: the users must have been made before.
-func NewMongod(dir string, authorization bool) (*Server, error) {
+// BuildMongod builds the lab's mongod into dir and returns the program.
+func BuildMongod(dir string) (string, error) {
+	_, self, _, _ := runtime.Caller(0)
+	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", dir, ".")
+	build.Dir = filepath.Join(filepath.Dir(self), "../../test/lab/mongod")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build mongod: %w: %s", err, out)
+	}
+	return filepath.Join(dir, "mongod"), nil
+}
+
+// NewMongod starts a server with its files in dir, with authorization if that
+// is asked for: the users must have been made before.
+func NewMongod(program, dir string, authorization bool) (*Server, error) {
 	port, err := freePort()
 	if err != nil {
 		return nil, err
-	}
-	program := filepath.Join(dir, "mongod")
-	if _, err := os.Stat(program); err != nil {
-		_, self, _, _ := runtime.Caller(0)
-		build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", program, ".")
-		build.Dir = filepath.Join(filepath.Dir(self), "../../test/lab/mongod")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("build mongod: %w: %s", err, out)
-		}
 	}
 	state := map[bool]string{true: "enabled", false: "disabled"}[authorization]
 	conf := filepath.Join(dir, "mongod.conf")
@@ -274,9 +276,10 @@ func (p *Proxy) serve(conn net.Conn) {
 	p.mu.Lock()
 	p.conns[server] = true
 	p.mu.Unlock()
+	defer p.drop(server)
 	var both sync.WaitGroup
-	both.Go(func() { defer p.drop(conn); p.copy(server, conn) })
-	both.Go(func() { defer p.drop(server); p.copy(conn, server) })
+	both.Go(func() { defer p.drop(server); p.copy(server, conn) })
+	both.Go(func() { defer p.drop(conn); p.copy(conn, server) })
 	both.Wait()
 }
 

@@ -11,18 +11,9 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
 	"st2ha/internal/watch"
 )
-
-// TestMain lets the test binary be the child process of the mount probe.
-func TestMain(m *testing.M) {
-	if len(os.Args) == 3 && os.Args[1] == "statfs" {
-		unix.Exit(watch.Statfs(os.Args[2])) // os.Exit takes a second with the race detector
-	}
-	os.Exit(m.Run())
-}
 
 // soon bounds what takes milliseconds on a machine that does nothing else.
 const soon = 20 * time.Second

@@ -81,11 +81,11 @@ type holder struct {
 	open   func(ctx context.Context) (session, error)
 	report func(Observation)
 
-	session session
-	born    time.Time       // when the session was made
-	fact    string          // of the last answer
-	took    time.Duration   // the last attempt
-	trouble map[string]bool // probes whose last report was not Good
+	session  session
+	redialed time.Time       // the last time that was done at once
+	fact     string          // of the last answer
+	took     time.Duration   // the last attempt
+	trouble  map[string]bool // probes whose last report was not Good
 }
 
 // attempt is an answer to one ping, or the lack of one.
@@ -99,6 +99,10 @@ type attempt struct {
 // refusedPause is between logins that were refused: the second one is made
 // soon, and no server's log is filled.
 const refusedPause = time.Second
+
+// dyingPause is between dials to a server whose held connection has just
+// ended: a process that is killed may close its listener last.
+const dyingPause = 5 * time.Millisecond
 
 // run probes until ctx ends.
 func (h *holder) run(ctx context.Context) {
@@ -128,7 +132,7 @@ func (h *holder) run(ctx context.Context) {
 			return
 		case <-ended:
 			h.drop()
-			if time.Since(h.born) >= h.PingEvery { // no loop with a server that hangs up each time
+			if h.atOnce() {
 				begin()
 				next.Reset(h.PingDeadline)
 			}
@@ -145,11 +149,7 @@ func (h *holder) run(ctx context.Context) {
 				}
 				continue
 			}
-			pause := h.PingEvery
-			if h.trouble[ProbeLogin] {
-				pause = refusedPause
-			}
-			next.Reset(time.Until(started.Add(pause)))
+			next.Reset(time.Until(started.Add(h.pause(a.err))))
 		case <-next.C:
 			if done == nil {
 				begin()
@@ -188,9 +188,7 @@ func (h *holder) attempt(ctx context.Context, s session, done chan<- attempt) {
 // once: after one that was given up, and when a held connection has ended.
 func (h *holder) take(a attempt) (again bool) {
 	lived := h.session != nil
-	if h.session = a.session; !lived {
-		h.born = time.Now()
-	}
+	h.session = a.session
 	if a.late {
 		return true
 	}
@@ -198,7 +196,28 @@ func (h *holder) take(a attempt) (again bool) {
 		h.fact = a.fact
 	}
 	h.judge(a.err)
-	return lived && h.session == nil
+	return lived && h.session == nil && h.atOnce()
+}
+
+// pause is the time between the starts of two attempts.
+func (h *holder) pause(err error) time.Duration {
+	switch {
+	case h.trouble[ProbeLogin]:
+		return refusedPause
+	case h.session == nil && !errors.Is(err, syscall.ECONNREFUSED) && time.Since(h.redialed) < h.PingEvery:
+		return dyingPause
+	}
+	return h.PingEvery
+}
+
+// atOnce says whether a new connection may be made before its time: not in a
+// loop with a server that hangs up each time.
+func (h *holder) atOnce() bool {
+	if time.Since(h.redialed) < h.PingEvery {
+		return false
+	}
+	h.redialed = time.Now()
+	return true
 }
 
 func (h *holder) drop() {

@@ -54,7 +54,7 @@ func (w *world) said() string {
 	return strings.NewReplacer(":5672", "", ":6379", "").Replace(strings.Join(all, ", "))
 }
 
-func TestCutOff(t *testing.T) {
+func TestProberCutOff(t *testing.T) {
 	w := newWorld("a", "b", "local")
 	w.pass(time.Second, nil)
 	assert.Equal(t, "a up, b up, 127.0.0.1 up", w.said())

@@ -1,0 +1,326 @@
+package watch
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"st2ha/internal/backendtest"
+	"st2ha/internal/rabbitmq"
+)
+
+// One for all tests of the package, for they take seconds to start or to build.
+var (
+	broker *backendtest.Broker
+	mongod string // the program
+)
+
+// TestMain lets the test binary be the child process of the mount probe, too.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == "statfs" {
+		unix.Exit(Statfs(os.Args[2])) // os.Exit takes a second with the race detector
+	}
+	flag.Parse()
+	if flag.Lookup("test.fuzz").Value.String() != "" {
+		os.Exit(m.Run()) // needs no server, and runs in several processes
+	}
+	os.Exit(runTests(m))
+}
+
+func runTests(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "st2ha-watch-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	if mongod, err = backendtest.BuildMongod(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	if broker, err = backendtest.NewBroker(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer broker.Close()
+	return m.Run()
+}
+
+// stopTime is what a watch may take to end.
+const stopTime = 500 * time.Millisecond
+
+// watched is a watch that runs, and what it has reported.
+type watched struct {
+	t    testing.TB
+	stop context.CancelFunc
+	done chan struct{}
+
+	mu   sync.Mutex
+	all  []Observation
+	news chan struct{} // has room for one
+}
+
+// start watches until the test ends.
+func start(t testing.TB, f Func) *watched {
+	ctx, cancel := context.WithCancel(context.Background())
+	w := &watched{t: t, stop: cancel, done: make(chan struct{}), news: make(chan struct{}, 1)}
+	go func() {
+		defer close(w.done)
+		f(ctx, w.report)
+	}()
+	t.Cleanup(w.end)
+	return w
+}
+
+func (w *watched) report(o Observation) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.all = append(w.all, o)
+	select {
+	case w.news <- struct{}{}:
+	default:
+	}
+}
+
+// end stops the watch, which has to be quick.
+func (w *watched) end() {
+	w.t.Helper()
+	w.stop()
+	began := time.Now()
+	select {
+	case <-w.done:
+	case <-time.After(10 * time.Second):
+		w.t.Fatal("the watch has not ended after 10 s")
+	}
+	if took := time.Since(began); took > 2*stopTime { // twice: the machine may be busy
+		w.t.Errorf("the watch took %s to end", took)
+	}
+	for _, o := range w.reports() {
+		if strings.Contains(o.Reason, backendtest.Password) {
+			w.t.Errorf("a password in %q", o.Reason)
+		}
+	}
+}
+
+func (w *watched) reports() []Observation {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return append([]Observation(nil), w.all...)
+}
+
+// next waits for the first report from now on that is wanted, and forgets
+// those before.
+func (w *watched) next(what string, want func(Observation) bool) Observation {
+	w.t.Helper()
+	late := time.After(20 * time.Second)
+	for {
+		w.mu.Lock()
+		for i, o := range w.all {
+			if want(o) {
+				w.all = w.all[i+1:]
+				w.mu.Unlock()
+				return o
+			}
+		}
+		w.mu.Unlock()
+		select {
+		case <-w.news:
+		case <-late:
+			w.t.Fatalf("not reported in time: %s; reported: %+v", what, w.reports())
+		}
+	}
+}
+
+// is waits for a verdict of a probe with exactly this reason; "…" in it stands for anything.
+func (w *watched) is(probe string, v Verdict, reason string) Observation {
+	w.t.Helper()
+	return w.next(fmt.Sprintf("%s %d %q", probe, v, reason), func(o Observation) bool {
+		if o.Probe != probe || o.Verdict != v {
+			return false
+		}
+		before, after, any := strings.Cut(reason, "…")
+		return o.Reason == reason || any && strings.HasPrefix(o.Reason, before) && strings.HasSuffix(o.Reason, after)
+	})
+}
+
+// suspect and down are when what is reported from now on adds up to that, by
+// each probe's own limit.
+func (w *watched) reaches(down bool) Observation {
+	w.t.Helper()
+	rows := map[string]int{}
+	since := map[string]time.Time{}
+	return w.next("suspect or down", func(o Observation) bool {
+		if o.Verdict == Good || o.Verdict == Unknown {
+			rows[o.Probe] = 0
+			return false
+		}
+		if rows[o.Probe]++; rows[o.Probe] == 1 {
+			since[o.Probe] = o.At
+		}
+		suspect := o.Limit.Suspect > 0 && rows[o.Probe] >= o.Limit.Suspect
+		if !down {
+			return suspect
+		}
+		return o.Limit.Down > 0 && rows[o.Probe] >= o.Limit.Down ||
+			suspect && o.Limit.DownAfter > 0 && o.At.Sub(since[o.Probe]) >= o.Limit.DownAfter
+	})
+}
+
+func newProxy(t testing.TB, to string) *backendtest.Proxy {
+	p, err := backendtest.NewProxy(to)
+	require.NoError(t, err)
+	t.Cleanup(p.Close)
+	return p
+}
+
+// backend is what the tests of all three have in common.
+type backend struct {
+	name  string
+	addr  string
+	watch func(addr string, t Timing) Func
+	// freeze, thaw and kill do that to the server; start starts it again.
+	freeze, thaw func()
+	kill         func() time.Time
+	start        func() error
+}
+
+func rabbitBackend() backend {
+	return backend{"RabbitMQ", broker.Addr, func(addr string, timing Timing) Func {
+		return WatchRabbitMQ(RabbitMQSettings{Login: brokerLogin(addr), Timing: timing})
+	}, broker.Freeze, broker.Thaw, broker.Kill, broker.Start}
+}
+
+func redisBackend(t testing.TB) backend {
+	s, err := backendtest.NewRedis(t.TempDir(), "requirepass "+backendtest.Password)
+	require.NoError(t, err)
+	t.Cleanup(func() { s.Kill() })
+	return backend{"Redis", s.Addr, func(addr string, timing Timing) Func {
+		return WatchRedis(RedisSettings{Addr: addr, Password: backendtest.Password, DB: 1, Timing: timing})
+	}, s.Freeze, s.Thaw, s.Kill, s.Start}
+}
+
+func mongoBackend(t testing.TB) backend {
+	s := newMongod(t)
+	return backend{"MongoDB", s.Addr, func(addr string, timing Timing) Func {
+		return WatchMongoDB(MongoDBSettings{URI: mongoURI(backendtest.User), Addr: addr, Timing: timing})
+	}, s.Freeze, s.Thaw, s.Kill, s.Start}
+}
+
+func brokerLogin(addr string) rabbitmq.Login {
+	return rabbitmq.Login{Addr: addr, User: backendtest.User, Password: backendtest.Password, VHost: "/"}
+}
+
+// forEach runs a test with each backend that is reached over TCP.
+func forEach(t *testing.T, f func(t *testing.T, b backend)) {
+	t.Run("MongoDB", func(t *testing.T) { f(t, mongoBackend(t)) })
+	t.Run("RabbitMQ", func(t *testing.T) { f(t, rabbitBackend()) })
+	t.Run("Redis", func(t *testing.T) { f(t, redisBackend(t)) })
+}
+
+func TestKilled(t *testing.T) {
+	forEach(t, func(t *testing.T, b backend) {
+		check := backendtest.NoLeaks(t)
+		w := start(t, b.watch(b.addr, Timing{}))
+		w.is(ProbeLogin, Good, "")
+		w.is(ProbePing, Good, "")
+		at := b.kill()
+		o := w.is(ProbeConnection, Bad, "connection refused")
+		require.Equal(t, 1, o.Limit.Down)
+		t.Logf("seen after %s", o.At.Sub(at))
+		require.Less(t, o.At.Sub(at), 2*time.Second)
+		w.is(ProbeConnection, Bad, "connection refused") // again and again
+		require.NoError(t, b.start())
+		w.is(ProbeConnection, Good, "")
+		w.is(ProbePing, Good, "")
+		w.end()
+		check()
+	})
+}
+
+func TestFrozen(t *testing.T) {
+	forEach(t, func(t *testing.T, b backend) {
+		w := start(t, b.watch(b.addr, Timing{}))
+		w.is(ProbePing, Good, "") // in the first second of the connection
+		at := time.Now()
+		b.freeze()
+		defer b.thaw()
+		suspect := w.is(ProbePing, Silent, "no answer for …")
+		down := w.reaches(true)
+		t.Logf("missed after %s, down after %s", suspect.At.Sub(at), down.At.Sub(at))
+		require.Equal(t, Silent, down.Verdict)
+		require.Less(t, down.At.Sub(at), 6*time.Second)
+		b.thaw()
+		w.is(ProbePing, Good, "")
+	})
+}
+
+// A black hole: connections stay open, nothing comes through, and new ones are
+// accepted.
+func TestCutOff(t *testing.T) {
+	forEach(t, func(t *testing.T, b backend) {
+		p := newProxy(t, b.addr)
+		check := backendtest.NoLeaks(t)
+		w := start(t, b.watch(p.Addr, Timing{}))
+		w.is(ProbePing, Good, "")
+		at := time.Now()
+		p.Hold()
+		suspect := w.reaches(false)
+		down := w.reaches(true)
+		t.Logf("suspect after %s, down after %s", suspect.At.Sub(at), down.At.Sub(at))
+		require.Less(t, suspect.At.Sub(at), 2*time.Second)
+		require.Less(t, down.At.Sub(at), 6*time.Second)
+		p.Release()
+		w.is(ProbePing, Good, "")
+		p.Hold()
+		w.is(ProbePing, Silent, "no answer for …")
+		w.end() // in the middle of it
+		p.Release()
+		check()
+	})
+}
+
+// A server that answers late is not one that is away.
+func TestSlow(t *testing.T) {
+	forEach(t, func(t *testing.T, b backend) {
+		p := newProxy(t, b.addr)
+		w := start(t, b.watch(p.Addr, Timing{}))
+		w.is(ProbePing, Good, "")
+		for range 3 {
+			p.Hold()
+			w.is(ProbePing, Silent, "no answer for …")
+			p.Release()
+			w.is(ProbePing, Good, "")
+		}
+		for _, o := range w.reports() {
+			require.NotEqual(t, ProbeConnection, o.Probe, "the connection was given up: %+v", o)
+		}
+	})
+}
+
+// Nothing is left of 50 dials that fail.
+func TestFailedDials(t *testing.T) {
+	forEach(t, func(t *testing.T, b backend) {
+		p := newProxy(t, "127.0.0.1:1") // accepts, and hangs up
+		check := backendtest.NoLeaks(t)
+		w := start(t, b.watch(p.Addr, Timing{PingEvery: 10 * time.Millisecond}))
+		w.is(ProbeConnection, Bad, "…")
+		require.Eventually(t, func() bool { return p.Opened() >= 50 }, 20*time.Second, 10*time.Millisecond)
+		w.end()
+		check()
+		p.Close()
+		w = start(t, b.watch(p.Addr, Timing{PingEvery: 10 * time.Millisecond}))
+		for range 50 {
+			w.is(ProbeConnection, Bad, "connection refused")
+		}
+		w.end()
+		check()
+	})
+}
