@@ -95,6 +95,40 @@ func Inactive(ctx context.Context, h host.Host, units ...string) ([]string, erro
 	return down, nil
 }
 
+// State is what systemd says of a unit.
+type State struct {
+	Unit   string // with its suffix
+	Active string // active, activating, failed, inactive…
+	Sub    string // running, exited, auto-restart, dead…
+}
+
+// States asks for any number of units in one call; a pattern such as
+// st2actionrunner@* stands for the loaded units that match (systemctl(1), show).
+func States(ctx context.Context, h host.Host, units ...string) ([]State, error) {
+	out, err := h.Run(ctx, nil, append([]string{"systemctl", "show", "--property=Id,ActiveState,SubState"}, units...)...)
+	if err != nil {
+		return nil, fmt.Errorf("%s: state of %s: %w", h.Name(), strings.Join(units, ", "), err)
+	}
+	var states []State
+	for _, block := range strings.Split(strings.TrimSpace(string(out)), "\n\n") {
+		var s State
+		for _, line := range strings.Split(block, "\n") {
+			switch name, value, _ := strings.Cut(line, "="); name {
+			case "Id":
+				s.Unit = value
+			case "ActiveState":
+				s.Active = value
+			case "SubState":
+				s.Sub = value
+			}
+		}
+		if s.Unit != "" {
+			states = append(states, s)
+		}
+	}
+	return states, nil
+}
+
 // Await waits until all units are active, and fails as soon as one has failed
 // or ctx ends.
 func Await(ctx context.Context, h host.Host, units ...string) error {

@@ -87,7 +87,7 @@ func (s *Verifier) connections(ctx context.Context, h host.Host) error {
 	if err != nil {
 		return err
 	}
-	if err := mongodb.Login(ctx, h, db.URI, "st2"); err != nil {
+	if err := mongodb.Login(ctx, h, db.URI, db.Via, "st2"); err != nil {
 		return fault.Failed("database", "compare [database] of "+ConfPath+" on both nodes", "%s: log in to MongoDB at %s: %w", h.Name(), db.Via, err)
 	}
 	login, err := conf.Broker()
@@ -98,7 +98,7 @@ func (s *Verifier) connections(ctx context.Context, h host.Host) error {
 	if err != nil {
 		return fault.Failed("broker", "compare [messaging] of "+ConfPath+" with the broker's users", "%s: log in to RabbitMQ at %s as %s: %w", h.Name(), login.Addr, login.User, err)
 	}
-	if consumers == 0 {
+	if consumers[runnerQueue] == 0 {
 		return fault.Failed("consumers", "journalctl -u 'st2actionrunner*' says more", "%s: nobody consumes the queue %s", h.Name(), runnerQueue)
 	}
 	if s.Role != RoleSecondary {
