@@ -20,23 +20,6 @@ import (
 	"st2ha/internal/step"
 )
 
-// runnerUnit starts the workers st2actionrunner@1 and on, and stays active
-// whatever becomes of them.
-const runnerUnit = "st2actionrunner"
-
-// consumed are the queues of services that have one with a name
-// (st2common/transport/queues.py). Without its consumers such a service is
-// deaf, however alive its process is.
-func consumed() map[string]string {
-	return map[string]string{
-		runnerUnit:          runnerQueue,
-		"st2scheduler":      "st2.actionrunner.req",
-		"st2notifier":       "st2.notifiers.execution.work",
-		"st2rulesengine":    "st2.trigger_instances_dispatch.rules_engine",
-		"st2workflowengine": "st2.workflow.work",
-	}
-}
-
 // Recoverer is the step recover_st2_services: it restarts exactly those st2
 // units that are not active, or that are deaf: connected to no broker, or with
 // a queue that nobody consumes.
@@ -68,10 +51,12 @@ func (s *Recoverer) Check(ctx context.Context, h host.Host) ([]step.Finding, err
 		finding.Check, finding.Message = "database", fmt.Sprintf("MongoDB at %s does not answer: %v", db.Via, err)
 		return []step.Finding{finding}, nil
 	}
-	if _, err := rabbitmq.Consumers(ctx, h, login, runnerQueue); err != nil {
+	conn, err := rabbitmq.Dial(ctx, h, login)
+	if err != nil {
 		finding.Check, finding.Message = "broker", fmt.Sprintf("log in to RabbitMQ at %s as %s: %v", login.Addr, login.User, err)
 		return []step.Finding{finding}, nil
 	}
+	_ = conn.Close()
 	return nil, nil
 }
 
@@ -116,53 +101,35 @@ func (s *Recoverer) ailing(ctx context.Context, h host.Host) ([]*unitRestart, er
 	if err != nil {
 		return nil, err
 	}
-	workers, err := workers(ctx, h)
+	states, err := service.States(ctx, h, append(slices.Clone(units), runnerUnit+"@*")...)
 	if err != nil {
 		return nil, err
 	}
 	var ailing []*unitRestart
-	bad := map[string]bool{}
-	add := func(unit, why string) {
-		bad[unit] = true
-		ailing = append(ailing, &unitRestart{Unit: unit, why: why})
-	}
-	down, err := service.Inactive(ctx, h, append(units, workers...)...)
-	if err != nil {
-		return nil, err
-	}
-	for _, line := range down {
-		unit, state, _ := strings.Cut(line, " is ")
-		add(unit, state)
-	}
-	deaf, err := s.deaf(ctx, h, append(units, workers...))
-	if err != nil {
-		return nil, err
-	}
-	for _, d := range deaf {
-		if !bad[d.Unit] && !(bad[runnerUnit] && strings.HasPrefix(d.Unit, runnerUnit+"@")) {
-			add(d.Unit, d.why)
+	var active []string
+	for _, state := range states {
+		unit := strings.TrimSuffix(state.Unit, ".service")
+		if state.Active == "active" {
+			active = append(active, unit)
+			continue
 		}
+		ailing = append(ailing, &unitRestart{Unit: unit, why: state.Active + " (" + state.Sub + ")"})
+	}
+	deaf, err := s.deaf(ctx, h, active)
+	if err != nil {
+		return nil, err
+	}
+	ailing = append(ailing, deaf...)
+	// A restart of the runner is one of all its workers.
+	if slices.ContainsFunc(ailing, func(r *unitRestart) bool { return r.Unit == runnerUnit }) {
+		ailing = slices.DeleteFunc(ailing, func(r *unitRestart) bool { return strings.HasPrefix(r.Unit, runnerUnit+"@") })
 	}
 	return ailing, nil
 }
 
-// workers lists the action runner's workers that systemd knows.
-func workers(ctx context.Context, h host.Host) ([]string, error) {
-	out, err := h.Run(ctx, nil, "systemctl", "list-units", "--all", "--plain", "--no-legend", "--full", runnerUnit+"@*.service")
-	if err != nil {
-		return nil, fmt.Errorf("%s: list the units of %s: %w", h.Name(), runnerUnit, err)
-	}
-	var found []string
-	for _, line := range strings.Split(string(out), "\n") {
-		if fields := strings.Fields(line); len(fields) > 0 {
-			found = append(found, strings.TrimSuffix(fields[0], ".service"))
-		}
-	}
-	return found, nil
-}
-
-// deaf returns those of the units that should consume and do not.
-func (s *Recoverer) deaf(ctx context.Context, h host.Host, units []string) ([]*unitRestart, error) {
+// deaf returns those of the active units that should consume and do not: each
+// must hold a connection, and each queue must have a consumer, on whichever node.
+func (s *Recoverer) deaf(ctx context.Context, h host.Host, active []string) ([]*unitRestart, error) {
 	conf, err := ReadConf(ctx, h)
 	if err != nil {
 		return nil, err
@@ -171,35 +138,46 @@ func (s *Recoverer) deaf(ctx context.Context, h host.Host, units []string) ([]*u
 	if err != nil {
 		return nil, err
 	}
+	prefix, _ := conf.Get("messaging", "prefix")
+	if prefix == "" {
+		prefix = "st2"
+	}
+	var names []string
+	for _, unit := range active {
+		for _, queue := range Queues(unit) {
+			names = append(names, prefix+"."+queue)
+		}
+	}
+	count, err := rabbitmq.Consumers(ctx, h, login, names...)
+	if err != nil {
+		return nil, fmt.Errorf("%s: who consumes at RabbitMQ %s: %w", h.Name(), login.Addr, err)
+	}
 	connected, err := connectedUnits(ctx, h, login.Addr)
 	if err != nil {
 		return nil, err
 	}
 	var deaf []*unitRestart
-	for _, unit := range units {
-		service, _, worker := strings.Cut(unit, "@")
-		queue := consumed()[service]
-		if queue == "" {
-			continue
-		}
-		if worker || service != runnerUnit { // which itself runs nothing
-			if !connected[unit] {
-				deaf = append(deaf, &unitRestart{Unit: unit, why: "active, but not connected to RabbitMQ"})
-				continue
-			}
-		}
-		if worker {
-			continue
-		}
-		n, err := rabbitmq.Consumers(ctx, h, login, queue)
-		if err != nil {
-			return nil, fmt.Errorf("%s: consumers of %s: %w", h.Name(), queue, err)
-		}
-		if n == 0 {
-			deaf = append(deaf, &unitRestart{Unit: unit, why: "active, but nobody consumes " + queue})
+	for _, unit := range active {
+		if why := deafness(unit, prefix, count, connected); why != "" {
+			deaf = append(deaf, &unitRestart{Unit: unit, why: why})
 		}
 	}
 	return deaf, nil
+}
+
+// deafness says why an active unit is deaf; empty if it is not.
+func deafness(unit, prefix string, consumers map[string]int, connected map[string]bool) string {
+	for _, queue := range Queues(unit) {
+		if name := prefix + "." + queue; consumers[name] == 0 {
+			return "active, but nobody consumes " + name
+		}
+	}
+	name, _, worker := strings.Cut(unit, "@")
+	runs := worker || name != runnerUnit // the runner's own unit has ended once its workers run
+	if runs && Queues(name) != nil && !connected[unit] {
+		return "active, but not connected to RabbitMQ"
+	}
+	return ""
 }
 
 var (
