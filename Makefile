@@ -9,7 +9,7 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 # Executions, not seconds: at the end of a time, go test -fuzz may fail with "context deadline exceeded" (golang/go#75804).
 FUZZTIME ?= 20000x
 
-.PHONY: build lab lab-down test setup lint vuln unit workflow lab-test fuzz bench clean
+.PHONY: build lab lab-down test setup lint vuln unit workflow sensor lab-test fuzz bench clean
 
 build: ## the binary that the launcher actions/st2ha runs
 	@CGO_ENABLED=0 GOOS=$(GOOS) GOARCH=$(GOARCH) go build -trimpath -o $(binary) ./cmd/st2ha
@@ -20,7 +20,7 @@ lab: ## the main job on two real nodes on this machine; KEEP=1 leaves them up
 lab-down: ## ends a lab that KEEP=1 left up
 	@test/lab/lab.sh down
 
-test: setup lint unit workflow fuzz lab-test ## everything
+test: setup lint unit workflow sensor fuzz lab-test ## everything
 
 setup: ## what the tests need on a bare Debian 12 machine with Go
 	@test/setup.sh
@@ -40,6 +40,11 @@ unit:
 workflow: build ## the workflows under the real orquesta engine, and their metadata
 	$$(test/workflow/setup.sh) test/workflow/run.py --pack . --inspect
 	$$(test/workflow/setup.sh) test/workflow/test_run.py
+
+sensor: ## the sensor, as it is and with StackStorm's eventlet patching; its rules
+	$$(test/workflow/setup.sh) test/sensor/test_sensor.py
+	EVENTLET=1 $$(test/workflow/setup.sh) -W ignore::DeprecationWarning test/sensor/test_sensor.py
+	$$(test/workflow/setup.sh) test/sensor/test_rules.py
 
 lab-test: ## join, again, rollback and failures on the two nodes
 	go test -count=1 -timeout 40m -v ./test/lab
