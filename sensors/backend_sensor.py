@@ -55,17 +55,16 @@ class BackendSensor(Sensor):
         pass
 
     def _watch(self):
-        # A group of its own, for the launcher may have children while it builds the watcher.
-        watcher = subprocess.Popen([LAUNCHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # Settings may hold passwords, so they go by the environment. stdin stays open, and tells the watcher by its end
+        # that this process is gone. A group of its own, for the launcher may have children while it builds the watcher.
+        settings = {name: value for name, value in self.config.items() if name.startswith("watch_")}
+        watcher = subprocess.Popen([LAUNCHER], env=dict(os.environ, ST2HA_WATCH_CONFIG=json.dumps(settings)),
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                    start_new_session=True)
         self._watcher = watcher
         log = threading.Thread(target=self._each_line, args=(watcher.stderr, self._say), daemon=True)
         log.start()
         try:
-            # The configuration may hold passwords: it is the first line of stdin, which stays open after it and tells
-            # the watcher by its end that this process is gone.
-            watcher.stdin.write(json.dumps(self.config).encode() + b"\n")
-            watcher.stdin.flush()
             self._each_line(watcher.stdout, self._dispatch)
         finally:
             self._end(watcher)

@@ -24,20 +24,22 @@ func healCommands() []command {
 		&stepCommand{title: "install_watchdog", about: "a node watches and heals its own backends, also while StackStorm cannot",
 			build: buildWatchdog},
 		&healCommand{stepCommand: stepCommand{title: "restart_backend", about: "a backend that does not answer on its host is restarted there",
-			groups: []group{backendFlags, datastoreFlags}, build: buildRestartBackend}},
+			groups: []group{backendFlags, nodesFlags, datastoreFlags}, build: buildRestartBackend}},
 		&healCommand{stepCommand: stepCommand{title: "recover_nfs_mount", about: "an NFS mount that is missing or hangs works again",
-			groups: []group{recoverFlags, datastoreFlags}, build: buildRecoverMount}},
+			groups: []group{recoverFlags, nodesFlags, datastoreFlags}, build: buildRecoverMount}},
 		&healCommand{stepCommand: stepCommand{title: "re_export", about: "what /etc/exports names is exported again",
-			groups: []group{exportedFlags, datastoreFlags}, build: buildReexport}},
+			groups: []group{exportedFlags, nodesFlags, datastoreFlags}, build: buildReexport}},
 		&healCommand{stepCommand: stepCommand{title: "recover_st2_services", about: "st2 services that are down or deaf are restarted, and no others",
-			groups: []group{delayFlags, datastoreFlags}, build: buildRecoverST2}},
+			groups: []group{delayFlags, nodesFlags, datastoreFlags}, build: buildRecoverST2}},
 		&sweepCommand{},
 		&maintenanceCommand{},
+		&reportCommand{},
 	}
 }
 
 // healParams are the parameters of what heals.
 type healParams struct {
+	nodes       []string
 	maintenance string
 	backend     string
 	endpoint    string
@@ -48,6 +50,10 @@ type healParams struct {
 
 func datastoreFlags(p *params, f *pflag.FlagSet) {
 	f.StringVar(&p.heal.maintenance, "maintenance", "", "heals nothing unless it is empty or off: for the datastore's key st2ha_maintenance")
+}
+
+func nodesFlags(p *params, f *pflag.FlagSet) {
+	f.StringSliceVar(&p.heal.nodes, "nodes", nil, "addresses of all nodes, separated by commas: what knows a node by its name only finds it among them")
 }
 
 func backendFlags(p *params, f *pflag.FlagSet) {
@@ -127,12 +133,47 @@ func buildRecoverST2(_ context.Context, _ *common, p *params) (step.Step, error)
 type healCommand struct{ stepCommand }
 
 func (c *healCommand) exec(ctx context.Context, o *common) (any, error) {
+	address, err := o.addressOf(ctx, c.params.host, c.params.heal.nodes)
+	if err != nil {
+		return nil, err
+	}
+	c.params.host = address
 	return c.run(ctx, o, func(built step.Step, h host.Host) (step.Result, error) {
 		if off, r := silenced(c.params.heal.maintenance, built.Name(), h.Name(), o); off {
 			return r, nil
 		}
 		return step.Heal(ctx, built, h, o.options(), o.guard(built.Name()))
 	})
+}
+
+// addressOf finds the address of a node that is given by its host name, which
+// is what an event calls it: other nodes need not be able to resolve it, and
+// know its host key by its address. What is none of the nodes stays as it is.
+func (c *common) addressOf(ctx context.Context, name string, nodes []string) (string, error) {
+	if net.ParseIP(name) != nil || slices.Contains(nodes, name) {
+		return name, nil
+	}
+	if local, err := host.IsLocal(ctx, name); err == nil && local {
+		return name, nil
+	}
+	for _, address := range given(nodes) {
+		if err := host.CheckAddress("nodes", address); err != nil {
+			return "", err
+		}
+		h, err := c.open(ctx, address)
+		if err != nil {
+			continue // the node that is looked for may be another
+		}
+		if found, err := stackstorm.Hostname(ctx, h); err == nil && strings.EqualFold(found, name) {
+			return address, nil
+		}
+	}
+	return name, nil
+}
+
+// given are the elements of a list that a template may have left empty.
+func given(list []string) []string {
+	return slices.DeleteFunc(slices.Clone(list), func(e string) bool { return e == "" })
 }
 
 // silenced says whether the datastore's switch is on, with the result that says so.
@@ -178,10 +219,7 @@ func (c *common) api() (*stackstorm.API, error) {
 }
 
 // sweepCommand ends executions that a fault left behind.
-type sweepCommand struct {
-	params params
-	nodes  []string
-}
+type sweepCommand struct{ params params }
 
 func (s *sweepCommand) name() string { return "sweep_executions" }
 func (s *sweepCommand) summary() string {
@@ -189,7 +227,7 @@ func (s *sweepCommand) summary() string {
 }
 
 func (s *sweepCommand) flags(f *pflag.FlagSet) {
-	f.StringSliceVar(&s.nodes, "nodes", nil, "addresses of all nodes, separated by commas (default: this machine)")
+	f.StringSliceVar(&s.params.heal.nodes, "nodes", nil, "addresses of all nodes, separated by commas: where runners can be (default: this machine)")
 	f.IntVar(&s.params.heal.patience, "patience", 300, "seconds that an execution must have been in its state")
 	datastoreFlags(&s.params, f)
 }
@@ -227,7 +265,7 @@ func (s *sweepCommand) exec(ctx context.Context, c *common) (any, error) {
 // open connects to the nodes. One that cannot be reached may be down or only
 // cut off: its executions are left alone, and that is said.
 func (s *sweepCommand) open(ctx context.Context, c *common) (nodes []host.Host, unreached []step.Finding, err error) {
-	addresses := slices.DeleteFunc(slices.Clone(s.nodes), func(a string) bool { return a == "" })
+	addresses := given(s.params.heal.nodes)
 	if len(addresses) == 0 {
 		addresses = []string{"127.0.0.1"}
 	}
@@ -290,4 +328,41 @@ func (m *maintenanceCommand) exec(ctx context.Context, c *common) (any, error) {
 		return failed, err
 	}
 	return step.Heal(ctx, &heal.SetMaintenance{To: to}, h, c.options(), always)
+}
+
+// reportCommand tells people, by this machine's system log, what nobody but
+// they can mend.
+type reportCommand struct {
+	message string
+}
+
+func (r *reportCommand) name() string { return "report" }
+func (r *reportCommand) summary() string {
+	return "a line goes to the system log: what a person has to look at"
+}
+
+func (r *reportCommand) flags(f *pflag.FlagSet) {
+	f.StringVar(&r.message, "message", "", "what to say; one line")
+}
+
+func (r *reportCommand) exec(ctx context.Context, c *common) (any, error) {
+	const here = "127.0.0.1"
+	result := step.Result{Step: r.name(), Host: here, Run: c.run, DryRun: c.dryRun, Changes: []step.ChangeSummary{}, Findings: []step.Finding{}}
+	message := strings.Join(strings.Fields(c.mask.Mask(r.message)), " ")
+	if message == "" {
+		return result, fault.Usage("message is missing")
+	}
+	result.Findings = append(result.Findings, step.Finding{Severity: step.Warning, Host: here, Check: "report", Message: message})
+	if c.dryRun {
+		return result, nil
+	}
+	h, err := c.open(ctx, here)
+	if err != nil {
+		return result, err
+	}
+	if _, err := h.Run(ctx, nil, "logger", "--tag", "st2ha", "--priority", "user.err", "--", message); err != nil {
+		return result, fault.Failed("report", "look at the system log's service", "%s: logger: %w", here, err)
+	}
+	result.Millis = time.Since(c.start).Milliseconds()
+	return result, nil
 }

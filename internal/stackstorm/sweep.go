@@ -33,8 +33,8 @@ func completed(status string) bool {
 // Sweeper is the step sweep_executions: executions that a fault left behind
 // are ended, so that what waits for them goes on.
 //
-//   - running, and the runner's process is gone: abandoned, as the runner
-//     itself does when it is stopped;
+//   - running, and the runner's process is gone: abandoned at once, as the
+//     runner itself does when it is stopped;
 //   - a workflow that runs, and all of whose tasks ended some time ago:
 //     cancelled, as StackStorm's garbage collector does;
 //   - requested or scheduled for some time, while later ones were begun: its
@@ -78,13 +78,20 @@ func (s *Sweeper) Check(ctx context.Context, _ host.Host) ([]step.Finding, error
 func (s *Sweeper) byHostname(ctx context.Context) (map[string]host.Host, error) {
 	nodes := map[string]host.Host{}
 	for _, h := range s.Nodes {
-		f, err := h.ReadFile(ctx, "/proc/sys/kernel/hostname")
+		name, err := Hostname(ctx, h)
 		if err != nil {
 			return nil, err
 		}
-		nodes[strings.TrimSpace(string(f.Data))] = h
+		nodes[name] = h
 	}
 	return nodes, nil
+}
+
+// Hostname is the name a host gives itself, and StackStorm calls it by
+// (st2common/util/system_info.py).
+func Hostname(ctx context.Context, h host.Host) (string, error) {
+	f, err := h.ReadFile(ctx, "/proc/sys/kernel/hostname")
+	return strings.TrimSpace(string(f.Data)), err
 }
 
 // old lists the executions that have been in a status for longer than Patience.
@@ -94,9 +101,13 @@ func (s *Sweeper) old(ctx context.Context, status string) ([]Execution, error) {
 		return nil, err
 	}
 	return slices.DeleteFunc(list, func(e Execution) bool {
-		return e.ID == s.Own || s.Now().Sub(e.since()) < s.Patience
+		return e.ID == s.Own || s.Now().Sub(e.since()) < s.Patience && (status != statusRunning || isWorkflow(e) || s.Now().Sub(e.since()) < settled)
 	}), nil
 }
+
+// settled is the age of what runs from which on its runner can be asked for:
+// that a process is gone needs no more patience.
+const settled = 30 * time.Second
 
 func isWorkflow(e Execution) bool {
 	return slices.Contains([]string{"orquesta", "action-chain"}, e.Runner.Name) // WORKFLOW_RUNNER_TYPES

@@ -25,7 +25,7 @@ import backend_sensor  # noqa: E402
 backend_sensor.LAUNCHER = os.path.join(HERE, "watcher.py")
 backend_sensor.FIRST_DELAY = 0.2
 backend_sensor.LONGEST_DELAY = 0.8
-SECRET = "p'a\"s@s/w:o$r%d"
+SECRET, OTHER = "p'a\"s@s/w:o$r%d", "0ther-s3cret"
 
 
 class Service:
@@ -73,7 +73,9 @@ class SensorTest(unittest.TestCase):
         self.addCleanup(self.stop)
 
     def start(self, *says, **config):
-        config = {"started": self.path("started"), "said": self.path("said"), "says": list(says), "rabbitmq_password": SECRET, **config}
+        config = {"started": self.path("started"), "said": self.path("said"), "says": list(says), "mongodb_uri": SECRET, **config}
+        config = {"watch_" + name: value for name, value in config.items()}
+        config["rabbitmq_password"] = OTHER  # of the actions
         self.sensor = backend_sensor.BackendSensor(sensor_service=self.service, config=config)
         self.sensor.setup()
         self.thread = threading.Thread(target=self.sensor.run, daemon=True)
@@ -115,10 +117,13 @@ class SensorTest(unittest.TestCase):
         self.assertEqual(self.service.dispatched, [
             ("st2ha.backend_changed", event(reason="größer")), ("st2ha.backend_changed", event(state="up")),
             ("st2ha.healing_gave_up", gave_up)])
-        # The configuration came over stdin: nobody sees it in ps.
-        for name in ("cmdline", "environ"):
-            with open("/proc/%d/%s" % (self.pids()[0], name), "rb") as file:
-                self.assertNotIn(SECRET.encode(), file.read())
+        # Nobody sees settings in ps, and the watcher gets no others than its own.
+        with open("/proc/%d/cmdline" % self.pids()[0], "rb") as file:
+            self.assertNotIn(SECRET.encode(), file.read())
+        with open("/proc/%d/environ" % self.pids()[0], "rb") as file:
+            environment = file.read()
+        self.assertIn(json.dumps(SECRET).encode(), environment)
+        self.assertNotIn(OTHER.encode(), environment)
 
     def test_what_is_no_event(self):
         self.start({"line": "no json\n[1]\nnull\n\xff\n"}, line({"event": "pwned"}), line({"id": 1}), line(event(id="refused")), line(event()),
@@ -200,7 +205,7 @@ class SensorTest(unittest.TestCase):
     def test_killed_sensor(self):
         code = ("import sys; sys.path[:0] = %r\nimport logging, backend_sensor\nbackend_sensor.LAUNCHER = %r\n"
                 "class Service:\n  def get_logger(self, name): return logging.getLogger(name)\n"
-                "backend_sensor.BackendSensor(Service(), {'started': %r}).run()\n"
+                "backend_sensor.BackendSensor(Service(), {'watch_started': %r}).run()\n"
                 % (sys.path[:2], backend_sensor.LAUNCHER, self.path("started")))
         with subprocess.Popen([sys.executable, "-c", code]) as process:
             self.wait(self.pids)

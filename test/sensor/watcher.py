@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Stands in for st2ha-watch: a real process that does what its configuration, the first line of stdin, says."""
+"""Stands in for st2ha-watch: a real process that does what its settings say."""
 import json
 import os
 import signal
@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 
-config = json.loads(sys.stdin.buffer.readline())
+config = {name[len("watch_"):]: value for name, value in json.loads(os.environ["ST2HA_WATCH_CONFIG"]).items()}
 if config.get("stubborn"):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 with open(config["started"], "a", encoding="ascii") as file:
