@@ -41,7 +41,7 @@ func (s *Recover) Check(ctx context.Context, h host.Host) ([]step.Finding, error
 		finding.Fix = "run mount_nfs on it"
 		return []step.Finding{finding}, nil
 	}
-	server := serverOf(source)
+	server := Server(source)
 	if err := Answers(ctx, h, server); err != nil {
 		finding.Check, finding.Message = "nfs_server", fmt.Sprintf("the NFS server at %s does not answer: %v", server, err)
 		finding.Fix = "bring the server back; the mount heals itself then"
@@ -68,12 +68,9 @@ func (s *Recover) source(ctx context.Context, h host.Host) (string, error) {
 	return "", nil
 }
 
-// serverOf is the address of the server of SERVER:/DIRECTORY (nfs(5)).
-func serverOf(source string) string {
-	name := source
-	if i := strings.LastIndex(source, ":/"); i >= 0 {
-		name = source[:i]
-	}
+// Server is the address of the server of SERVER:/DIRECTORY (nfs(5)).
+func Server(source string) string {
+	name, _, _ := strings.Cut(source, ":/")
 	return net.JoinHostPort(strings.Trim(name, "[]"), strconv.Itoa(port))
 }
 

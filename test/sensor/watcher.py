@@ -23,7 +23,7 @@ if not config.get("deaf"):
     threading.Thread(target=parent, daemon=True).start()
 for item in config.get("says", []):
     stream = sys.stderr if "error" in item else sys.stdout
-    stream.write(item.get("error", item.get("line", "")))
+    stream.write(item.get("error", item.get("line", "")) * item.get("times", 1))
     stream.flush()
     time.sleep(item.get("pause", 0))
 if "said" in config:
