@@ -56,11 +56,13 @@ func (i *Inbox) consume(ctx context.Context, known *known, p *pause) error {
 	for {
 		select {
 		case <-ctx.Done():
+			for len(acks) > 0 && l.ack(<-acks) == nil { // else they come once more
+			}
 			return nil
 		case err := <-l.closed:
 			return why(err)
 		case tag := <-acks:
-			if err := within(answerTime, func() error { return l.channel.Ack(tag, false) }); err != nil {
+			if err := l.ack(tag); err != nil {
 				return err
 			}
 		case d, ok := <-deliveries:
@@ -70,6 +72,10 @@ func (i *Inbox) consume(ctx context.Context, known *known, p *pause) error {
 			i.take(known, d, acks)
 		}
 	}
+}
+
+func (l *link) ack(tag uint64) error {
+	return within(answerTime, func() error { return l.channel.Ack(tag, false) })
 }
 
 // take hands an event on, unless it is a repetition.

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/streadway/amqp"
+
+	"st2ha/internal/rabbitmq"
 )
 
 // Queue is the durable queue that holds them.
@@ -19,23 +21,16 @@ const (
 	answerTime  = 10 * time.Second
 	firstPause  = time.Second // after a failure; it doubles
 	longestWait = 30 * time.Second
-	closeTime   = 500 * time.Millisecond // the library's Close waits for a blocked broker
 )
 
-// Connection is a connection to a broker.
-type Connection interface {
-	Channel() (*amqp.Channel, error)
-	Close() error
-}
-
 // Dial makes a connection to a broker.
-type Dial func(ctx context.Context) (Connection, error)
+type Dial func(ctx context.Context) (*rabbitmq.Connection, error)
 
 var errEnded = errors.New("the connection ended")
 
 // link is a connection with one channel on which the queue is known to exist.
 type link struct {
-	conn    Connection
+	conn    *rabbitmq.Connection
 	channel *amqp.Channel
 	closed  chan *amqp.Error
 }
@@ -63,7 +58,7 @@ func open(ctx context.Context, dial Dial) (*link, error) {
 	return l, nil
 }
 
-func (l *link) close() { _ = within(closeTime, l.conn.Close) }
+func (l *link) close() { _ = l.conn.Close() }
 
 // why is the error of a channel that has ended.
 func why(err *amqp.Error) error {
@@ -73,7 +68,8 @@ func why(err *amqp.Error) error {
 	return err
 }
 
-// within bounds calls of the library that take no context.
+// within bounds calls of the library that take no context. A call that hangs
+// ends with the connection, which callers close.
 func within(limit time.Duration, f func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- f() }()

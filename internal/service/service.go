@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -127,6 +128,41 @@ func States(ctx context.Context, h host.Host, units ...string) ([]State, error) 
 		}
 	}
 	return states, nil
+}
+
+// Activity is a unit's ActiveState, and for how long it has been active, 0 if
+// it is not (org.freedesktop.systemd1(5)).
+func Activity(ctx context.Context, h host.Host, unit string) (state string, since time.Duration, err error) {
+	blocks, err := show(ctx, h, "ActiveState,ActiveEnterTimestampMonotonic", []string{unit})
+	if err != nil {
+		return "", 0, err
+	}
+	for line := range strings.Lines(blocks[0]) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		switch key {
+		case "ActiveState":
+			state = value
+		case "ActiveEnterTimestampMonotonic":
+			at, err := strconv.ParseInt(value, 10, 64) // microseconds
+			if err != nil {
+				return "", 0, fmt.Errorf("%s: state of %s: %w", h.Name(), unit, err)
+			}
+			since = time.Duration(at) * time.Microsecond
+		}
+	}
+	if state != "active" {
+		return state, 0, nil
+	}
+	uptime, err := h.ReadFile(ctx, "/proc/uptime") // proc(5): CLOCK_BOOTTIME, which runs on while a machine sleeps
+	if err != nil {
+		return "", 0, err
+	}
+	seconds, _, _ := strings.Cut(string(uptime.Data), " ")
+	now, err := strconv.ParseFloat(seconds, 64)
+	if err != nil {
+		return "", 0, fmt.Errorf("%s: /proc/uptime: %w", h.Name(), err)
+	}
+	return state, max(0, time.Duration(now*float64(time.Second))-since), nil
 }
 
 // Await waits until all units are active, and fails as soon as one has failed

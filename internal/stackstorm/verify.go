@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -109,25 +108,6 @@ func (s *Verifier) connections(ctx context.Context, h host.Host) error {
 
 // runnerQueue is where action runners take their work (st2common/transport/queues.py).
 const runnerQueue = "st2.actionrunner.work"
-
-// Broker reads the login of [messaging] url.
-func (c *Conf) Broker() (rabbitmq.Login, error) {
-	value, _ := c.Get("messaging", "url")
-	u, err := url.Parse(unescape(value))
-	if err != nil || u.Host == "" {
-		return rabbitmq.Login{}, c.located("messaging", "url", errors.New("[messaging] url is no URL"))
-	}
-	password, _ := u.User.Password()
-	l := rabbitmq.Login{Addr: u.Host, User: u.User.Username(), Password: password, VHost: "/"}
-	if u.Port() == "" {
-		l.Addr = net.JoinHostPort(u.Hostname(), "5672")
-	}
-	// kombu: no path, "/" and "//" are the vhost "/".
-	if vhost := strings.TrimPrefix(u.Path, "/"); vhost != "" {
-		l.VHost = vhost
-	}
-	return l, nil
-}
 
 // seen waits until the primary's kernel knows connections from the node to
 // the ports of database and broker.

@@ -11,7 +11,7 @@ type machine struct {
 	rules    Rules
 	state    State
 	probes   map[string]*probe
-	incident *incident // nil while all is well
+	incident *Incident // nil while all is well
 	held     bool      // silence does not lead to down: the prober is cut off
 
 	now       time.Time // of the newest finding; time does not run backwards
@@ -19,14 +19,6 @@ type machine struct {
 	answers   run       // and that were answers at all
 	silent    time.Time // first finding without an answer since the last answer
 	lastReply time.Time
-}
-
-// incident is one time of trouble, from the first doubt until all is well.
-type incident struct {
-	ID       string    `json:"id"`
-	Seq      int       `json:"seq"`
-	Began    time.Time `json:"began"`
-	HealedBy string    `json:"healed_by,omitempty"`
 }
 
 // run is an unbroken row of findings of one sort.
@@ -170,7 +162,7 @@ func (m *machine) change(next State, by string) (Event, bool) {
 // open counts an event of the incident, which begins with it if there is none.
 func (m *machine) open(began time.Time) {
 	if m.incident == nil {
-		m.incident = &incident{ID: newID(), Began: began}
+		m.incident = &Incident{ID: newID(), Began: began}
 	}
 	m.incident.Seq++
 }

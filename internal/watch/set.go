@@ -22,8 +22,10 @@ func (e Endpoint) Key() Key { return Key{e.Backend, e.Name} }
 // Status is how an endpoint is now.
 type Status struct {
 	Key
+	Host   string // the machine it is on; empty for this node
 	State  State
-	Reason string // empty when it is up
+	Probe  string // whose finding is the worst, if it is not up
+	Reason string // of that finding
 }
 
 // Set makes states of all endpoints of one prober, and tells a prober that is
@@ -126,9 +128,9 @@ func (s *Set) Statuses() []Status {
 	var all []Status
 	for _, key := range s.keys() {
 		m := s.members[key]
-		status := Status{Key: key, State: m.state}
+		status := Status{Key: key, Host: m.host, State: m.state}
 		if _, by := m.worst(); by != "" {
-			status.Reason = m.probes[by].reason
+			status.Probe, status.Reason = by, m.probes[by].reason
 		}
 		all = append(all, status)
 	}

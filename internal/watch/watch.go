@@ -50,7 +50,8 @@ type Limit struct {
 }
 
 // Func watches one endpoint: it probes and reports until ctx ends, and leaves
-// no goroutine, child or descriptor behind. report never blocks.
+// no goroutine, child or descriptor behind. report never blocks, and may be
+// called by several goroutines at once.
 type Func func(ctx context.Context, report func(Observation))
 
 // Endpoint is one thing that is watched.
