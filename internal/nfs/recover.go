@@ -70,10 +70,7 @@ func (s *Recover) source(ctx context.Context, h host.Host) (string, error) {
 
 // Server is the address of the server of SERVER:/DIRECTORY (nfs(5)).
 func Server(source string) string {
-	name := source
-	if i := strings.LastIndex(source, ":/"); i >= 0 {
-		name = source[:i]
-	}
+	name, _, _ := strings.Cut(source, ":/")
 	return net.JoinHostPort(strings.Trim(name, "[]"), strconv.Itoa(port))
 }
 

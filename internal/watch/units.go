@@ -12,6 +12,7 @@ import (
 	"st2ha/internal/host"
 	"st2ha/internal/rabbitmq"
 	"st2ha/internal/service"
+	"st2ha/internal/stackstorm"
 )
 
 // The probes of a StackStorm unit.
@@ -62,24 +63,6 @@ func UnitEndpoints(s UnitsSettings) []Endpoint {
 		endpoints = append(endpoints, Endpoint{Backend: StackStorm, Name: unit, Watch: u.watch(unit)})
 	}
 	return endpoints
-}
-
-// queues are what a unit consumes, without the prefix (st2common/transport/queues.py).
-// Others have queues without a name, which cannot be asked for.
-func queues(unit string) []string {
-	switch unit {
-	case "st2actionrunner":
-		return []string{"actionrunner.work", "actionrunner.cancel", "actionrunner.pause", "actionrunner.resume"}
-	case "st2scheduler":
-		return []string{"actionrunner.req"}
-	case "st2notifier":
-		return []string{"notifiers.execution.work"}
-	case "st2rulesengine":
-		return []string{"trigger_instances_dispatch.rules_engine"}
-	case "st2workflowengine":
-		return []string{"workflow.work", "workflow.resume", "workflow.action.update"}
-	}
-	return nil
 }
 
 // workers is the pattern of the units that do a unit's work, or empty:
@@ -249,11 +232,11 @@ func (c *consumers) look(ctx context.Context) {
 	defer cancel()
 	c.mu.Lock()
 	active := slices.Sorted(maps.Keys(c.active))
-	active = slices.DeleteFunc(active, func(unit string) bool { return !c.active[unit] || queues(unit) == nil })
+	active = slices.DeleteFunc(active, func(unit string) bool { return !c.active[unit] || stackstorm.Queues(unit) == nil })
 	c.mu.Unlock()
 	var names []string
 	for _, unit := range active {
-		for _, q := range queues(unit) {
+		for _, q := range stackstorm.Queues(unit) {
 			names = append(names, c.Prefix+"."+q)
 		}
 	}
@@ -267,14 +250,14 @@ func (c *consumers) look(ctx context.Context) {
 	for _, unit := range active {
 		o := Observation{Probe: ProbeConsumers}
 		var deaf []string
-		for _, q := range queues(unit) {
+		for _, q := range stackstorm.Queues(unit) {
 			if name := c.Prefix + "." + q; count[name] == 0 {
 				deaf = append(deaf, name)
 			}
 		}
 		switch {
 		case err != nil: // the broker's own endpoint says why
-			o.Verdict, o.Reason = Unknown, "the broker does not say who consumes "+c.Prefix+"."+queues(unit)[0]
+			o.Verdict, o.Reason = Unknown, "the broker does not say who consumes "+c.Prefix+"."+stackstorm.Queues(unit)[0]
 		case len(deaf) > 0:
 			o.Verdict, o.Reason = Bad, fmt.Sprintf("%s is active but nobody consumes %s", unit, strings.Join(deaf, ", "))
 			o.Limit = Limit{Suspect: c.DeafFindings, DownAfter: c.DeafAfter}

@@ -118,11 +118,28 @@ class Engine:
         if action.runner == "noop":
             return "succeeded", {}
         if action.runner == "orquesta":
-            return _Workflow(self, action, action_params, execution_id, context, path).run()
+            status, result = _Workflow(self, action, action_params, execution_id, context, path).run()
+            return _checked(action, status, result, result["output"])
         try:
-            return self.node.run(action, runner_params, action_params, execution_id)
+            status, result = self.node.run(action, runner_params, action_params, execution_id)
         except packs.PackError as error:
             return "failed", {"error": str(error), "traceback": ""}
+        return _checked(action, status, result, result)
+
+
+def _checked(action, status, result, output):
+    """st2common/util/output_schema.py: a success whose output is not what the schema says is a failure.
+
+    StackStorm does so with [system] validate_output_schema, and only for runners with an output_key, which the local
+    ones have not: here their results are checked as well, so that what the schemas tell people is true.
+    """
+    schema = action.meta.get("output_schema")
+    if status == "succeeded" and schema:
+        for error in params.Validator(schema).iter_errors(output):
+            path = ".".join(str(part) for part in error.path)
+            return "failed", {"output": None, "error": "%s: %s" % (path, error.message),
+                              "message": "Error validating output. See error output for more details."}
+    return status, result
 
 
 def load_workflow(action):

@@ -26,6 +26,27 @@ def _parameter_schema():
 
 _PARAMETER = jsonschema.Draft4Validator(_parameter_schema())
 
+# PackAPI of st2common/models/api/pack.py, without the keys that StackStorm fills in itself.
+_PACK = params.Validator({
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "required": True},
+        "ref": {"type": "string", "pattern": r"^[a-z0-9_]+$"},
+        "description": {"type": "string", "required": True},
+        "keywords": {"type": "array", "items": {"type": "string"}},
+        "version": {"type": "string", "required": True,
+                    "pattern": r"^(?:0|[1-9]\d*)\.(?:0|[1-9]\d*)\.(?:0|[1-9]\d*)"
+                               r"(?:-[\da-z\-]+(?:\.[\da-z\-]+)*)?(?:\+[\da-z\-]+(?:\.[\da-z\-]+)*)?$"},
+        "stackstorm_version": {"type": "string", "pattern": r"^((>?>|>=|=|<=|<?<)\s*[0-9]+\.[0-9]+\.[0-9]+?(\s*,)?\s*)+$"},
+        "python_versions": {"type": "array", "items": {"type": "string", "enum": ["2", "3"]},
+                            "minItems": 1, "maxItems": 2, "uniqueItems": True},
+        "author": {"type": "string", "required": True},
+        "email": {"type": "string", "pattern": "@"},
+        "contributors": {"type": "array", "items": {"type": "string", "maxLength": 100}},
+        "dependencies": {"type": "array", "items": {"type": "string"}},
+    },
+})
+
 
 def _boolean_keys(value, path=""):
     """YAML 1.1 reads the keys yes, no, on, off (and numbers) as something else than a string."""
@@ -108,6 +129,17 @@ def _check_default(where, schema, runner_schema):
         yield "%s: %s" % (where, error)
 
 
+def _check_output_schema(meta):
+    """action_output_schema.json is action_params.json. A schema without a type is the form before 3.8: ignored."""
+    schema = meta.get("output_schema")
+    if schema is None:
+        return
+    for error in _PARAMETER.iter_errors(schema):
+        yield "%s: %s" % (".".join(["output_schema"] + [str(part) for part in error.path]), error.message)
+    if not isinstance(schema, dict) or not isinstance(schema.get("type"), str):
+        yield "output_schema: must be a schema with one type, or StackStorm ignores it"
+
+
 def _check_action(pack, path):
     """Yields findings; the action's metadata is yielded last, when it can be used further."""
     meta = packs.load_yaml(path)
@@ -133,6 +165,7 @@ def _check_action(pack, path):
         yield "runner_type: the harness does not know %s" % runner
         return
     yield from _check_parameters(meta, runner)
+    yield from _check_output_schema(meta)
     if not isinstance(name, str):
         return
     try:
@@ -239,6 +272,11 @@ def inspect(pack):
             for error in _PARAMETER.iter_errors(meta):
                 yield "%s: %s" % (".".join([str(name)] + [str(part) for part in error.path]), error.message)
 
+    def check_pack():
+        for error in _PACK.iter_errors(pack.meta):
+            yield "%s: %s" % (".".join(str(part) for part in error.path) or "top level", error.message)
+
+    check(os.path.join(pack.path, "pack.yaml"), check_pack())
     check(os.path.join(pack.path, "config.schema.yaml"), check_config_schema())
     actions = {}
     for path in pack.action_files():

@@ -301,6 +301,19 @@ class Workflows(unittest.TestCase):
         self.assertEqual(outcome.code, 1)
         self.assertIn("is not one of", outcome.json["errors"][0]["message"])
 
+    def test_output_schema(self):
+        with tempfile.TemporaryDirectory() as directory:
+            copy = os.path.join(directory, "pack")
+            shutil.copytree(FIXTURE, copy, symlinks=True)
+            for kind, code in (("integer", 0), ("string", 1)):
+                with open(os.path.join(copy, "actions", "plain.yaml"), "w") as file:
+                    file.write("name: plain\nrunner_type: local-shell-cmd\nparameters:\n  cmd: {default: echo 5}\n"
+                               "output_schema: {type: object, properties: {stdout: {type: %s}, more: {type: string}}}\n"
+                               % kind)
+                outcome = run("--without-sudo", "plain", pack=copy)
+                self.assertEqual(outcome.code, code, outcome.stderr)
+        self.assertEqual(outcome.json["output"]["error"], "stdout: 5 is not of type 'string'")
+
     def test_retry(self):
         with tempfile.TemporaryDirectory() as directory:
             outcome = run("--without-sudo", "retried", given={"file": directory + "/f"})
@@ -336,6 +349,13 @@ class Inspect(unittest.TestCase):
             ("bad.yaml", action + "  a: {type: string, secret: true}\n", "would be on the command line"),
             ("bad.yaml", action + "  timeout: {type: string}\n", "cannot be overridden"),
             ("bad.yaml", action + "  a: {type: string}\n  a: {type: string}\n", 'key "a" is given twice'),
+            ("bad.yaml", action + "  a: {type: string}\noutput_schema: {stdout: {type: object}}\n",
+             "'stdout' was unexpected"),
+            ("bad.yaml", action + "  a: {type: string}\noutput_schema: {properties: {}}\n", "a schema with one type"),
+            ("bad.yaml", action + "  a: {type: string}\noutput_schema: {type: object, required: [stdout]}\n",
+             "output_schema.required: "),
+            ("../pack.yaml", "name: fixture\ndescription: d\nauthor: a\nversion: '1'\n", "version: '1' does not match"),
+            ("../pack.yaml", "name: fixture\nversion: 0.1.0\nauthor: a\n", "description"),
             ("bad.yaml", action.replace("entry_point: probe", "entry_point: ../workflows/join.yaml"),
              "path traversal"),
             ("bad.yaml", action.replace("entry_point: probe", "entry_point: gone"), "no file actions/gone"),
