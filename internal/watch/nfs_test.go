@@ -75,6 +75,27 @@ func TestNFSServer(t *testing.T) {
 	})
 }
 
+// Packets that vanish: a connection that goes on to wait as TCP does would see
+// the end of a long cut much too late.
+func TestNFSServerCut(t *testing.T) {
+	server := nfstest.StartAway(t, packs)
+	w := run(t, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings()))
+	good(t, w, 0, "ping", "export "+packs)
+	from, at := w.mark(), time.Now()
+	server.Cut()
+	t.Logf("found after %v", w.next(t, from, "ping", watch.Silent, "no answer for").At.Sub(at))
+	time.Sleep(8 * time.Second)
+	for _, o := range w.since(from) {
+		require.True(t, o.Verdict != watch.Bad && o.Verdict != watch.Unknown, "%+v", o)
+	}
+	from, at = w.mark(), time.Now()
+	server.Heal()
+	took := w.next(t, from, "ping", watch.Good, "").At.Sub(at)
+	t.Logf("well after %v", took)
+	require.Less(t, took, 2*time.Second)
+	good(t, w, from, "export "+packs)
+}
+
 func TestNFSServerLeavesNothing(t *testing.T) {
 	server := nfstest.Start(t, packs)
 	first := run(t, watch.NFSServer(server.Addr, nil, watch.DefaultNFSSettings()))
