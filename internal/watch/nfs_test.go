@@ -2,12 +2,14 @@ package watch_test
 
 import (
 	"net"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"st2ha/internal/rpcping/nfstest"
 	"st2ha/internal/watch"
@@ -189,4 +191,37 @@ func BenchmarkNFSServerWithdrawn(b *testing.B) {
 		server.Export(packs, venvs)
 	}
 	quantiles(b, took)
+}
+
+// BenchmarkNFSServers prints what watching many servers, each with one export,
+// takes of one core.
+func BenchmarkNFSServers(b *testing.B) {
+	server := nfstest.Start(b, packs)
+	for _, n := range []int{1, 10, 100} {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			var all []*watched
+			for range n {
+				all = append(all, run(b, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings())))
+			}
+			for _, w := range all {
+				good(b, w, 0, "ping", "export "+packs)
+			}
+			const second = time.Second
+			before := cpu(b)
+			for b.Loop() {
+				time.Sleep(second)
+			}
+			b.ReportMetric(100*float64(cpu(b)-before)/float64(time.Duration(b.N)*second), "%-of-a-core")
+			for _, w := range all {
+				w.end()
+			}
+		})
+	}
+}
+
+// cpu is what this process has used so far.
+func cpu(b *testing.B) time.Duration {
+	var use unix.Rusage
+	require.NoError(b, unix.Getrusage(unix.RUSAGE_SELF, &use))
+	return time.Duration(use.Utime.Nano() + use.Stime.Nano())
 }
