@@ -27,6 +27,9 @@ type MismatchError struct {
 
 // Error names the versions.
 func (e *MismatchError) Error() string {
+	if e.Low == e.High {
+		return fmt.Sprintf("the server speaks NFS version %d only", e.Low)
+	}
 	return fmt.Sprintf("the server speaks NFS versions %d to %d only", e.Low, e.High)
 }
 
