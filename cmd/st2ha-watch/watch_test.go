@@ -32,6 +32,8 @@ func TestMain(m *testing.M) {
 		parent()
 	case "watchdog":
 		watchdogMain()
+	case "footprint":
+		footprintMain()
 	}
 	os.Exit(m.Run())
 }
