@@ -125,9 +125,9 @@ func TestWriteDeadline(t *testing.T) {
 // if open does not close the connection on each error: a broker without a
 // common mechanism says nothing more, so the library waits for it for good.
 func TestFailedDialsLeaveNothing(t *testing.T) {
-	require.NoError(t, broker.Ctl("", "eval", `application:set_env(rabbit, auth_mechanisms, ['AMQPLAIN']).`))
+	broker.MustCtl(t, "", "eval", `application:set_env(rabbit, auth_mechanisms, ['AMQPLAIN']).`)
 	defer func() {
-		require.NoError(t, broker.Ctl("", "eval", `application:set_env(rabbit, auth_mechanisms, ['PLAIN', 'AMQPLAIN']).`))
+		broker.MustCtl(t, "", "eval", `application:set_env(rabbit, auth_mechanisms, ['PLAIN', 'AMQPLAIN']).`)
 	}()
 	check := backendtest.NoLeaks(t)
 	for range 50 {
@@ -168,8 +168,8 @@ func TestRefusedAtOnce(t *testing.T) {
 // A broker with an alarm does not answer that a connection ends. Fails if
 // Close does not cut the connection after a while: it took over 8 s.
 func TestCloseWhileBlocked(t *testing.T) {
-	require.NoError(t, broker.Ctl("", "set_vm_memory_high_watermark", "0.00001"))
-	defer func() { require.NoError(t, broker.Ctl("", "set_vm_memory_high_watermark", "0.8")) }()
+	broker.MustCtl(t, "", "set_vm_memory_high_watermark", "0.00001")
+	defer func() { broker.MustCtl(t, "", "set_vm_memory_high_watermark", "0.8") }()
 	check := backendtest.NoLeaks(t)
 	conn, err := Dial(t.Context(), &net.Dialer{}, brokerLogin(broker.Addr))
 	require.NoError(t, err)

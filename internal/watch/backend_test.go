@@ -34,7 +34,7 @@ func runTests(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	if broker, err = backendtest.NewBroker(dir); err != nil {
+	if broker, err = backendtest.NewBroker(dir, "st2", "watched", "restricted"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -52,7 +52,8 @@ type watched struct {
 	done chan struct{}
 
 	mu   sync.Mutex
-	all  []Observation
+	all  []Observation // not looked at yet
+	seen []Observation // since the last one that was waited for
 	news chan struct{} // has room for one
 }
 
@@ -71,6 +72,9 @@ func start(t testing.TB, f Func) *watched {
 func (w *watched) report(o Observation) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if strings.Contains(o.Reason, backendtest.Password) {
+		w.t.Errorf("a password in %q", o.Reason)
+	}
 	w.all = append(w.all, o)
 	select {
 	case w.news <- struct{}{}:
@@ -91,13 +95,9 @@ func (w *watched) end() {
 	if took := time.Since(began); took > 2*stopTime { // twice: the machine may be busy
 		w.t.Errorf("the watch took %s to end", took)
 	}
-	for _, o := range w.reports() {
-		if strings.Contains(o.Reason, backendtest.Password) {
-			w.t.Errorf("a password in %q", o.Reason)
-		}
-	}
 }
 
+// reports are those not looked at yet.
 func (w *watched) reports() []Observation {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -111,9 +111,12 @@ func (w *watched) next(what string, want func(Observation) bool) Observation {
 	late := time.After(20 * time.Second)
 	for {
 		w.mu.Lock()
-		for i, o := range w.all {
+		for len(w.all) > 0 {
+			o := w.all[0]
+			w.all = w.all[1:]
+			w.seen = append(w.seen, o)
 			if want(o) {
-				w.all = w.all[i+1:]
+				w.seen = nil
 				w.mu.Unlock()
 				return o
 			}
@@ -122,7 +125,7 @@ func (w *watched) next(what string, want func(Observation) bool) Observation {
 		select {
 		case <-w.news:
 		case <-late:
-			w.t.Fatalf("not reported in time: %s; reported: %+v", what, w.reports())
+			w.t.Fatalf("not reported in time: %s; reported: %+v", what, w.seen)
 		}
 	}
 }
@@ -139,13 +142,12 @@ func (w *watched) is(probe string, v Verdict, reason string) Observation {
 	})
 }
 
-// suspect and down are when what is reported from now on adds up to that, by
-// each probe's own limit.
-func (w *watched) reaches(down bool) Observation {
+// trouble waits until what is reported from now on adds up to down, by each
+// probe's own limit, and returns what made the endpoint suspect, and down.
+func (w *watched) trouble() (suspect, down Observation) {
 	w.t.Helper()
-	rows := map[string]int{}
-	since := map[string]time.Time{}
-	return w.next("suspect or down", func(o Observation) bool {
+	rows, since := map[string]int{}, map[string]time.Time{}
+	down = w.next("down", func(o Observation) bool {
 		if o.Verdict == Good || o.Verdict == Unknown {
 			rows[o.Probe] = 0
 			return false
@@ -153,13 +155,14 @@ func (w *watched) reaches(down bool) Observation {
 		if rows[o.Probe]++; rows[o.Probe] == 1 {
 			since[o.Probe] = o.At
 		}
-		suspect := o.Limit.Suspect > 0 && rows[o.Probe] >= o.Limit.Suspect
-		if !down {
-			return suspect
+		doubt := o.Limit.Suspect > 0 && rows[o.Probe] >= o.Limit.Suspect
+		if doubt && suspect.At.IsZero() {
+			suspect = o
 		}
 		return o.Limit.Down > 0 && rows[o.Probe] >= o.Limit.Down ||
-			suspect && o.Limit.DownAfter > 0 && o.At.Sub(since[o.Probe]) >= o.Limit.DownAfter
+			doubt && o.Limit.DownAfter > 0 && o.At.Sub(since[o.Probe]) >= o.Limit.DownAfter
 	})
+	return suspect, down
 }
 
 func newProxy(t testing.TB, to string) *backendtest.Proxy {
@@ -240,10 +243,11 @@ func TestFrozen(t *testing.T) {
 		at := time.Now()
 		b.freeze()
 		defer b.thaw()
-		suspect := w.is(ProbePing, Silent, "no answer for …")
-		down := w.reaches(true)
-		t.Logf("missed after %s, down after %s", suspect.At.Sub(at), down.At.Sub(at))
+		suspect, down := w.trouble()
+		t.Logf("suspect after %s, down after %s", suspect.At.Sub(at), down.At.Sub(at))
 		require.Equal(t, Silent, down.Verdict)
+		require.Regexp(t, "^no answer for 3", down.Reason)
+		require.Less(t, suspect.At.Sub(at), 2*time.Second)
 		require.Less(t, down.At.Sub(at), 6*time.Second)
 		b.thaw()
 		w.is(ProbePing, Good, "")
@@ -260,8 +264,7 @@ func TestCutOff(t *testing.T) {
 		w.is(ProbePing, Good, "")
 		at := time.Now()
 		p.Hold()
-		suspect := w.reaches(false)
-		down := w.reaches(true)
+		suspect, down := w.trouble()
 		t.Logf("suspect after %s, down after %s", suspect.At.Sub(at), down.At.Sub(at))
 		require.Less(t, suspect.At.Sub(at), 2*time.Second)
 		require.Less(t, down.At.Sub(at), 6*time.Second)

@@ -82,6 +82,7 @@ type holder struct {
 	report func(Observation)
 
 	session  session
+	silent   time.Time       // since when there has been no answer; zero if there was one
 	redialed time.Time       // the last time that was done at once
 	fact     string          // of the last answer
 	trouble  map[string]bool // probes whose last report was not Good
@@ -155,8 +156,8 @@ func (h *holder) run(ctx context.Context) {
 				next.Reset(h.PingDeadline)
 				continue
 			}
-			h.miss(time.Since(started))
-			next.Reset(h.PingEvery)
+			h.miss(started)
+			next.Reset(h.PingEvery * 4 / 5) // so that two are told in time on a busy machine as well
 		}
 	}
 }
@@ -191,6 +192,7 @@ func (h *holder) take(a attempt) (again bool) {
 	if a.late {
 		return true
 	}
+	h.silent = time.Time{}
 	if a.err == nil {
 		h.fact = a.fact
 	}
@@ -226,8 +228,12 @@ func (h *holder) drop() {
 	}
 }
 
-func (h *holder) miss(took time.Duration) {
-	h.tell(ProbePing, Silent, fmt.Sprintf("no answer for %s", took.Round(10*time.Millisecond)),
+// miss reports that an attempt which began then has not been answered yet.
+func (h *holder) miss(began time.Time) {
+	if h.silent.IsZero() {
+		h.silent = began
+	}
+	h.tell(ProbePing, Silent, fmt.Sprintf("no answer for %s", time.Since(h.silent).Round(10*time.Millisecond)),
 		Limit{Suspect: h.PingMisses, DownAfter: h.DownAfter - h.PingDeadline})
 }
 

@@ -45,6 +45,7 @@ func mongoRun(t testing.TB, uri, addr string, command bson.D) {
 }
 
 func TestMongoDBUserDropped(t *testing.T) {
+	t.Parallel()
 	s := newMongod(t)
 	w := start(t, WatchMongoDB(MongoDBSettings{URI: mongoURI("other"), Addr: s.Addr, Timing: Timing{LoginEvery: 500 * time.Millisecond}}))
 	w.is(ProbeLogin, Good, "")
@@ -107,7 +108,7 @@ func TestFactsGoWithReasons(t *testing.T) {
 	var got []Observation
 	h := &holder{Timing: Timing{}.withDefaults(), trouble: map[string]bool{}, report: func(o Observation) { got = append(got, o) }}
 	h.take(attempt{fact: "secondary of rs0"})
-	h.miss(250 * time.Millisecond)
+	h.miss(time.Now().Add(-250 * time.Millisecond))
 	require.Equal(t, "secondary of rs0", got[0].Reason)
 	require.Equal(t, "no answer for 250ms (secondary of rs0)", got[1].Reason)
 }
