@@ -175,7 +175,7 @@ func (h *holder) attempt(ctx context.Context, s session, done chan<- attempt) {
 	}
 	var f *finding
 	if a.err != nil && !errors.As(a.err, &f) {
-		a.late = ctx.Err() != nil
+		a.late = ctx.Err() != nil || errors.Is(a.err, context.DeadlineExceeded)
 		if a.session != nil {
 			a.session.close()
 			a.session = nil
