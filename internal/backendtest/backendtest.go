@@ -415,3 +415,57 @@ func NoLeaks(t testing.TB) (check func()) {
 		}
 	}
 }
+
+// Shared is what all tests of a package use together, for it takes seconds to
+// start or to build: done when the first one asks for it.
+type Shared struct {
+	Users []string // of the broker, beside User
+
+	mu     sync.Mutex
+	dir    string
+	broker *Broker
+	mongod string
+}
+
+// Run runs the tests of a package, and returns the status to exit with.
+func (s *Shared) Run(m *testing.M) int {
+	defer func() {
+		if s.broker != nil {
+			s.broker.Close()
+		}
+		if s.dir != "" {
+			_ = os.RemoveAll(s.dir)
+		}
+	}()
+	return m.Run()
+}
+
+func (s *Shared) get(t testing.TB, missing func() bool, make func() error) {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var err error
+	if s.dir == "" {
+		s.dir, err = os.MkdirTemp("", "st2ha-test-")
+	}
+	if err == nil && missing() {
+		err = make()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Broker returns the broker.
+func (s *Shared) Broker(t testing.TB) *Broker {
+	t.Helper()
+	s.get(t, func() bool { return s.broker == nil }, func() (err error) { s.broker, err = NewBroker(s.dir, s.Users...); return err })
+	return s.broker
+}
+
+// Mongod returns the program.
+func (s *Shared) Mongod(t testing.TB) string {
+	t.Helper()
+	s.get(t, func() bool { return s.mongod == "" }, func() (err error) { s.mongod, err = BuildMongod(s.dir); return err })
+	return s.mongod
+}

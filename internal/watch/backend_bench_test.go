@@ -23,7 +23,7 @@ func percentiles(b *testing.B, what string, took []time.Duration) {
 
 func benchEach(b *testing.B, f func(b *testing.B, s backend)) {
 	b.Run("MongoDB", func(b *testing.B) { f(b, mongoBackend(b)) })
-	b.Run("RabbitMQ", func(b *testing.B) { f(b, rabbitBackend()) })
+	b.Run("RabbitMQ", func(b *testing.B) { f(b, rabbitBackend(b)) })
 	b.Run("Redis", func(b *testing.B) { f(b, redisBackend(b)) })
 }
 
@@ -70,7 +70,8 @@ func BenchmarkFrozen(b *testing.B) {
 
 // BenchmarkAlarm is the time from RabbitMQ's own memory alarm to the report.
 func BenchmarkAlarm(b *testing.B) {
-	w := start(b, rabbitBackend().watch(broker.Addr, Timing{}))
+	broker := shared.Broker(b)
+	w := start(b, rabbitBackend(b).watch(broker.Addr, Timing{}))
 	var took []time.Duration
 	for range b.N {
 		settle(w)

@@ -15,32 +15,9 @@ import (
 	"st2ha/internal/rabbitmq"
 )
 
-// One for all tests of the package, for they take seconds to start or to build.
-var (
-	broker *backendtest.Broker
-	mongod string // the program
-)
+var shared = &backendtest.Shared{Users: []string{"st2", "watched", "restricted"}}
 
-func TestMain(m *testing.M) { os.Exit(runTests(m)) }
-
-func runTests(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "st2ha-watch-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	if mongod, err = backendtest.BuildMongod(dir); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	if broker, err = backendtest.NewBroker(dir, "st2", "watched", "restricted"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer broker.Close()
-	return m.Run()
-}
+func TestMain(m *testing.M) { os.Exit(shared.Run(m)) }
 
 // stopTime is what a watch may take to end.
 const stopTime = 500 * time.Millisecond
@@ -183,7 +160,8 @@ type backend struct {
 	start        func() error
 }
 
-func rabbitBackend() backend {
+func rabbitBackend(t testing.TB) backend {
+	broker := shared.Broker(t)
 	return backend{"RabbitMQ", broker.Addr, func(addr string, timing Timing) Func {
 		return WatchRabbitMQ(RabbitMQSettings{Login: brokerLogin(addr), Timing: timing})
 	}, broker.Freeze, broker.Thaw, broker.Kill, broker.Start}
@@ -212,7 +190,7 @@ func brokerLogin(addr string) rabbitmq.Login {
 // forEach runs a test with each backend that is reached over TCP.
 func forEach(t *testing.T, f func(t *testing.T, b backend)) {
 	t.Run("MongoDB", func(t *testing.T) { f(t, mongoBackend(t)) })
-	t.Run("RabbitMQ", func(t *testing.T) { f(t, rabbitBackend()) })
+	t.Run("RabbitMQ", func(t *testing.T) { f(t, rabbitBackend(t)) })
 	t.Run("Redis", func(t *testing.T) { f(t, redisBackend(t)) })
 }
 

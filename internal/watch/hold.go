@@ -245,7 +245,7 @@ func (h *holder) judge(err error) {
 		h.well(ProbeConnection, ProbeLogin, ProbeAlarm, ProbePrimary)
 		h.tell(ProbePing, Good, "", Limit{})
 	case errors.As(err, &f):
-		h.well(ProbeConnection)
+		h.well(ProbeConnection, ProbePing) // it is an answer
 		h.tell(f.probe, Bad, f.reason, f.limit)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		h.tell(ProbeConnection, Bad, "connection refused", Limit{Suspect: 1, Down: 1})

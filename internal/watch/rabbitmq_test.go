@@ -11,11 +11,13 @@ import (
 )
 
 // guest is the login of a user of a test's own, with a vhost of its own.
-func guest(name string) rabbitmq.Login {
+func guest(t testing.TB, name string) rabbitmq.Login {
+	broker := shared.Broker(t)
 	return rabbitmq.Login{Addr: broker.Addr, User: name, Password: backendtest.Password, VHost: name}
 }
 
 func TestRabbitMQAlarm(t *testing.T) {
+	broker := shared.Broker(t)
 	check := backendtest.NoLeaks(t)
 	w := start(t, WatchRabbitMQ(RabbitMQSettings{Login: brokerLogin(broker.Addr), Timing: Timing{LoginEvery: 300 * time.Millisecond}}))
 	w.is(ProbePing, Good, "")
@@ -41,8 +43,9 @@ func TestRabbitMQAlarm(t *testing.T) {
 }
 
 func TestRabbitMQAccess(t *testing.T) {
+	broker := shared.Broker(t)
 	t.Parallel() // most of the time is rabbitmqctl's
-	l := guest("watched")
+	l := guest(t, "watched")
 	w := start(t, WatchRabbitMQ(RabbitMQSettings{Login: l, Timing: Timing{LoginEvery: 300 * time.Millisecond}}))
 	w.is(ProbeLogin, Good, "")
 	w.is(ProbePing, Good, "")
@@ -63,8 +66,9 @@ func TestRabbitMQAccess(t *testing.T) {
 }
 
 func TestRabbitMQUserDeleted(t *testing.T) {
+	broker := shared.Broker(t)
 	t.Parallel() // most of the time is rabbitmqctl's
-	l := guest("st2")
+	l := guest(t, "st2")
 	w := start(t, WatchRabbitMQ(RabbitMQSettings{Login: l}))
 	w.is(ProbePing, Good, "")
 	broker.MustCtl(t, "", "delete_user", l.User)
@@ -78,8 +82,9 @@ func TestRabbitMQUserDeleted(t *testing.T) {
 
 // A user may be restricted to the names that StackStorm uses: that is no fault.
 func TestRabbitMQRestricted(t *testing.T) {
+	broker := shared.Broker(t)
 	t.Parallel() // most of the time is rabbitmqctl's
-	l := guest("restricted")
+	l := guest(t, "restricted")
 	broker.MustCtl(t, "", "set_permissions", "-p", l.VHost, l.User, `^st2\.`, `^st2\.`, `^st2\.`)
 	w := start(t, WatchRabbitMQ(RabbitMQSettings{Login: l, Timing: Timing{LoginEvery: 300 * time.Millisecond}}))
 	for range 3 {

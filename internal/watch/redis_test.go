@@ -116,6 +116,7 @@ func TestRedisTLS(t *testing.T) {
 
 // What answers may be no Redis.
 func TestRedisIsAnother(t *testing.T) {
+	broker := shared.Broker(t)
 	w := start(t, WatchRedis(RedisSettings{Addr: broker.Addr}))
 	w.is(ProbeConnection, Bad, "…")
 }

@@ -117,6 +117,7 @@ func TestUnitsShareOneCall(t *testing.T) {
 }
 
 func TestConsumers(t *testing.T) {
+	broker := shared.Broker(t)
 	l := brokerLogin(broker.Addr)
 	conn, err := rabbitmq.Dial(t.Context(), &net.Dialer{}, l)
 	require.NoError(t, err)
