@@ -2,9 +2,7 @@ package watch
 
 import (
 	"context"
-	"flag"
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -16,40 +14,10 @@ import (
 	"st2ha/internal/rabbitmq"
 )
 
-// One for all tests of the package, for they take seconds to start or to build.
-var (
-	broker *backendtest.Broker
-	mongod string // the program
-)
+var shared = &backendtest.Shared{Users: []string{"st2", "watched", "restricted"}}
 
-// RunTests runs the tests with their servers. Fuzzing needs none, and runs in
-// several processes.
-func RunTests(m *testing.M) int {
-	flag.Parse()
-	if flag.Lookup("test.fuzz").Value.String() != "" {
-		return m.Run()
-	}
-	return runTests(m)
-}
-
-func runTests(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "st2ha-watch-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	if mongod, err = backendtest.BuildMongod(dir); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	if broker, err = backendtest.NewBroker(dir); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer broker.Close()
-	return m.Run()
-}
+// RunTests runs the tests, and ends their servers.
+func RunTests(m *testing.M) int { return shared.Run(m) }
 
 // stopTime is what a watch may take to end.
 const stopTime = 500 * time.Millisecond
@@ -61,7 +29,8 @@ type watched struct {
 	done chan struct{}
 
 	mu   sync.Mutex
-	all  []Observation
+	all  []Observation // not looked at yet
+	seen []Observation // since the last one that was waited for
 	news chan struct{} // has room for one
 }
 
@@ -80,6 +49,9 @@ func start(t testing.TB, f Func) *watched {
 func (w *watched) report(o Observation) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if strings.Contains(o.Reason, backendtest.Password) {
+		w.t.Errorf("a password in %q", o.Reason)
+	}
 	w.all = append(w.all, o)
 	select {
 	case w.news <- struct{}{}:
@@ -100,13 +72,9 @@ func (w *watched) end() {
 	if took := time.Since(began); took > 2*stopTime { // twice: the machine may be busy
 		w.t.Errorf("the watch took %s to end", took)
 	}
-	for _, o := range w.reports() {
-		if strings.Contains(o.Reason, backendtest.Password) {
-			w.t.Errorf("a password in %q", o.Reason)
-		}
-	}
 }
 
+// reports are those not looked at yet.
 func (w *watched) reports() []Observation {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -120,9 +88,12 @@ func (w *watched) next(what string, want func(Observation) bool) Observation {
 	late := time.After(20 * time.Second)
 	for {
 		w.mu.Lock()
-		for i, o := range w.all {
+		for len(w.all) > 0 {
+			o := w.all[0]
+			w.all = w.all[1:]
+			w.seen = append(w.seen, o)
 			if want(o) {
-				w.all = w.all[i+1:]
+				w.seen = nil
 				w.mu.Unlock()
 				return o
 			}
@@ -131,7 +102,7 @@ func (w *watched) next(what string, want func(Observation) bool) Observation {
 		select {
 		case <-w.news:
 		case <-late:
-			w.t.Fatalf("not reported in time: %s; reported: %+v", what, w.reports())
+			w.t.Fatalf("not reported in time: %s; reported: %+v", what, w.seen)
 		}
 	}
 }
@@ -148,13 +119,12 @@ func (w *watched) is(probe string, v Verdict, reason string) Observation {
 	})
 }
 
-// suspect and down are when what is reported from now on adds up to that, by
-// each probe's own limit.
-func (w *watched) reaches(down bool) Observation {
+// trouble waits until what is reported from now on adds up to down, by each
+// probe's own limit, and returns what made the endpoint suspect, and down.
+func (w *watched) trouble() (suspect, down Observation) {
 	w.t.Helper()
-	rows := map[string]int{}
-	since := map[string]time.Time{}
-	return w.next("suspect or down", func(o Observation) bool {
+	rows, since := map[string]int{}, map[string]time.Time{}
+	down = w.next("down", func(o Observation) bool {
 		if o.Verdict == Good || o.Verdict == Unknown {
 			rows[o.Probe] = 0
 			return false
@@ -162,13 +132,14 @@ func (w *watched) reaches(down bool) Observation {
 		if rows[o.Probe]++; rows[o.Probe] == 1 {
 			since[o.Probe] = o.At
 		}
-		suspect := o.Limit.Suspect > 0 && rows[o.Probe] >= o.Limit.Suspect
-		if !down {
-			return suspect
+		doubt := o.Limit.Suspect > 0 && rows[o.Probe] >= o.Limit.Suspect
+		if doubt && suspect.At.IsZero() {
+			suspect = o
 		}
 		return o.Limit.Down > 0 && rows[o.Probe] >= o.Limit.Down ||
-			suspect && o.Limit.DownAfter > 0 && o.At.Sub(since[o.Probe]) >= o.Limit.DownAfter
+			doubt && o.Limit.DownAfter > 0 && o.At.Sub(since[o.Probe]) >= o.Limit.DownAfter
 	})
+	return suspect, down
 }
 
 func newProxy(t testing.TB, to string) *backendtest.Proxy {
@@ -189,7 +160,8 @@ type backend struct {
 	start        func() error
 }
 
-func rabbitBackend() backend {
+func rabbitBackend(t testing.TB) backend {
+	broker := shared.Broker(t)
 	return backend{"RabbitMQ", broker.Addr, func(addr string, timing Timing) Func {
 		return WatchRabbitMQ(RabbitMQSettings{Login: brokerLogin(addr), Timing: timing})
 	}, broker.Freeze, broker.Thaw, broker.Kill, broker.Start}
@@ -218,7 +190,7 @@ func brokerLogin(addr string) rabbitmq.Login {
 // forEach runs a test with each backend that is reached over TCP.
 func forEach(t *testing.T, f func(t *testing.T, b backend)) {
 	t.Run("MongoDB", func(t *testing.T) { f(t, mongoBackend(t)) })
-	t.Run("RabbitMQ", func(t *testing.T) { f(t, rabbitBackend()) })
+	t.Run("RabbitMQ", func(t *testing.T) { f(t, rabbitBackend(t)) })
 	t.Run("Redis", func(t *testing.T) { f(t, redisBackend(t)) })
 }
 
@@ -249,10 +221,11 @@ func TestFrozen(t *testing.T) {
 		at := time.Now()
 		b.freeze()
 		defer b.thaw()
-		suspect := w.is(ProbePing, Silent, "no answer for …")
-		down := w.reaches(true)
-		t.Logf("missed after %s, down after %s", suspect.At.Sub(at), down.At.Sub(at))
+		suspect, down := w.trouble()
+		t.Logf("suspect after %s, down after %s", suspect.At.Sub(at), down.At.Sub(at))
 		require.Equal(t, Silent, down.Verdict)
+		require.Regexp(t, "^no answer for 3", down.Reason)
+		require.Less(t, suspect.At.Sub(at), 2*time.Second)
 		require.Less(t, down.At.Sub(at), 6*time.Second)
 		b.thaw()
 		w.is(ProbePing, Good, "")
@@ -269,8 +242,7 @@ func TestCutOff(t *testing.T) {
 		w.is(ProbePing, Good, "")
 		at := time.Now()
 		p.Hold()
-		suspect := w.reaches(false)
-		down := w.reaches(true)
+		suspect, down := w.trouble()
 		t.Logf("suspect after %s, down after %s", suspect.At.Sub(at), down.At.Sub(at))
 		require.Less(t, suspect.At.Sub(at), 2*time.Second)
 		require.Less(t, down.At.Sub(at), 6*time.Second)

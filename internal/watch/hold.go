@@ -82,6 +82,7 @@ type holder struct {
 	report func(Observation)
 
 	session  session
+	silent   time.Time       // since when there has been no answer; zero if there was one
 	redialed time.Time       // the last time that was done at once
 	fact     string          // of the last answer
 	took     time.Duration   // the last attempt
@@ -156,8 +157,8 @@ func (h *holder) run(ctx context.Context) {
 				next.Reset(h.PingDeadline)
 				continue
 			}
-			h.miss(time.Since(started))
-			next.Reset(h.PingEvery)
+			h.miss(started)
+			next.Reset(h.PingEvery * 4 / 5) // so that two are told in time on a busy machine as well
 		}
 	}
 }
@@ -175,7 +176,7 @@ func (h *holder) attempt(ctx context.Context, s session, done chan<- attempt) {
 	}
 	var f *finding
 	if a.err != nil && !errors.As(a.err, &f) {
-		a.late = ctx.Err() != nil
+		a.late = ctx.Err() != nil || errors.Is(a.err, context.DeadlineExceeded)
 		if a.session != nil {
 			a.session.close()
 			a.session = nil
@@ -192,6 +193,7 @@ func (h *holder) take(a attempt) (again bool) {
 	if a.late {
 		return true
 	}
+	h.silent = time.Time{}
 	if a.err == nil {
 		h.fact = a.fact
 	}
@@ -227,8 +229,12 @@ func (h *holder) drop() {
 	}
 }
 
-func (h *holder) miss(took time.Duration) {
-	h.tell(ProbePing, Silent, fmt.Sprintf("no answer for %s", took.Round(10*time.Millisecond)),
+// miss reports that an attempt which began then has not been answered yet.
+func (h *holder) miss(began time.Time) {
+	if h.silent.IsZero() {
+		h.silent = began
+	}
+	h.tell(ProbePing, Silent, fmt.Sprintf("no answer for %s", time.Since(h.silent).Round(10*time.Millisecond)),
 		Limit{Suspect: h.PingMisses, DownAfter: h.DownAfter - h.PingDeadline})
 }
 
@@ -241,7 +247,7 @@ func (h *holder) judge(err error) {
 		h.trouble[ProbePing] = false
 		h.report(Observation{Probe: ProbePing, Reason: h.fact, At: time.Now(), Took: h.took})
 	case errors.As(err, &f):
-		h.well(ProbeConnection)
+		h.well(ProbeConnection, ProbePing) // it is an answer
 		h.tell(f.probe, Bad, f.reason, f.limit)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		h.tell(ProbeConnection, Bad, "connection refused", Limit{Suspect: 1, Down: 1})

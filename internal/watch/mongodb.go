@@ -172,6 +172,8 @@ func (m *mongoSession) ping(ctx context.Context) (string, error) {
 		return "", nil
 	case ctx.Err() == nil && asking.Err() != nil:
 		return "", io.EOF
+	case mongo.IsTimeout(err): // the driver ends before the deadline if the answer would come after it
+		return "", context.DeadlineExceeded
 	}
 	return "", err
 }

@@ -23,7 +23,7 @@ func mongoURI(user string) string {
 
 // newMongod starts a mongod with authorization and two users.
 func newMongod(t testing.TB) *backendtest.Server {
-	dir := t.TempDir()
+	dir, mongod := t.TempDir(), shared.Mongod(t)
 	s, err := backendtest.NewMongod(mongod, dir, false)
 	require.NoError(t, err)
 	for _, user := range []string{backendtest.User, "other"} {
@@ -45,6 +45,7 @@ func mongoRun(t testing.TB, uri, addr string, command bson.D) {
 }
 
 func TestMongoDBUserDropped(t *testing.T) {
+	t.Parallel()
 	s := newMongod(t)
 	w := start(t, WatchMongoDB(MongoDBSettings{URI: mongoURI("other"), Addr: s.Addr, Timing: Timing{LoginEvery: 500 * time.Millisecond}}))
 	w.is(ProbeLogin, Good, "")
@@ -107,7 +108,15 @@ func TestFactsGoWithReasons(t *testing.T) {
 	var got []Observation
 	h := &holder{Timing: Timing{}.withDefaults(), trouble: map[string]bool{}, report: func(o Observation) { got = append(got, o) }}
 	h.take(attempt{fact: "secondary of rs0"})
-	h.miss(250 * time.Millisecond)
-	require.Equal(t, "secondary of rs0", got[0].Reason)
-	require.Equal(t, "no answer for 250ms (secondary of rs0)", got[1].Reason)
+	h.miss(time.Now().Add(-250 * time.Millisecond))
+	h.take(attempt{err: &finding{ProbePrimary, "no primary", Limit{Suspect: 2}}})
+	for i, want := range []Observation{
+		{Probe: ProbePing, Verdict: Good, Reason: "secondary of rs0"},
+		{Probe: ProbePing, Verdict: Silent, Reason: "no answer for 250ms (secondary of rs0)", Limit: Limit{Suspect: 2, DownAfter: 2750 * time.Millisecond}},
+		{Probe: ProbePing, Verdict: Good, Reason: "secondary of rs0"}, // any answer ends a silence
+		{Probe: ProbePrimary, Verdict: Bad, Reason: "no primary (secondary of rs0)", Limit: Limit{Suspect: 2}},
+	} {
+		got[i].At = time.Time{}
+		require.Equal(t, want, got[i])
+	}
 }
