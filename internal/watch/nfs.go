@@ -223,9 +223,12 @@ func (w *nfsServer) watchExport(ctx context.Context, conn *rpcping.Conn, export 
 func exportFault(err error, export string, privileged bool, timeout time.Duration) (Verdict, string) {
 	var at *rpcping.StatusError
 	var other *rpcping.MismatchError
+	var rejected *rpcping.RejectedError
 	switch {
 	case err == nil:
 		return Good, ""
+	case errors.As(err, &rejected) && rejected.NoExport:
+		return Bad, fmt.Sprintf("export %s withdrawn: the server exports nothing to this node", export)
 	case errors.As(err, &at):
 		return statusFault(at, export, privileged)
 	case errors.As(err, &other):

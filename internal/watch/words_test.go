@@ -38,6 +38,7 @@ func TestExportWords(t *testing.T) {
 		{refused(10006), Bad, "export /opt/packs: the server answers nfsstat4 10006 at /opt/stackstorm"},
 		{&rpcping.MismatchError{Low: 3, High: 3}, Unknown, "export /opt/packs cannot be looked at: the server speaks NFS version 3 only"},
 		{&rpcping.RejectedError{Reason: "rejected credentials"}, Bad, "export /opt/packs: rejected credentials"},
+		{&rpcping.RejectedError{Reason: "bad credentials", NoExport: true}, Bad, "export /opt/packs withdrawn: the server exports nothing to this node"},
 		{context.DeadlineExceeded, Silent, "export /opt/packs: no answer for 500 ms"},
 		{fmt.Errorf("%w: %w", rpcping.ErrClosed, rpcping.ErrProtocol), Bad, "export /opt/packs: the answer is not one of an NFS server"},
 	} {
