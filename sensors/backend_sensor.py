@@ -10,7 +10,7 @@ import time
 from st2reactor.sensor.base import Sensor
 
 LAUNCHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "actions", "st2ha-watch")
-EVENTS = ("backend_changed", "healing_gave_up")
+EVENTS = ("backend_changed", "backend_healed", "healing_gave_up")
 FIRST_DELAY, LONGEST_DELAY = 1, 60  # seconds until a watcher that has ended is started again
 STEADY = 60  # seconds after which one is no longer taken for one that crashes at once
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"os"
 	"regexp"
 	"strings"
 	"time"
@@ -111,7 +112,7 @@ func st2Flags(p *params, f *pflag.FlagSet) {
 }
 
 func restartFlags(p *params, f *pflag.FlagSet) {
-	f.StringVar(&p.restart, "restart", string(stackstorm.Auto), "when the st2 services are restarted: auto, inline, deferred or later")
+	f.StringVar(&p.restart, "restart", string(stackstorm.Auto), "when the st2 services are restarted: auto, inline, deferred, later or others")
 }
 
 func forceRestartFlags(p *params, f *pflag.FlagSet) {
@@ -273,13 +274,18 @@ func buildMount(ctx context.Context, c *common, p *params) (step.Step, error) {
 		return nil, err
 	}
 	primary, err := c.open(ctx, p.primary)
-	return &nfs.Mount{PrimaryAddress: p.primary, Primary: primary, Directories: p.directories, Options: p.mountOptions, Within: mountTime}, err
+	return p.mount(primary), err
+}
+
+func (p *params) mount(primary host.Host) *nfs.Mount {
+	program, _ := os.Executable() // where it is unknown, it is not looked after
+	return &nfs.Mount{PrimaryAddress: p.primary, Primary: primary, Directories: p.directories, Options: p.mountOptions, Within: mountTime, Program: program}
 }
 
 func buildRestart(_ context.Context, c *common, p *params) (step.Step, error) {
 	when, err := stackstorm.ParseWhen(p.restart)
 	if when == stackstorm.Later {
-		err = fault.Usage("restart later is what restart_st2 makes up for: give auto, inline or deferred")
+		err = fault.Usage("restart later is what restart_st2 makes up for: give auto, inline, deferred or others")
 	}
 	if err == nil && p.delay < 0 {
 		err = fault.Usage("delay %d is no number of seconds", p.delay)
@@ -391,7 +397,7 @@ func (p params) preflightNodes(ctx context.Context, c *common) ([]*preflight.Nod
 		if primary.Host != nil {
 			n.Steps = []step.Step{
 				&stackstorm.Configure{Role: stackstorm.RoleSecondary, PrimaryAddress: p.primary, Primary: primary.Host, Broker: broker, KeepSensors: p.keepSensors, Restart: stackstorm.Later},
-				&nfs.Mount{PrimaryAddress: p.primary, Primary: primary.Host, Directories: p.directories, Options: p.mountOptions, Within: mountTime},
+				p.mount(primary.Host),
 				&stackstorm.Restarter{Restart: stackstorm.Auto, Within: st2Time, Run: c.run},
 			}
 		}

@@ -289,10 +289,10 @@ func always(context.Context, host.Host, step.Change) (*step.Finding, error) { re
 
 // maintenanceCommand silences healing on a node while people work there.
 type maintenanceCommand struct {
-	host    string
-	mode    string
-	minutes int
-	reason  string
+	host   string
+	mode   string
+	lasts  int // seconds
+	reason string
 }
 
 func (m *maintenanceCommand) name() string { return "maintenance" }
@@ -303,7 +303,7 @@ func (m *maintenanceCommand) summary() string {
 func (m *maintenanceCommand) flags(f *pflag.FlagSet) {
 	f.StringVar(&m.host, "host", "", "address of the host to act on; this machine's own means locally, others are reached over SSH")
 	f.StringVar(&m.mode, "mode", "", "on or off")
-	f.IntVar(&m.minutes, "minutes", 0, "with on: it ends by itself after so many minutes (0: when it is switched off)")
+	f.IntVar(&m.lasts, "lasts", 0, "with on: seconds after which it ends by itself (0: when it is switched off)")
 	f.StringVar(&m.reason, "reason", "", "with on: why, for others who look")
 }
 
@@ -316,12 +316,12 @@ func (m *maintenanceCommand) exec(ctx context.Context, c *common) (any, error) {
 	switch {
 	case m.mode != "on" && m.mode != "off":
 		return failed, fault.Usage("mode %q is none: it is on or off", m.mode)
-	case m.minutes < 0:
-		return failed, fault.Usage("minutes %d is no number of minutes", m.minutes)
-	case !to.On && (m.minutes > 0 || m.reason != ""):
-		return failed, fault.Usage("minutes and reason belong to mode on")
-	case m.minutes > 0:
-		to.Until = to.Since.Add(time.Duration(m.minutes) * time.Minute)
+	case m.lasts < 0:
+		return failed, fault.Usage("lasts %d is no number of seconds", m.lasts)
+	case !to.On && (m.lasts > 0 || m.reason != ""):
+		return failed, fault.Usage("lasts and reason belong to mode on")
+	case m.lasts > 0:
+		to.Until = to.Since.Add(time.Duration(m.lasts) * time.Second)
 	}
 	h, err := c.open(ctx, m.host)
 	if err != nil {

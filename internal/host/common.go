@@ -138,11 +138,25 @@ func modeBits(m fs.FileMode) fs.FileMode {
 // tempName is a hidden name beside the file, so that no tool that reads
 // *.conf takes the half-written file for one.
 func tempName(name string) string {
-	dir, base := path.Split(name)
+	dir, _ := path.Split(name)
+	return dir + tempPrefix(name) + random()
+}
+
+func tempPrefix(name string) string {
+	base := path.Base(name)
 	if len(base) > 200 { // a name has 255 bytes at most
 		base = base[:200]
 	}
-	return dir + "." + base + ".st2ha-" + random()
+	return "." + base + ".st2ha-"
+}
+
+var randomWord = regexp.MustCompile(`^[0-9a-f]{16}$`)
+
+// isTemp says whether entry, of the directory that name is in, is one that
+// tempName makes for name.
+func isTemp(entry, name string) bool {
+	word, ok := strings.CutPrefix(entry, tempPrefix(name))
+	return ok && randomWord.MatchString(word)
 }
 
 // random is a word nobody can guess.

@@ -60,6 +60,10 @@ type Files interface {
 	Rename(ctx context.Context, from, to string) error
 	// Remove removes a file or an empty directory and syncs its parent.
 	Remove(ctx context.Context, path string) error
+	// Sweep removes the temporary files that a WriteFile of path left beside it
+	// when it was killed. Only who holds the host's lock may call it: the
+	// temporary file of a WriteFile that is at work looks the same.
+	Sweep(ctx context.Context, path string) error
 }
 
 // Info is what the kernel says of a file, as far as a step has to keep it.

@@ -372,6 +372,36 @@ func (l *Local) Remove(ctx context.Context, name string) error {
 	return err
 }
 
+// Sweep removes what killed writes left beside a file.
+func (l *Local) Sweep(ctx context.Context, name string) error {
+	_, err := at(ctx, l, "clean up beside", name, true, func(real string) (struct{}, error) {
+		var none struct{}
+		dir := path.Dir(real)
+		entries, err := os.ReadDir(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			return none, nil
+		}
+		if err != nil {
+			return none, err
+		}
+		swept := false
+		for _, e := range entries {
+			if !e.Type().IsRegular() || !isTemp(e.Name(), real) {
+				continue
+			}
+			if err := os.Remove(dir + "/" + e.Name()); err != nil {
+				return none, err
+			}
+			swept = true
+		}
+		if !swept {
+			return none, nil
+		}
+		return none, syncDir(dir)
+	})
+	return err
+}
+
 // Run runs a program in a process group of its own, which is killed when ctx
 // ends. What a program leaves behind in the background is not waited for.
 func (l *Local) Run(ctx context.Context, stdin []byte, argv ...string) ([]byte, error) {

@@ -489,3 +489,41 @@ func (s *SSH) Remove(ctx context.Context, name string) error {
 	})
 	return err
 }
+
+// Sweep removes what killed writes, and those that lost their connection, left
+// beside a file.
+func (s *SSH) Sweep(ctx context.Context, name string) error {
+	_, err := on(ctx, s, "clean up beside", name, func(c *files) (struct{}, error) {
+		var none struct{}
+		real, err := c.real(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return none, nil
+		}
+		if err != nil {
+			return none, err
+		}
+		dir := path.Dir(real)
+		entries, err := c.ReadDirContext(ctx, dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			return none, nil
+		}
+		if err != nil {
+			return none, err
+		}
+		swept := false
+		for _, e := range entries {
+			if !e.Mode().IsRegular() || !isTemp(e.Name(), real) {
+				continue
+			}
+			if err := c.Remove(path.Join(dir, e.Name())); err != nil {
+				return none, err
+			}
+			swept = true
+		}
+		if !swept {
+			return none, nil
+		}
+		return none, s.sync(ctx, c, dir)
+	})
+	return err
+}

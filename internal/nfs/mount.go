@@ -35,6 +35,7 @@ type Mount struct {
 	Directories    []string  // empty: the default list
 	Options        string
 	Within         time.Duration // one mount must be there by then
+	Program        string        // the path of this program, which the mount must not hide for good
 }
 
 // Name is mount_nfs.
@@ -79,8 +80,28 @@ func (s *Mount) Check(ctx context.Context, h host.Host) ([]step.Finding, error) 
 			findings = append(findings, step.Finding{Severity: step.Error, Host: h.Name(), Check: "mount",
 				Message: dir + " is no directory", Fix: "move it away"})
 		}
+		if hidden, err := s.hides(ctx, h, dir); err != nil {
+			return nil, err
+		} else if hidden && !ok {
+			findings = append(findings, step.Finding{Severity: step.Error, Host: h.Name(), Check: "pack",
+				Message: fmt.Sprintf("the mount on %s would hide this program, %s: the primary has none there", dir, s.Program),
+				Fix:     "install the pack on the primary, too; or start the join there"})
+		}
 	}
 	return findings, nil
+}
+
+// hides says whether a mount on dir would take away the program that the
+// steps to come are run by: on this machine, where the primary has no such.
+func (s *Mount) hides(ctx context.Context, h host.Host, dir string) (bool, error) {
+	if !h.IsLocal() || !strings.HasPrefix(s.Program, dir+"/") {
+		return false, nil
+	}
+	_, err := s.Primary.Stat(ctx, s.Program)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
+	return false, err
 }
 
 // Plan edits /etc/fstab, keeps aside what a mount would hide, and mounts.
@@ -228,6 +249,28 @@ func (a *Aside) Apply(ctx context.Context, h host.Host) error {
 		return err
 	}
 	return h.Mkdir(ctx, a.Dir, host.Info{Mode: a.Mode, UID: a.UID, GID: a.GID})
+}
+
+// Lost warns that the kept contents are gone, so that Undo leaves the
+// directory empty.
+func (a *Aside) Lost(ctx context.Context, h host.Host) ([]step.Finding, error) {
+	if _, err := h.Stat(ctx, a.Kept); !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	mounted, err := mounts(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := mounted[a.Dir]; !ok {
+		// A rollback that was killed may have put them back already.
+		names, err := h.ReadDir(ctx, a.Dir)
+		if len(names) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	return []step.Finding{{Severity: step.Warning, Host: h.Name(), Check: "kept_aside",
+		Message: fmt.Sprintf("%s, which kept what the mount hid, is gone: %s is left empty", a.Kept, a.Dir),
+		Fix:     "put back a backup of " + a.Dir + " after the rollback, or install StackStorm anew on the node"}}, nil
 }
 
 // Undo renames back.

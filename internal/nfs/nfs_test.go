@@ -241,6 +241,18 @@ func TestMountPlan(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []string{"file /etc/fstab", "daemon_reload systemd", "aside /opt/a", "mount /opt/a", "mount /opt/b", "directory /opt/c", "mount /opt/c"}, what(changes))
 	require.Contains(t, changes[0].Diff(), "+192.168.0.100:/opt/a /opt/a nfs _netdev,nofail,bg,hard 0 0\n")
+
+	// The mount would take this very program away, unless the primary has it.
+	s.Program = "/opt/a/pack/bin/st2ha"
+	findings, err = s.Check(ctx, m)
+	require.NoError(t, err)
+	require.Len(t, findings, 1)
+	require.Equal(t, "the mount on /opt/a would hide this program, /opt/a/pack/bin/st2ha: the primary has none there", findings[0].Message)
+	require.NoError(t, os.MkdirAll(primary.root+"/opt/a/pack/bin/st2ha", 0o755))
+	findings, err = s.Check(ctx, m)
+	require.NoError(t, err)
+	require.Empty(t, findings)
+
 	aside := changes[2].(*Aside)
 	require.Equal(t, "/opt/a.before-st2ha-2", aside.Kept)
 	require.Equal(t, 1, aside.Entries)
@@ -302,6 +314,36 @@ func TestAside(t *testing.T) {
 	require.NoError(t, a.Undo(ctx, m))
 	require.FileExists(t, m.root+"/opt/a/x")
 	require.NoError(t, a.Undo(ctx, m), "twice")
+
+	// Somebody removed what was kept: before and after the unmount.
+	lost := func() []string {
+		findings, err := a.Lost(ctx, m)
+		require.NoError(t, err)
+		var said []string
+		for _, f := range findings {
+			require.Equal(t, step.Warning, f.Severity)
+			said = append(said, f.Message)
+		}
+		return said
+	}
+	table := func(data string) { require.NoError(t, os.WriteFile(m.root+"/proc/1/mountinfo", []byte(data), 0o644)) }
+	require.NoError(t, os.MkdirAll(m.root+"/proc/1", 0o755))
+	table(mountinfo)
+	require.Empty(t, lost(), "put back by a rollback that was killed")
+	require.NoError(t, a.Apply(ctx, m))
+	require.Empty(t, lost())
+	require.NoError(t, os.Rename(m.root+"/opt/a.before-st2ha", m.root+"/elsewhere"))
+	gone := []string{"/opt/a.before-st2ha, which kept what the mount hid, is gone: /opt/a is left empty"}
+	require.Equal(t, gone, lost())
+	require.NoError(t, os.WriteFile(m.root+"/opt/a/shared", nil, 0o644))
+	table(mountinfo + "30 22 0:1 / /opt/a rw - nfs4 192.168.0.100:/opt/a rw\n")
+	require.Equal(t, gone, lost())
+	table(mountinfo)
+	require.Empty(t, lost())
+	require.NoError(t, os.RemoveAll(m.root+"/opt/a"))
+	require.Equal(t, gone, lost())
+	require.NoError(t, a.Undo(ctx, m), "nothing to put back")
+	require.NoError(t, os.Rename(m.root+"/elsewhere", m.root+"/opt/a"))
 
 	// Killed between its two halves.
 	require.NoError(t, os.Rename(m.root+"/opt/a", m.root+"/opt/a.before-st2ha"))

@@ -71,9 +71,43 @@ func (s *Configure) access(ctx context.Context, h host.Host) ([]step.Change, err
 		}
 	}
 	if g.Had == nil || *g.Had != g.Want {
+		if err := judge(ctx, h, s.Permissions); err != nil {
+			return nil, err
+		}
 		changes = append(changes, g)
 	}
 	return changes, nil
+}
+
+// judge asks the broker whether it takes the patterns: its regular expressions
+// are PCRE (Erlang's re), which Go's package cannot read all of. set_permissions
+// would refuse them as well, but only after other changes.
+func judge(ctx context.Context, h host.Host, p Permissions) error {
+	if p == everything {
+		return nil
+	}
+	list := p.list()
+	terms := make([]string, len(list))
+	for i, pattern := range list {
+		// As numbers: whatever is in a pattern, it is data.
+		terms[i] = "<<" + strings.ReplaceAll(strings.Trim(fmt.Sprint([]byte(pattern)), "[]"), " ", ",") + ">>"
+	}
+	out, err := h.Run(ctx, nil, "rabbitmqctl", "--quiet", "eval",
+		"[case re:compile(P) of {ok, _} -> ok; {error, {_, At}} -> At end || P <- ["+strings.Join(terms, ", ")+"]].")
+	if err != nil {
+		return fault.Preflight("rabbitmqctl", "", "%s: ask RabbitMQ about the permissions' patterns: %w", h.Name(), err)
+	}
+	answers := strings.Split(strings.Trim(string(out), "[] \n"), ",")
+	if len(answers) != len(list) {
+		return fmt.Errorf("%s: RabbitMQ answered %q about the permissions' patterns", h.Name(), out)
+	}
+	for i, name := range []string{"permission_configure", "permission_write", "permission_read"} {
+		if at := strings.TrimSpace(answers[i]); at != "ok" {
+			return fault.Preflight("rabbitmq_permission", "see https://www.rabbitmq.com/access-control.html: the syntax is that of PCRE",
+				"%s: RabbitMQ takes %s %q for no regular expression, from its character %s on", h.Name(), name, list[i], at)
+		}
+	}
+	return nil
 }
 
 func (d definitions) hasVHost(name string) bool {

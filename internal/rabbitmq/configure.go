@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"st2ha/internal/confedit"
 	"st2ha/internal/fault"
@@ -45,6 +47,11 @@ type Permissions struct {
 	Read      string `json:"read"`
 }
 
+// everything is what Works uses, so that it can stand for the proof.
+var everything = Permissions{".*", ".*", ".*"}
+
+func (p Permissions) list() []string { return []string{p.Configure, p.Write, p.Read} }
+
 // Name is configure_rabbitmq.
 func (s *Configure) Name() string { return "configure_rabbitmq" }
 
@@ -65,9 +72,10 @@ func (s *Configure) Validate() error {
 	case s.VHost == "" || strings.HasPrefix(s.VHost, "-") || strings.ContainsFunc(s.VHost, func(r rune) bool { return r < ' ' }):
 		return fault.Usage("rabbitmq_vhost %q is no vhost's name", s.VHost)
 	}
-	for _, pattern := range []string{s.Permissions.Configure, s.Permissions.Write, s.Permissions.Read} {
-		if _, err := regexp.Compile(pattern); err != nil || strings.HasPrefix(pattern, "-") {
-			return fault.Usage("permission %q is no regular expression", pattern)
+	for _, pattern := range s.Permissions.list() {
+		// Whether it is a regular expression is for the broker to say: see judge.
+		if strings.HasPrefix(pattern, "-") || !utf8.ValidString(pattern) || strings.ContainsFunc(pattern, unicode.IsControl) {
+			return fault.Usage("permission %q is none: a regular expression that begins with no -, without control characters", pattern)
 		}
 	}
 	return nil
@@ -101,7 +109,7 @@ func (s *Configure) Plan(ctx context.Context, h host.Host) ([]step.Change, error
 		}
 		changes = append(changes, &service.Restart{Unit: unit})
 	}
-	if s.Permissions == (Permissions{".*", ".*", ".*"}) && Works(ctx, h, s.login(at)) == nil {
+	if s.Permissions == everything && Works(ctx, h, s.login(at)) == nil {
 		return changes, nil
 	}
 	access, err := s.access(ctx, h)
@@ -119,6 +127,10 @@ func (s *Configure) listener(ctx context.Context, h host.Host) ([]step.Change, e
 	env, err := confedit.ParseINI(envFile.Data, confedit.Env)
 	if err != nil {
 		return nil, step.Located(h, envPath, err)
+	}
+	if port, ok := env.Get("", "NODE_PORT"); ok && port != "" && port != strconv.Itoa(s.Port) {
+		return nil, fault.Preflight("rabbitmq_listener", "set rabbitmq_port to that port, or take the line out",
+			"%s: %s:%d: NODE_PORT has the broker listen on port %s, not %d", h.Name(), envPath, env.Line("", "NODE_PORT"), port, s.Port)
 	}
 	loopback := false
 	for _, key := range []string{"NODE_IP_ADDRESS", "RABBITMQ_NODE_IP_ADDRESS"} {
@@ -145,6 +157,10 @@ func (s *Configure) listener(ctx context.Context, h host.Host) ([]step.Change, e
 	conf, err := confedit.ParseINI(confFile.Data, confedit.Rabbit)
 	if err != nil {
 		return nil, step.Located(h, confPath, err)
+	}
+	if value, _ := conf.Get("", "listeners.tcp"); value == "none" {
+		return nil, fault.Preflight("rabbitmq_listener", "take the line out: the nodes' services log in without TLS, which this line switches off",
+			"%s: %s:%d: listeners.tcp = none", h.Name(), confPath, conf.Line("", "listeners.tcp"))
 	}
 	edited, err := s.listen(conf, loopback)
 	if err != nil {
@@ -175,9 +191,7 @@ func (s *Configure) listen(conf *confedit.INI, loopback bool) (edited bool, err 
 		// HOST:PORT, where an IPv6 address may do without its brackets, or a
 		// port alone: all interfaces.
 		name := strings.Trim(value[:max(strings.LastIndexByte(value, ':'), 0)], "[]")
-		if value == "none" {
-			listeners--
-		} else if covers(name, s.Address) {
+		if covers(name, s.Address) {
 			return false, nil
 		}
 	}
@@ -208,7 +222,7 @@ func covers(name, address string) bool {
 // Verify proves a login from the primary and from each of the other nodes.
 func (s *Configure) Verify(ctx context.Context, h host.Host) error {
 	prove := func(ctx context.Context, from host.Host) error {
-		if s.Permissions == (Permissions{".*", ".*", ".*"}) {
+		if s.Permissions == everything {
 			return Works(ctx, from, s.login(s.Address))
 		}
 		conn, err := Dial(ctx, from, s.login(s.Address))

@@ -28,6 +28,7 @@ type machine struct {
 	root string
 	ran  []string // programs with, after a <, what they were given on stdin
 	out  string
+	eval string // what "rabbitmqctl eval" answers
 	err  error
 }
 
@@ -37,6 +38,9 @@ func (m *machine) Run(_ context.Context, stdin []byte, argv ...string) ([]byte, 
 		line += " < " + string(stdin)
 	}
 	m.ran = append(m.ran, line)
+	if strings.Contains(line, " eval ") {
+		return []byte(m.eval), m.err
+	}
 	return []byte(m.out), m.err
 }
 
@@ -101,7 +105,11 @@ func TestListener(t *testing.T) {
 		{name: "conf to the address", env: none, conf: "listeners.tcp.local = 127.0.0.1:5672\nlisteners.tcp.x = 192.168.0.100:5672\n"},
 		{name: "both", env: "NODE_IP_ADDRESS=127.0.0.1\n", conf: "listeners.tcp.1 = 127.0.0.1:5672\n", wantEnv: "#NODE_IP_ADDRESS=127.0.0.1\n",
 			wantConf: "listeners.tcp.1 = 127.0.0.1:5672\nlisteners.tcp.st2ha = 192.168.0.100:5672\n"},
-		{name: "TLS only", env: none, conf: "listeners.tcp = none\nlisteners.ssl.default = 5671\n"},
+		{name: "TLS only", env: none, conf: "listeners.ssl.default = 5671\nlisteners.tcp = none\n", err: "/etc/rabbitmq/rabbitmq.conf:2: listeners.tcp = none"},
+		{name: "env to another port", env: "NODE_PORT=5673\n", conf: none, err: "/etc/rabbitmq/rabbitmq-env.conf:1: NODE_PORT has the broker listen on port 5673, not 5672"},
+		{name: "env to another port by the long name", env: "NODE_IP_ADDRESS=127.0.0.1\nRABBITMQ_NODE_PORT=5673\n", conf: none, err: "rabbitmq-env.conf:2: NODE_PORT has"},
+		{name: "env to the port", env: "NODE_IP_ADDRESS=127.0.0.1\nNODE_PORT=5672\n", conf: none, wantEnv: "#NODE_IP_ADDRESS=127.0.0.1\nNODE_PORT=5672\n",
+			wantConf: "listeners.tcp.local = 127.0.0.1:5672\nlisteners.tcp.st2ha = 192.168.0.100:5672\n"},
 		{name: "classic, to loopback", env: "NODE_IP_ADDRESS=127.0.0.1\n", conf: none, classic: true, err: "in Erlang terms"},
 		{name: "classic, all interfaces", env: none, conf: none, classic: true},
 		{name: "env is a script", env: "if true; then NODE_IP_ADDRESS=127.0.0.1; fi\n", conf: none, err: "/etc/rabbitmq/rabbitmq-env.conf: line 1"},
@@ -261,6 +269,36 @@ func TestAccess(t *testing.T) {
 	requireFault(t, err, fault.ExitPreflight, "rabbitmqctl")
 }
 
+// The broker says whether it takes a pattern, and before anything is changed.
+func TestJudge(t *testing.T) {
+	m := newMachine(t, nil)
+	m.out = `{"users":[],"vhosts":[{"name":"/"}],"permissions":[]}`
+	s := configure()
+	s.Permissions = Permissions{`^(?!amq\.)`, `"`, "ä"}
+	m.eval = "[ok,ok,ok]\n"
+	changes, err := s.access(t.Context(), m)
+	require.NoError(t, err)
+	require.Len(t, changes, 2)
+	require.Equal(t, "rabbitmqctl --quiet eval [case re:compile(P) of {ok, _} -> ok; {error, {_, At}} -> At end || P <- "+
+		"[<<94,40,63,33,97,109,113,92,46,41>>, <<34>>, <<195,164>>]].", m.ran[1])
+	m.eval = "[ok,3,ok]\n"
+	_, err = s.access(t.Context(), m)
+	requireFault(t, err, fault.ExitPreflight, "rabbitmq_permission")
+	require.ErrorContains(t, err, `permission_write "\"" for no regular expression, from its character 3 on`)
+	m.eval = "something else"
+	_, err = s.access(t.Context(), m)
+	require.ErrorContains(t, err, "something else")
+
+	// It is not asked where nothing is to be granted.
+	m.out = fmt.Sprintf(`{"users":[{"name":"st2","password_hash":%q}],"vhosts":[{"name":"/"}],"permissions":[{"user":"st2","vhost":"/","configure":%q,"write":%q,"read":%q}]}`,
+		hashOf("", s.Password), s.Permissions.Configure, s.Permissions.Write, s.Permissions.Read)
+	m.ran = nil
+	changes, err = s.access(t.Context(), m)
+	require.NoError(t, err)
+	require.Empty(t, changes)
+	require.Len(t, m.ran, 1)
+}
+
 // Undo is called on what the journal gives back, also if it was never applied.
 func TestUndo(t *testing.T) {
 	ctx := t.Context()
@@ -302,15 +340,16 @@ func TestUndo(t *testing.T) {
 func TestValidate(t *testing.T) {
 	require.NoError(t, configure().Validate())
 	for name, spoil := range map[string]func(*Configure){
-		"no user":      func(s *Configure) { s.User = "" },
-		"option":       func(s *Configure) { s.User = "-n" },
-		"space":        func(s *Configure) { s.User = "a b" },
-		"guest":        func(s *Configure) { s.User = "guest" },
-		"no password":  func(s *Configure) { s.Password = "" },
-		"no vhost":     func(s *Configure) { s.VHost = "" },
-		"vhost option": func(s *Configure) { s.VHost = "--x" },
-		"vhost line":   func(s *Configure) { s.VHost = "a\nb" },
-		"no pattern":   func(s *Configure) { s.Permissions.Read = "(" },
+		"no user":              func(s *Configure) { s.User = "" },
+		"option":               func(s *Configure) { s.User = "-n" },
+		"space":                func(s *Configure) { s.User = "a b" },
+		"guest":                func(s *Configure) { s.User = "guest" },
+		"no password":          func(s *Configure) { s.Password = "" },
+		"no vhost":             func(s *Configure) { s.VHost = "" },
+		"vhost option":         func(s *Configure) { s.VHost = "--x" },
+		"vhost line":           func(s *Configure) { s.VHost = "a\nb" },
+		"pattern of two lines": func(s *Configure) { s.Permissions.Read = "a\nb" },
+		"pattern not in UTF-8": func(s *Configure) { s.Permissions.Configure = "\xff" },
 		"pattern as an option": func(s *Configure) {
 			s.Permissions.Write = "-p"
 		},

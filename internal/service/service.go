@@ -1,4 +1,4 @@
-// Package service acts on systemd units of a host.
+// Package service acts on systemd units and distribution packages of a host.
 package service
 
 import (
@@ -292,72 +292,3 @@ func (r *Reload) Apply(ctx context.Context, h host.Host) error {
 
 // Undo reloads what was restored.
 func (r *Reload) Undo(ctx context.Context, h host.Host) error { return r.Apply(ctx, h) }
-
-// Package installs a distribution package: apt-get on the Debian family, dnf
-// on the Red Hat family.
-type Package struct {
-	Debian string // name on the Debian family
-	RedHat string // name on the Red Hat family
-}
-
-// PlanPackage returns the change that installs a package unless program, an
-// absolute path or several of which one is enough, exists.
-func PlanPackage(ctx context.Context, h host.Host, p Package, programs ...string) (*Package, error) {
-	for _, program := range programs {
-		if _, err := h.Stat(ctx, program); err == nil {
-			return nil, nil
-		}
-	}
-	return &p, nil
-}
-
-// Kind is "package".
-func (p *Package) Kind() string { return "package" }
-
-// Target is the package's name on the Debian family.
-func (p *Package) Target() string { return p.Debian }
-
-// Diff says what is done.
-func (p *Package) Diff() string {
-	return fmt.Sprintf("install %s (Red Hat family: %s)", p.Debian, p.RedHat)
-}
-
-// Replans marks that packages bring configuration files.
-func (p *Package) Replans() {}
-
-// Apply installs the package.
-func (p *Package) Apply(ctx context.Context, h host.Host) error {
-	argv, err := p.manager(ctx, h, "install")
-	if err != nil {
-		return err
-	}
-	if _, err := h.Run(ctx, nil, argv...); err != nil {
-		return fault.Failed("package", "install it by hand, then run this again", "%s: install %s: %w", h.Name(), argv[len(argv)-1], err)
-	}
-	return nil
-}
-
-// Undo removes the package again; what other packages came with it stays.
-func (p *Package) Undo(ctx context.Context, h host.Host) error {
-	argv, err := p.manager(ctx, h, "remove")
-	if err != nil {
-		return err
-	}
-	if _, err := h.Run(ctx, nil, argv...); err != nil {
-		return fmt.Errorf("%s: remove %s: %w", h.Name(), argv[len(argv)-1], err)
-	}
-	return nil
-}
-
-func (p *Package) manager(ctx context.Context, h host.Host, verb string) ([]string, error) {
-	if _, err := h.Stat(ctx, "/usr/bin/apt-get"); err == nil {
-		if verb == "remove" {
-			verb = "purge" // its files in /etc came with it
-		}
-		return []string{"env", "DEBIAN_FRONTEND=noninteractive", "apt-get", verb, "--yes", "--quiet", "--no-install-recommends", p.Debian}, nil
-	}
-	if _, err := h.Stat(ctx, "/usr/bin/dnf"); err == nil {
-		return []string{"dnf", verb, "--assumeyes", "--quiet", p.RedHat}, nil
-	}
-	return nil, fault.Preflight("package_manager", "install "+p.Debian+" by hand", "%s: neither apt-get nor dnf is there to install %s", h.Name(), p.Debian)
-}

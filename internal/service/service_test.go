@@ -146,28 +146,75 @@ func TestRestart(t *testing.T) {
 
 func TestPackage(t *testing.T) {
 	ctx := t.Context()
-	m := newMachine(t, "", nil)
 	names := service.Package{Debian: "nfs-common", RedHat: "nfs-utils"}
-	p, err := service.PlanPackage(ctx, m, names, "/usr/sbin/mount.nfs", "/sbin/mount.nfs")
-	require.NoError(t, err)
-	require.NotNil(t, p)
-	err = p.Apply(ctx, m)
+	plan := func(m *machine) *service.Package {
+		p, err := service.PlanPackage(ctx, m, names, "/usr/sbin/mount.nfs", "/sbin/mount.nfs")
+		require.NoError(t, err)
+		m.ran = nil
+		return p
+	}
+	with := func(manager string) *machine {
+		m := newMachine(t, "", nil)
+		require.NoError(t, os.WriteFile(m.root+"/usr/bin/"+manager, nil, 0o755))
+		return m
+	}
+
+	m := newMachine(t, "", nil)
+	err := plan(m).Apply(ctx, m)
 	require.Equal(t, "package_manager", fault.Of(err).Code)
-	require.NoError(t, os.WriteFile(m.root+"/usr/bin/dnf", nil, 0o755))
-	require.NoError(t, p.Apply(ctx, m))
-	require.NoError(t, p.Undo(ctx, m))
-	require.NoError(t, os.WriteFile(m.root+"/usr/bin/apt-get", nil, 0o755))
-	require.NoError(t, p.Apply(ctx, m))
-	require.NoError(t, p.Undo(ctx, m))
-	const apt = "env DEBIAN_FRONTEND=noninteractive apt-get "
-	require.Equal(t, []string{
-		"dnf install --assumeyes --quiet nfs-utils", "dnf remove --assumeyes --quiet nfs-utils",
-		apt + "install --yes --quiet --no-install-recommends nfs-common", apt + "purge --yes --quiet --no-install-recommends nfs-common",
-	}, m.ran)
-	m.run = func(string) (string, error) { return "", status3 }
-	require.Equal(t, "package", fault.Of(p.Apply(ctx, m)).Code)
 	require.NoError(t, os.WriteFile(m.root+"/usr/sbin/mount.nfs", nil, 0o755))
-	p, err = service.PlanPackage(ctx, m, names, "/usr/sbin/mount.nfs")
+	require.Nil(t, plan(m), "it is there")
+
+	for manager, lines := range map[string][]string{
+		"dnf": {"dnf install --assumeyes --quiet nfs-utils", "dnf makecache --quiet", "dnf remove --assumeyes --quiet nfs-utils"},
+		"apt-get": {"env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends nfs-common",
+			"env DEBIAN_FRONTEND=noninteractive apt-get update --yes --quiet", "env DEBIAN_FRONTEND=noninteractive apt-get purge --yes --quiet nfs-common"},
+	} {
+		m := with(manager)
+		p := plan(m)
+		require.NoError(t, p.Apply(ctx, m))
+		require.NoError(t, p.Undo(ctx, m))
+		require.Equal(t, []string{lines[0], lines[2]}, m.ran)
+
+		// Old lists are renewed, once.
+		m.ran = nil
+		m.run = func(argv string) (string, error) {
+			if strings.Contains(argv, "install") && len(m.ran) < 2 {
+				return "", status3
+			}
+			return "", nil
+		}
+		require.NoError(t, p.Apply(ctx, m))
+		require.Equal(t, []string{lines[0], lines[1], lines[0]}, m.ran)
+		m.ran = nil
+		m.run = func(string) (string, error) { return "", status3 }
+		require.Equal(t, "package", fault.Of(p.Apply(ctx, m)).Code)
+		require.Error(t, p.Undo(ctx, m))
+	}
+}
+
+// What came with a package goes with it; what was there before, or is needed, stays.
+func TestPackageCompany(t *testing.T) {
+	ctx := t.Context()
+	m := newMachine(t, "", nil)
+	require.NoError(t, os.WriteFile(m.root+"/usr/bin/apt-get", nil, 0o755))
+	m.run = func(argv string) (string, error) {
+		switch {
+		case strings.HasPrefix(argv, "dpkg-query"):
+			return "ii  bash\nii  keyutils\nrc  rpcbind\n", nil
+		case strings.Contains(argv, "--simulate"):
+			return "Reading package lists...\n  nfs-kernel-server*\nPurg nfs-kernel-server [1:2.6.2-4]\nPurg nfs-common [1:2.6.2-4]\n" +
+				"Purg keyutils [1.6.3-2]\nPurg rpcbind [1.2.6]\n", nil
+		}
+		return "", nil
+	}
+	p, err := service.PlanPackage(ctx, m, service.Package{Debian: "nfs-kernel-server"}, "/usr/sbin/exportfs")
 	require.NoError(t, err)
-	require.Nil(t, p)
+	require.Equal(t, "bash\nkeyutils\n", string(p.Image()))
+	back := &service.Package{Debian: "nfs-kernel-server"} // as the journal gives it
+	back.SetImage(p.Image())
+	m.ran = nil
+	require.NoError(t, back.Undo(ctx, m))
+	require.Len(t, m.ran, 2)
+	require.Contains(t, m.ran[1], "apt-get purge --yes --quiet nfs-kernel-server nfs-common rpcbind")
 }

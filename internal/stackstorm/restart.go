@@ -31,15 +31,16 @@ const (
 	Inline   When = "inline"   // now, before the command ends
 	Deferred When = "deferred" // by a transient systemd unit, after the workflow has ended
 	Later    When = "later"    // by a later restart_st2
+	Others   When = "others"   // Later on this machine, Inline on another
 )
 
 // ParseWhen reads a When.
 func ParseWhen(s string) (When, error) {
 	switch w := When(s); w {
-	case Auto, Inline, Deferred, Later:
+	case Auto, Inline, Deferred, Later, Others:
 		return w, nil
 	}
-	return "", fault.Usage("restart %q is none: it is auto, inline, deferred or later", s)
+	return "", fault.Usage("restart %q is none: it is auto, inline, deferred, later or others", s)
 }
 
 // Services are StackStorm's units (COMPONENTS of st2ctl), as far as they hold
@@ -118,8 +119,13 @@ func planRestart(ctx context.Context, h host.Host, when When, needed bool) (*Res
 	if err != nil {
 		return nil, err
 	}
-	if when == Auto && h.IsLocal() {
+	switch {
+	case when == Auto && h.IsLocal():
 		when = Deferred
+	case when == Others && h.IsLocal():
+		when = Later
+	case when == Others:
+		when = Inline
 	}
 	switch {
 	case !needed && !owed:

@@ -293,6 +293,9 @@ func TestRestart(t *testing.T) {
 		{name: "local, owed and forgotten", when: Auto, local: true, owed: true, want: Deferred, afterwards: true, mentionedIn: "systemd-run"},
 		{name: "later", when: Later, needed: true, want: Later, afterwards: true, diff: "by the step restart_st2"},
 		{name: "later, owed", when: Later, owed: true},
+		{name: "others", when: Others, owed: true, want: Inline, mentionedIn: "/usr/bin/st2ctl restart"},
+		{name: "others, not this one", when: Others, local: true, owed: true},
+		{name: "others, this one changed", when: Others, local: true, needed: true, want: Later, afterwards: true, diff: "by the step restart_st2"},
 		{name: "deferred elsewhere", when: Deferred, needed: true, want: Deferred, mentionedIn: "/usr/bin/st2ctl restart"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

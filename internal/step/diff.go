@@ -3,7 +3,6 @@ package step
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"net/url"
 	"regexp"
 	"strconv"
@@ -16,7 +15,7 @@ import (
 // hold anything. Like diff(1) it shows nothing of a program.
 func unified(path string, before, after []byte) string {
 	if bytes.IndexByte(before, 0) >= 0 || bytes.IndexByte(after, 0) >= 0 {
-		return fmt.Sprintf("binary file %s: %d bytes instead of %d", path, len(after), len(before))
+		return "Binary files a" + path + " and b" + path + " differ\n"
 	}
 	edits := udiff.Lines(string(before), string(after))
 	text, err := udiff.ToUnified("a"+path, "b"+path, string(before), edits, 0)

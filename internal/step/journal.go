@@ -219,12 +219,15 @@ func readJournal(ctx context.Context, h host.Host, dir string, kinds Kinds) (*jo
 	return j, nil
 }
 
-// close removes the before-images of a journal that is undone: they may hold
-// secrets, and what they hold is in place again.
+// close removes the before-images of a journal that is undone, half-written
+// ones included: they may hold secrets, and what they hold is in place again.
 func (j *journal) close(ctx context.Context, h host.Host) error {
 	for _, e := range j.Entries {
 		if e.Image == "" {
 			continue
+		}
+		if err := h.Sweep(ctx, path.Join(j.dir, e.Image)); err != nil {
+			return err
 		}
 		if err := h.Remove(ctx, path.Join(j.dir, e.Image)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

@@ -53,6 +53,13 @@ func rollback(ctx context.Context, h host.Host, o RollbackOptions, r *Result) er
 			}
 			r.Changes = append(r.Changes, ChangeSummary{Kind: e.Kind, Target: e.Target,
 				Diff: fmt.Sprintf("undo of run %s, step %s", found[i].Run, found[i].Step)})
+			if l, ok := e.change.(Loser); ok && e.State == applied {
+				lost, err := l.Lost(ctx, h)
+				if err != nil {
+					return err
+				}
+				r.Findings = append(r.Findings, lost...)
+			}
 		}
 	}
 	if o.DryRun {

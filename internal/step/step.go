@@ -64,6 +64,13 @@ type Activator interface {
 	Postponed() bool
 }
 
+// Loser is a Change whose Undo needs something that somebody may have removed
+// since. Lost says, before anything is undone, what will not come back.
+type Loser interface {
+	Change
+	Lost(ctx context.Context, h host.Host) ([]Finding, error)
+}
+
 // Replanner is a Change that brings files of its own, such as a package: what
 // comes after it is planned anew once it is applied.
 type Replanner interface {

@@ -265,7 +265,8 @@ type fake struct {
 	findings []step.Finding
 	checkErr error
 	verify   func() error
-	planned  func() // called before each plan
+	planned  func()                               // called before each plan
+	wrap     func(c *step.FileChange) step.Change // what is planned in its place
 }
 
 func (s *fake) Name() string { return s.name }
@@ -295,8 +296,11 @@ func (s *fake) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
 			data = append(slices.Clone(data), s.line+"\n"...)
 		}
 		if c := step.EditFile(f, existed, data); c != nil {
+			if edited = true; s.wrap != nil {
+				changes = append(changes, s.wrap(c))
+				continue
+			}
 			changes = append(changes, c)
-			edited = true
 		}
 	}
 	if s.unit == "" {
@@ -378,7 +382,10 @@ func TestFileChange(t *testing.T) {
 			c := step.EditFile(f, existed, []byte(tc.after))
 			require.NotNil(t, c)
 			require.Equal(t, first, m.tree(t), "planned only")
+			const left = "/etc/.x.st2ha-0123456789abcdef" // by a run that was killed while it wrote
+			m.put(t, left, "half", 0o600)
 			require.NoError(t, c.Apply(ctx, m))
+			require.NoFileExists(t, m.root+left)
 			require.Equal(t, tc.after, m.get(t, "/etc/x"))
 			now, err := m.ReadFile(ctx, "/etc/x")
 			require.NoError(t, err)
@@ -394,6 +401,7 @@ func TestFileChange(t *testing.T) {
 			back.SetImage(c.Image())
 			require.NoError(t, back.Undo(ctx, m))
 			require.Equal(t, first, m.tree(t))
+			m.put(t, left, "half", 0o600)
 			require.NoError(t, back.Undo(ctx, m))
 			require.Equal(t, first, m.tree(t))
 		})
@@ -658,8 +666,11 @@ func TestRollbackOfRuns(t *testing.T) {
 
 	// The rest, newest first; each daemon is restarted once, after all files.
 	m.log = nil
+	const half = step.StateDir + "/runs/000001.one.configure/.01.image.st2ha-0123456789abcdef" // by a run that was killed
+	m.put(t, half, "secret", 0o600)
 	r, err = step.Rollback(ctx, m, undoAll())
 	require.NoError(t, err)
+	require.NoFileExists(t, m.root+half)
 	require.Equal(t, first, m.tree(t))
 	require.Equal(t, "old\n", m.running)
 	var targets []string
@@ -915,6 +926,49 @@ func TestJournalOfNewer(t *testing.T) {
 	_, err = step.Rollback(ctx, m, o)
 	require.ErrorContains(t, err, "newer st2ha")
 	require.Equal(t, "new\n", m.get(t, "/etc/x"))
+}
+
+// loss is a change that says what its Undo will not bring back.
+type loss struct{ step.FileChange }
+
+func (l *loss) Kind() string { return "loss" }
+
+func (l *loss) Lost(_ context.Context, h host.Host) ([]step.Finding, error) {
+	return []step.Finding{{Severity: step.Warning, Host: h.Name(), Check: "loss", Message: l.Path}}, nil
+}
+
+// What will not come back is said by a dry run, and by the rollback itself;
+// not of a change that was never made.
+func TestRollbackLoss(t *testing.T) {
+	ctx := t.Context()
+	m := newMachine(t)
+	for _, name := range []string{"/etc/x", "/etc/y"} {
+		f := &fake{name: "configure", line: "new", files: []string{name}}
+		f.wrap = func(c *step.FileChange) step.Change { return &loss{*c} }
+		f.verify = func() error { return nil }
+		if name == "/etc/y" {
+			m.fail = func(_ int, what string) error {
+				if what == "write /etc/y" {
+					panic(killed{})
+				}
+				return nil
+			}
+		}
+		func() {
+			defer func() { _ = recover() }()
+			_, err := step.Run(ctx, f, m, options("one"))
+			require.NoError(t, err)
+		}()
+	}
+	m.fail = nil
+	o := undoAll()
+	o.Kinds = step.Kinds{"loss": func() step.Change { return &loss{} }}
+	for _, dry := range []bool{true, false} {
+		o.DryRun = dry
+		r, err := step.Rollback(ctx, m, o)
+		require.NoError(t, err)
+		require.Equal(t, []step.Finding{{Severity: step.Warning, Host: "node", Check: "loss", Message: "/etc/x"}}, r.Findings)
+	}
 }
 
 // A journal whose image is lost is no journal that was never written.

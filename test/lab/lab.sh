@@ -106,11 +106,11 @@ wait_ssh() { # NODE SECONDS
 }
 ready() { # NODE: systemd has nothing left to do, nothing failed, and no service waits for its next try
   local state
-  state=$(sshn "$1" 'timeout 120 sh -c "while s=\$(systemctl is-system-running --wait); [ \$s = running ] &&
+  state=$(sshn "$1" 'timeout 300 sh -c "while s=\$(systemctl is-system-running --wait); [ \$s = running ] &&
     [ -n \"\$(systemctl list-units --no-legend --state=activating)\" ]; do sleep 0.5; done; echo \$s"' </dev/null) || true
   [ "$state" = running ] || {
     sshn "$1" 'systemctl --no-pager --no-legend list-units --state=failed,activating' </dev/null >&2 || true
-    die "node $1 is ${state:-not ready after 120 s}"
+    die "node $1 is ${state:-not ready after 300 s}"
   }
 }
 reboot() { # NODE, by itself and in order
@@ -149,7 +149,7 @@ down() {
   [ ! -e "/run/netns/$NS" ] || { ns true 2>/dev/null && ip netns del "$NS" || rm -f "/run/netns/$NS"; }
   rm -rf "$LAB"
 }
-boot() { start "$1"; wait_ssh "$1" 120; [ "${WAIT:-ready}" = ssh ] || ready "$1"; }
+boot() { start "$1"; wait_ssh "$1" 300; [ "${WAIT:-ready}" = ssh ] || ready "$1"; }
 
 case $cmd in help|-h|--help) sed -n 2,17p "$self"; exit 2;; esac
 [ "$(id -u)" = 0 ] || die "needs root, for its network namespace: sudo $self $cmd"

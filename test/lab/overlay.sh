@@ -88,6 +88,19 @@ UNIT
 sed -i 's/^#NODE_IP_ADDRESS=127.0.0.1/NODE_IP_ADDRESS=127.0.0.1/' "$r/etc/rabbitmq/rabbitmq-env.conf"
 grep -qx NODE_IP_ADDRESS=127.0.0.1 "$r/etc/rabbitmq/rabbitmq-env.conf"
 
+# The nodes have no way out: what a join may have to install comes from a repository on their own disk. Its list has
+# not been fetched yet, as on a machine that was not updated for long.
+apt=$r/usr/local/lib/apt
+install -d -m 755 "$apt"
+for p in nfs-common nfs-kernel-server; do
+  deb=$(echo "$r/var/cache/apt/archives/${p}_"*.deb)
+  dpkg-deb --field "$deb"
+  printf 'Filename: ./%s.deb\nSize: %s\nSHA256: %s\n\n' "$p" "$(stat -c %s "$deb")" "$(sha256sum <"$deb" | cut -d' ' -f1)"
+  mv "$deb" "$apt/$p.deb"
+done > "$apt/Packages"
+rm -f "$r"/etc/apt/sources.list.d/* "$r"/var/cache/apt/archives/*.deb
+echo 'deb [trusted=yes] file:/usr/local/lib/apt ./' > "$r/etc/apt/sources.list"
+
 rm -f "$r"/etc/ssh/ssh_host_*            # each node has its own
 : > "$r/etc/machine-id"; rm -f "$r/var/lib/dbus/machine-id"
 rm -f "$r/etc/resolv.conf"; : > "$r/etc/resolv.conf"

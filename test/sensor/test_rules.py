@@ -96,6 +96,8 @@ EVENTS = [
           "healing_gave_up": {"message": "healing of redis-server.service on node2 gave up: healed 3 times within 10m0s, and down again: "
                                          "a person is needed"}}),
 ]
+EVENTS.append(({"event": "backend_healed", "target": "redis-server.service", "node": "node2", "heals": 1, "by": "watchdog",
+                "reason": "restarting redis-server.service: redis 127.0.0.1:6379: connection refused", "at": "2026-03-01T12:00:00Z"}, {}))
 DISABLED = {"mount_stuck"}
 FIELDS = {"name", "pack", "description", "enabled", "trigger", "criteria", "action"}
 
@@ -125,9 +127,11 @@ class RulesTest(unittest.TestCase):
                         self.assertIn(value, field.get("enum", [value]), key)
 
     def test_sensor(self):
+        with open(os.path.join(PACK, "sensors", "backend_sensor.py"), encoding="utf-8") as file:
+            events = re.search(r"^EVENTS = (.*)$", file.read(), re.M).group(1)
         self.assertTrue(os.path.exists(os.path.join(PACK, "sensors", self.sensor["entry_point"])))
         self.assertTrue(os.access(os.path.join(PACK, "actions", "st2ha-watch"), os.X_OK))
-        self.assertEqual(set(self.triggers), {"st2ha.backend_changed", "st2ha.healing_gave_up"})
+        self.assertEqual(set(self.triggers), {"st2ha." + name for name in re.findall(r'"([a-z_]+)"', events)})
 
     def test_events(self):
         taken = set()

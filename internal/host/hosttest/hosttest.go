@@ -38,6 +38,7 @@ func Run(t *testing.T, open func(t *testing.T) (h host.Host, dir string)) {
 		"directories":    directories,
 		"atomic":         atomic,
 		"links":          links,
+		"sweep":          sweep,
 		"attributes":     attributes,
 		"broken":         broken,
 		"arguments":      arguments,
@@ -270,6 +271,39 @@ func atomic(t *testing.T, f fixture) {
 	default:
 	}
 	f.clean(t, "f")
+}
+
+// What a killed WriteFile leaves is removed, and nothing that merely looks like it.
+func sweep(t *testing.T, f fixture) {
+	put := func(names ...string) {
+		for _, name := range names {
+			require.NoError(t, os.WriteFile(f.real(f.path(name)), []byte("half"), 0o600))
+		}
+	}
+	const left = ".f.st2ha-0123456789abcdef"
+	others := []string{"f", ".f.st2ha-0123456789abcde", ".f.st2ha-0123456789abcdeg", ".f.st2ha-0123456789abcdef0", "f.st2ha-0123456789abcdef",
+		".g.st2ha-0123456789abcdef", ".ff.st2ha-0123456789abcdef", ".f.before-st2ha", "dir"}
+	put(others[:len(others)-1]...)
+	require.NoError(t, os.MkdirAll(f.real(f.path("dir/.f.st2ha-0123456789abcdef")), 0o755))
+	put(left, ".f.st2ha-fedcba9876543210")
+	require.NoError(t, f.h.Sweep(f.ctx, f.path("f")))
+	f.clean(t, others...)
+	require.NoError(t, f.h.Sweep(f.ctx, f.path("f")), "nothing to do")
+	require.NoError(t, f.h.Sweep(f.ctx, f.path("none/f")), "no such directory")
+	require.NoError(t, f.h.Sweep(f.ctx, f.path("dir/f")))
+	require.DirExists(t, f.real(f.path("dir/.f.st2ha-0123456789abcdef")), "no file")
+
+	// It lies beside the file that is written, not beside a link to it.
+	put(left)
+	require.NoError(t, os.Symlink("../f", f.real(f.path("dir/link"))))
+	require.NoError(t, f.h.Sweep(f.ctx, f.path("dir/link")))
+	f.clean(t, others...)
+
+	// The pattern is that of what WriteFile makes, also for the longest name.
+	long := strings.Repeat("n", 255)
+	put(long, "."+long[:200]+".st2ha-0123456789abcdef")
+	require.NoError(t, f.h.Sweep(f.ctx, f.path(long)))
+	f.clean(t, append(others, long)...)
 }
 
 func links(t *testing.T, f fixture) {

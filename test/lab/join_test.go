@@ -1,0 +1,164 @@
+package lab
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// TestJoin walks through the life of a pair, started on the primary: dry run,
+// a join that fails half-way, join, again, a third node, undone.
+func TestJoin(t *testing.T) {
+	nodes := []string{"primary", "secondary", "secondary2"}
+	untouched := installed(t, nodes...)
+	before := map[string][]string{}
+	for _, n := range nodes {
+		before[n] = tree(t, n)
+	}
+
+	require.True(t, t.Run("dry run shows every diff and changes nothing", func(t *testing.T) {
+		const journal = "find /var/lib/st2ha -printf '%P %m %s\n' 2>/dev/null || true"
+		then := on(t, "primary", journal)
+		o := action(t, "join_secondary", map[string]any{"dry_run": true})
+		require.Equal(t, "succeeded", o.Status, o.raw)
+		require.False(t, o.Output.Changed)
+		diffs := ""
+		for _, address := range []string{primary, secondary} {
+			for _, c := range o.Output.Nodes[address].Changes {
+				diffs += fmt.Sprintf("%s: %s %s\n%s\n", address, c.Kind, c.Target, strings.TrimSpace(c.Diff))
+			}
+		}
+		golden(t, "dry-run", diffs)
+		untouched(t)
+		require.Equal(t, then, on(t, "primary", journal))
+	}))
+
+	require.True(t, t.Run("a join that fails half-way is undone on both nodes", func(t *testing.T) {
+		on(t, "secondary", "chattr +i /etc/fstab")
+		o := action(t, "join_secondary", nil)
+		on(t, "secondary", "chattr -i /etc/fstab")
+		require.Equal(t, "failed", o.Status, o.raw)
+		require.Equal(t, secondary, o.Output.Failure.Host, o.raw)
+		require.Equal(t, "mount_nfs", o.Output.Failure.Step, o.raw)
+		require.Equal(t, "immutable", o.Output.Failure.Code, o.raw)
+		require.Contains(t, o.Output.Failure.Message, "/etc/fstab")
+		require.Contains(t, o.Output.Failure.Hint, "chattr -i")
+		untouched(t)
+		require.NotContains(t, o.raw, password)
+		require.Empty(t, on(t, "primary", "ls -A /var/lib/st2ha/owed"), "no service ever saw a change")
+	}))
+
+	joined := map[string][]string{}
+	require.True(t, t.Run("join", func(t *testing.T) {
+		// What runs that were killed in the middle of a write left is removed, here and over SSH.
+		on(t, "primary", "touch /etc/.mongod.conf"+half)
+		on(t, "secondary", "touch /etc/.fstab"+half)
+		o := action(t, "join_secondary", nil)
+		require.Equal(t, "succeeded", o.Status, o.raw)
+		require.True(t, o.Output.Changed)
+		require.Equal(t, "1 changes made", o.Output.Nodes[primary].Steps["restart_st2"], "deferred, and said")
+		settle(t, "primary")
+		for _, n := range nodes {
+			joined[n] = tree(t, n)
+			if n == "secondary2" {
+				require.Empty(t, difference(before[n], joined[n]), "it has no part in this")
+				continue
+			}
+			golden(t, "join-"+n, difference(before[n], joined[n]))
+		}
+		for _, role := range []struct{ host, role string }{{primary, "primary"}, {secondary, "secondary"}} {
+			o := action(t, "verify_node", map[string]any{"host": role.host, "role": role.role})
+			require.Equal(t, "succeeded", o.Status, o.raw)
+		}
+		on(t, "secondary", "echo from-b > /opt/stackstorm/packs/default/shared")
+		require.Equal(t, "from-b\n", on(t, "primary", "cat /opt/stackstorm/packs/default/shared"))
+		require.Equal(t, "root st2packs\n", on(t, "primary", "stat -c '%U %G' /opt/stackstorm/packs/default/shared; rm /opt/stackstorm/packs/default/shared"))
+	}))
+
+	require.True(t, t.Run("secrets are in the files that need them only", func(t *testing.T) {
+		for _, n := range nodes {
+			found := on(t, n, `grep -rlF -e 'p%27a%22s' -e "p'a\"s@" /etc /var/lib/st2ha /var/log /tmp /run/systemd 2>/dev/null || true`)
+			for _, file := range strings.Fields(found) {
+				require.True(t, file == "/etc/st2/st2.conf" || strings.HasSuffix(file, ".image"), "%s: %s", n, file)
+			}
+			require.Empty(t, on(t, n, `journalctl --no-pager | grep -F -e 'p%27a%22s' -e "p'a\"s@" || true`))
+		}
+	}))
+
+	require.True(t, t.Run("a second join changes nothing and says so", func(t *testing.T) {
+		o := action(t, "join_secondary", nil)
+		require.Equal(t, "succeeded", o.Status, o.raw)
+		require.False(t, o.Output.Changed)
+		for address, node := range o.Output.Nodes {
+			require.False(t, node.Changed, address)
+			for name, said := range node.Steps {
+				require.Contains(t, []string{"nothing to change", "in order"}, said, "%s %s", address, name)
+			}
+		}
+		for _, n := range nodes {
+			require.Empty(t, difference(joined[n], tree(t, n)), n)
+		}
+	}))
+
+	require.True(t, t.Run("another secondary joins beside the first", func(t *testing.T) {
+		o := action(t, "join_secondary", map[string]any{"secondaries": []string{secondary, secondary2}})
+		require.Equal(t, "succeeded", o.Status, o.raw)
+		require.False(t, o.Output.Nodes[secondary].Changed, o.raw)
+		require.True(t, o.Output.Nodes[secondary2].Changed, o.raw)
+		var targets []string
+		for _, c := range o.Output.Nodes[primary].Changes {
+			targets = append(targets, c.Target)
+		}
+		require.Equal(t, []string{"/etc/exports", "/etc/exports"}, targets, "the lines grow, and the kernel is told")
+		exports := on(t, "primary", "grep -v '^#' /etc/exports")
+		require.Equal(t, 3, strings.Count(exports, "\n"), exports)
+		for _, n := range []string{"secondary", "secondary2"} {
+			require.Equal(t, "3\n", on(t, n, "mount -t nfs4 | wc -l"))
+		}
+	}))
+
+	require.True(t, t.Run("an edit made since keeps rollback from losing it", func(t *testing.T) {
+		on(t, "secondary", "cp -a /etc/st2/st2.conf /root/kept; echo '# mine' >> /etc/st2/st2.conf")
+		r := st2ha(t, "primary", "rollback", "--host="+secondary)
+		require.Equal(t, 3, r.exit, r.raw)
+		require.Equal(t, "changed_since", r.Error.Code)
+		require.Contains(t, on(t, "secondary", "mount -t nfs4; cat /etc/st2/st2.conf"), "# mine")
+		on(t, "secondary", "mv /root/kept /etc/st2/st2.conf")
+	}))
+
+	require.True(t, t.Run("what rollback cannot bring back is said before", func(t *testing.T) {
+		kept := "/opt/stackstorm/configs.before-st2ha"
+		r := st2ha(t, "primary", "rollback", "--dry_run", "--host="+secondary2)
+		require.Zero(t, r.exit, r.raw)
+		require.Empty(t, r.Findings)
+		on(t, "secondary2", "mv "+kept+" /root/kept")
+		r = st2ha(t, "primary", "rollback", "--dry_run", "--host="+secondary2)
+		on(t, "secondary2", "mv /root/kept "+kept)
+		require.Zero(t, r.exit, r.raw)
+		require.Len(t, r.Findings, 1, r.raw)
+		require.Equal(t, "kept_aside", r.Findings[0].Check)
+		require.Contains(t, r.Findings[0].Message, kept)
+	}))
+
+	require.True(t, t.Run("rollback restores every byte, mode and owner", func(t *testing.T) {
+		// By the secondary's own runner, too: the program lies on a mount that goes away meanwhile.
+		for _, of := range []struct{ runner, host string }{{"primary", secondary2}, {"secondary", secondary}, {"primary", primary}} {
+			o := stackstorm{node: of.runner}.action(t, "rollback", map[string]any{"host": of.host})
+			require.Equal(t, "succeeded", o.Status, o.raw)
+			if of.runner == "secondary" {
+				require.Empty(t, on(t, "secondary", "ls "+program+" 2>/dev/null || true"), "it is the primary's")
+			}
+		}
+		settle(t, "primary")
+		settle(t, "secondary")
+		untouched(t)
+		require.Empty(t, on(t, "secondary", "mount -t nfs,nfs4"))
+		require.NotContains(t, on(t, "primary", "rabbitmqctl --quiet list_users"), "st2\t")
+		for _, n := range nodes {
+			require.NotContains(t, on(t, n, "find /var/lib/st2ha -name '*.image*'; st2ctl status"), "image")
+		}
+		lab(t, append([]string{"./lab.sh", "ready"}, nodes...)...)
+	}))
+}

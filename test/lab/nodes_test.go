@@ -1,0 +1,316 @@
+// Package lab tests the main job on real nodes: User-Mode Linux machines with
+// their own kernel, systemd, sshd, RabbitMQ, Redis and NFS. This file has what
+// the tests share; each of them begins with nodes as they were installed.
+package lab
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+const (
+	primary    = "192.168.0.100"
+	secondary  = "192.168.0.101"
+	secondary2 = "192.168.0.102"
+	// password has every character that a format on its way could trip over.
+	password = `p'a"s@s/w:o$r%d`
+	// program is the launcher, where the pack is installed.
+	program = "/opt/stackstorm/packs/st2ha/actions/st2ha"
+	// half is what a run that was killed in the middle of a write leaves beside a file.
+	half = ".st2ha-0123456789abcdef"
+)
+
+// TestMain brings up a lab, in LAB if that is set; one that is up there already
+// is used as it is, and stays up.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	_, err := os.Stat(filepath.Join(os.Getenv("LAB"), "ssh_config"))
+	own := os.Getenv("LAB") == "" || err != nil
+	code := 1
+	if err := up(own); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	} else {
+		code = m.Run()
+	}
+	if own {
+		if err := command(nil, "./lab.sh", "down").Run(); err != nil {
+			fmt.Fprintln(os.Stderr, "lab.sh down:", err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+func up(own bool) error {
+	scripts := [][]string{{"./deploy.sh"}}
+	if own {
+		scripts = append([][]string{{"./lab.sh", "up"}}, scripts...)
+		if os.Getenv("LAB") == "" {
+			dir, err := os.MkdirTemp("", "st2ha-lab-test")
+			if err != nil {
+				return err
+			}
+			os.Remove(dir) // lab.sh makes it
+			if err := os.Setenv("LAB", dir); err != nil {
+				return err
+			}
+		}
+		if err := os.Setenv("NODES", "primary secondary secondary2"); err != nil {
+			return err
+		}
+	}
+	for _, script := range scripts {
+		if out, err := command(nil, script...).CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w\n%s", strings.Join(script, " "), err, out)
+		}
+	}
+	return nil
+}
+
+func command(stdin []byte, argv ...string) *exec.Cmd {
+	c := exec.Command(argv[0], argv[1:]...)
+	c.Stdin = bytes.NewReader(stdin)
+	return c
+}
+
+// lab runs one of the lab's scripts.
+func lab(t *testing.T, argv ...string) {
+	t.Helper()
+	out, err := command(nil, argv...).CombinedOutput()
+	require.NoError(t, err, "%s: %s", strings.Join(argv, " "), out)
+}
+
+// inUse marks a node that is not as it was installed.
+const inUse = "/var/lib/lab-in-use"
+
+// installed gives nodes as they were installed, and returns what proves that
+// they are so again. A test that ends without this proof leaves its nodes to
+// be installed anew by the next.
+func installed(t *testing.T, nodes ...string) (untouched func(*testing.T)) {
+	t.Helper()
+	var used []string
+	for _, n := range nodes {
+		if on(t, n, "ls "+inUse+" 2>/dev/null || true") != "" {
+			used = append(used, n)
+		}
+	}
+	if len(used) > 0 {
+		lab(t, append([]string{"./lab.sh", "reset"}, used...)...)
+		if slices.Contains(used, "primary") {
+			lab(t, "./deploy.sh")
+		}
+	}
+	before := map[string][]string{}
+	for _, n := range nodes {
+		before[n] = tree(t, n)
+		on(t, n, "touch "+inUse)
+	}
+	proved := false
+	t.Cleanup(func() {
+		for _, n := range nodes {
+			if proved && !t.Failed() {
+				on(t, n, "rm "+inUse)
+			}
+		}
+	})
+	return func(t *testing.T) {
+		t.Helper()
+		proved = false
+		for _, n := range nodes {
+			require.Empty(t, difference(before[n], tree(t, n)), n)
+		}
+		proved = true
+	}
+}
+
+// on runs a command on a node as root and returns what it printed.
+func on(t *testing.T, node, line string) string {
+	t.Helper()
+	var stderr bytes.Buffer
+	c := command(nil, "./lab.sh", "ssh", node, line)
+	c.Stderr = &stderr
+	out, err := c.Output()
+	require.NoError(t, err, "%s on %s: %s%s", line, node, out, &stderr)
+	return string(out)
+}
+
+// keep puts files of a node back as they were when the test ends.
+func keep(t *testing.T, node string, files ...string) {
+	t.Helper()
+	for _, file := range files {
+		kept := "/root/kept-" + strings.ReplaceAll(file, "/", "-")
+		on(t, node, fmt.Sprintf("if [ -e %[1]s ]; then cp -a %[1]s %[2]s; fi", file, kept))
+		t.Cleanup(func() {
+			on(t, node, fmt.Sprintf("rm -f %[1]s; if [ -e %[2]s ]; then mv %[2]s %[1]s; fi", file, kept))
+		})
+	}
+}
+
+// tree lists the files of a node that a run may change; st2ha's own journal is
+// not among them.
+func tree(t *testing.T, node string) []string {
+	t.Helper()
+	out, err := command(nil, "./lab.sh", "tree", node, "/etc", "/opt/stackstorm", "/home", "/root", "/srv").Output()
+	require.NoError(t, err)
+	return strings.Split(strings.TrimSpace(string(out)), "\n")
+}
+
+// difference shows two trees as a diff without context.
+func difference(before, after []string) string {
+	var out strings.Builder
+	for _, line := range before {
+		if !slices.Contains(after, line) {
+			out.WriteString("- " + line + "\n")
+		}
+	}
+	for _, line := range after {
+		if !slices.Contains(before, line) {
+			out.WriteString("+ " + line + "\n")
+		}
+	}
+	return out.String()
+}
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name+".golden")
+	if *update {
+		require.NoError(t, os.MkdirAll("testdata", 0o755))
+		require.NoError(t, os.WriteFile(path, []byte(got), 0o644))
+	}
+	want, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.Equal(t, string(want), got, "run with -update if the change is meant")
+}
+
+// finding is one of an action's findings.
+type finding struct{ Severity, Host, Check, Message, Fix string }
+
+// outcome is what the workflow engine says of a run.
+type outcome struct {
+	Status string
+	Output struct {
+		Changed bool
+		Run     string
+		Failure struct{ Host, Step, Code, Message, Hint string }
+		Nodes   map[string]struct {
+			Changed, Failed bool
+			Steps           map[string]string
+			Changes         []struct{ Kind, Target, Diff string }
+			Findings        []finding
+		}
+	}
+	Tasks []struct {
+		Name   string
+		Result json.RawMessage
+	}
+	raw string
+}
+
+// stackstorm is where the pack's actions run, and with which settings beside
+// the addresses and the password.
+type stackstorm struct {
+	node     string
+	settings string
+}
+
+// action runs an action of the pack as StackStorm on the primary would.
+func action(t *testing.T, name string, params map[string]any) outcome {
+	t.Helper()
+	return stackstorm{node: "primary"}.action(t, name, params)
+}
+
+func (s stackstorm) action(t *testing.T, name string, params map[string]any) outcome {
+	t.Helper()
+	config := filepath.Join(t.TempDir(), "st2ha.yaml")
+	secret, err := json.Marshal(password)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(config, fmt.Appendf(nil, "primary: %s\nsecondaries: [%s]\nrabbitmq_password: %s\n%s", primary, secondary, secret, s.settings), 0o600))
+	python, err := command(nil, "../workflow/setup.sh").Output()
+	require.NoError(t, err)
+	if params == nil {
+		params = map[string]any{}
+	}
+	encoded, err := json.Marshal(params)
+	require.NoError(t, err)
+	c := command(encoded, strings.TrimSpace(string(python)), "../workflow/run.py", "--pack", "../..", "--config", config, "--params", "-",
+		"--exec", "ssh -F "+os.Getenv("LAB")+"/ssh_config "+s.node, name)
+	var stderr bytes.Buffer
+	c.Stderr = &stderr
+	out, _ := c.Output() // a failed workflow is judged by its output
+	t.Log(stderr.String())
+	var o outcome
+	require.NoError(t, json.Unmarshal(out, &o), "%s\n%s", out, &stderr)
+	o.raw = string(out) + stderr.String()
+	return o
+}
+
+// result is what the program prints, with its exit code.
+type result struct {
+	Step, Host, Run string
+	Changed         bool
+	Changes         []struct{ Kind, Target, Diff string }
+	Findings        []finding
+	Error           struct{ Code, Message, Hint string }
+	exit            int
+	raw             string
+}
+
+// st2ha runs the program on a node, without StackStorm. user is root's node,
+// or another user's: stanley@primary.
+func st2ha(t *testing.T, user string, args ...string) result {
+	t.Helper()
+	return st2haWith(t, user, password, args...)
+}
+
+func st2haWith(t *testing.T, user, secret string, args ...string) result {
+	t.Helper()
+	c := remote(secret, user, args...)
+	var stderr bytes.Buffer
+	c.Stderr = &stderr
+	out, err := c.Output()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		require.NoError(t, err)
+	}
+	var r result
+	require.NoError(t, json.Unmarshal(out, &r), "%s %s", out, &stderr)
+	r.exit, r.raw = c.ProcessState.ExitCode(), string(out)+stderr.String()
+	require.NotContains(t, r.raw, secret)
+	return r
+}
+
+// remote is the program on a node, with the secret on its way by standard input.
+func remote(secret, user string, args ...string) *exec.Cmd {
+	line := "IFS= read -rd '' ST2HA_RABBITMQ_PASSWORD; export ST2HA_RABBITMQ_PASSWORD; exec " + program
+	for _, a := range args {
+		line += " '" + strings.ReplaceAll(a, "'", `'\''`) + "'"
+	}
+	return command([]byte(secret), "./lab.sh", "ssh", user, line)
+}
+
+// settle waits for the restart of a node's services that follows the end of
+// what was run there.
+func settle(t *testing.T, node string) {
+	t.Helper()
+	for end := time.Now().Add(3 * time.Minute); ; time.Sleep(time.Second) {
+		if on(t, node, "ls -A /var/lib/st2ha/owed") == "" {
+			return
+		}
+		require.True(t, time.Now().Before(end), "the deferred restart did not take place")
+	}
+}
