@@ -216,7 +216,7 @@ func (h *healer) refuse(s watch.Status, unit, reason string, people bool) {
 
 // tell has a line spooled.
 func (h *healer) tell(e heal.Event) {
-	e.Node, e.By, e.At = h.p.node, source, time.Now()
+	e.Node, e.By, e.At = h.p.watcher.Node(), source, time.Now()
 	line, err := json.Marshal(e)
 	if err != nil {
 		h.p.log.Error("tell of a heal", "error", err)

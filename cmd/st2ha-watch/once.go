@@ -19,8 +19,8 @@ const (
 func once(ctx context.Context, p *prober, out io.Writer) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, onceAtMost)
 	p.watch("once", nil, func(watch.Event) {})
-	endpoints, _ := p.find(ctx)
-	p.watcher.Watch(ctx, endpoints)
+	found := p.find(ctx)
+	p.watcher.Watch(ctx, found.Node, found.Endpoints)
 	defer func() { cancel(); p.watcher.Stop() }()
 	started := time.Now()
 	for ctx.Err() == nil && (time.Since(started) < onceAtLeast || !settled(p.watcher.Statuses())) {
@@ -39,7 +39,7 @@ func once(ctx context.Context, p *prober, out io.Writer) (int, error) {
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Backend, s.Name, s.State, p.metrics.latency(s.Key), s.Reason)
 	}
-	if len(endpoints) == 0 {
+	if len(found.Endpoints) == 0 {
 		code = 1
 		fmt.Fprintln(w, "nothing is found to be watched")
 	}

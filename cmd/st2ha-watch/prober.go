@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -20,7 +21,7 @@ const (
 
 // prober watches the endpoints of this node's configuration.
 type prober struct {
-	node    string
+	node    string // if no address of it is known
 	config  watch.Config
 	host    host.Host
 	log     *slog.Logger
@@ -37,7 +38,7 @@ func newProber(node string, config watch.Config, log *slog.Logger) *prober {
 // watch makes the watcher whose events go to event. source is what they say
 // they come from, open the incidents of a former run.
 func (p *prober) watch(source string, open []watch.Incident, event func(watch.Event)) {
-	set := watch.NewSet(p.node, source, p.config.Rules())
+	set := watch.NewSet(source, p.config.Rules())
 	set.Restore(open)
 	p.watcher = watch.NewWatcher(set, func(e watch.Event) {
 		p.metrics.changed(e)
@@ -47,16 +48,17 @@ func (p *prober) watch(source string, open []watch.Incident, event func(watch.Ev
 }
 
 // find finds the endpoints, and logs each problem once.
-func (p *prober) find(ctx context.Context) (endpoints []watch.Endpoint, complete bool) {
-	endpoints, brokers, problems := watch.Find(ctx, p.host, p.config)
-	for _, err := range problems {
+func (p *prober) find(ctx context.Context) (found watch.Found) {
+	found = watch.Find(ctx, p.host, p.config)
+	for _, err := range found.Problems {
 		if text := err.Error(); !p.told[text] {
 			p.told[text] = true
 			p.log.Warn("not all that is to be watched is known", "error", text)
 		}
 	}
-	p.brokers.Store(&brokers)
-	return endpoints, len(problems) == 0
+	p.brokers.Store(&found.Brokers)
+	found.Node = cmp.Or(found.Node, p.node)
+	return found
 }
 
 // follow watches until ctx ends, and begins anew when the files that endpoints
@@ -74,12 +76,12 @@ func (p *prober) follow(ctx context.Context) (ended <-chan struct{}) {
 func (p *prober) loop(ctx context.Context) {
 	for ctx.Err() == nil {
 		before := stamps()
-		endpoints, complete := p.find(ctx)
-		p.log.Info("watching", "endpoints", len(endpoints))
-		p.metrics.watching(endpoints)
-		p.watcher.Watch(ctx, endpoints)
-		found := time.Now()
-		for ctx.Err() == nil && stamps() == before && (complete || time.Since(found) < retryEvery) {
+		found := p.find(ctx)
+		p.log.Info("watching", "node", found.Node, "endpoints", len(found.Endpoints))
+		p.metrics.watching(found.Endpoints)
+		p.watcher.Watch(ctx, found.Node, found.Endpoints)
+		since := time.Now()
+		for ctx.Err() == nil && stamps() == before && (len(found.Problems) == 0 || time.Since(since) < retryEvery) {
 			select {
 			case <-ctx.Done():
 			case <-time.After(lookEvery):

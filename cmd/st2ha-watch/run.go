@@ -18,8 +18,8 @@ import (
 
 const (
 	queued    = 1000                   // lines that wait for the reader of stdout, or for the disk
-	stopTime  = 600 * time.Millisecond // for the watch functions to end
-	flushTime = 300 * time.Millisecond // for the lines that are left
+	stopTime  = 400 * time.Millisecond // for the watch functions to end
+	flushTime = 200 * time.Millisecond // for the lines that are left
 )
 
 // process is what main has of the process.

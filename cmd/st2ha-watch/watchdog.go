@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"st2ha/internal/fault"
+	"st2ha/internal/host"
 	"st2ha/internal/relay"
 	"st2ha/internal/spool"
 	"st2ha/internal/watch"
@@ -24,7 +25,7 @@ const (
 	spoolName     = "spool"          // in the state directory
 	incidentsName = "incidents.json" // there too
 	spoolLimit    = 64 << 20         // bytes: some 100,000 events
-	diskPause  = 2 * time.Second // until a disk that took no event is tried again
+	diskPause     = 2 * time.Second  // until a disk that took no event is tried again
 )
 
 // watchdog heals what it sees on this node, and keeps all events in dir until a
@@ -134,30 +135,11 @@ func (k *keeper) note(e watch.Event) {
 	}
 	data, err := json.Marshal(k.open)
 	if err == nil {
-		err = replaceFile(k.file, data)
+		err = host.NewLocal("").WriteFile(k.ctx, host.File{Path: k.file, Data: data, Mode: 0o600})
 	}
 	if err != nil {
 		k.log.Error("note the open incidents", "error", err)
 	}
-}
-
-// replaceFile makes data the file's contents, or leaves it as it was.
-func replaceFile(name string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(name), filepath.Base(name)+".*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	if _, err = f.Write(data); err == nil {
-		err = f.Sync()
-	}
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), name)
 }
 
 // messageID is the name of a line that is no change of state.

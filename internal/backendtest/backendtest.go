@@ -6,6 +6,7 @@ package backendtest
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -122,19 +123,43 @@ type Broker struct {
 	epmd *exec.Cmd
 }
 
-// NewBroker starts a node with its files in dir. It takes some seconds.
-func NewBroker(dir string) (*Broker, error) {
+// definitions are users with the password of this package, each with all
+// permissions on the vhost of its name; User's is "/".
+func definitions(users []string) ([]byte, error) {
+	var d struct {
+		Users       []map[string]string `json:"users"`
+		VHosts      []map[string]string `json:"vhosts"`
+		Permissions []map[string]string `json:"permissions"`
+	}
+	for _, user := range append([]string{User}, users...) {
+		vhost := user
+		if user == User {
+			vhost = "/"
+		}
+		d.Users = append(d.Users, map[string]string{"name": user, "password": Password, "tags": ""})
+		d.VHosts = append(d.VHosts, map[string]string{"name": vhost})
+		d.Permissions = append(d.Permissions, map[string]string{"user": user, "vhost": vhost, "configure": ".*", "write": ".*", "read": ".*"})
+	}
+	return json.Marshal(d)
+}
+
+// NewBroker starts a node with its files in dir, and users beside User, each
+// with a vhost of its name. It takes some seconds.
+func NewBroker(dir string, users ...string) (*Broker, error) {
+	defs, err := definitions(users)
+	if err != nil {
+		return nil, err
+	}
 	var ports [3]int
 	for i := range ports {
-		var err error
 		if ports[i], err = freePort(); err != nil {
 			return nil, err
 		}
 	}
 	port, dist, mapper := strconv.Itoa(ports[0]), strconv.Itoa(ports[1]), strconv.Itoa(ports[2])
-	conf := "loopback_users = none\ndefault_user = " + User + "\ndefault_pass = " + Password +
+	conf := "loopback_users = none\nload_definitions = " + dir + "/definitions.json" +
 		"\ndisk_free_limit.absolute = 1MB\nvm_memory_high_watermark.relative = 0.8\nlog.console = false\n"
-	for name, text := range map[string]string{"rabbitmq.conf": conf, "plugins": "[].", "env.conf": ""} {
+	for name, text := range map[string]string{"rabbitmq.conf": conf, "plugins": "[].", "env.conf": "", "definitions.json": string(defs)} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			return nil, err
 		}
@@ -162,16 +187,27 @@ func NewBroker(dir string) (*Broker, error) {
 // and write where the package's service does.
 const rabbitPrograms = "/usr/lib/rabbitmq/bin/"
 
-// Ctl runs rabbitmqctl; secrets go to its standard input.
-func (b *Broker) Ctl(stdin string, args ...string) error {
+// Ctl runs rabbitmqctl and returns what it prints; secrets go to its standard input.
+func (b *Broker) Ctl(stdin string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), startTime)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, rabbitPrograms+"rabbitmqctl", append([]string{"--quiet"}, args...)...)
 	cmd.Dir, cmd.Env, cmd.Stdin = b.Dir, append(os.Environ(), b.env...), strings.NewReader(stdin)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("rabbitmqctl %s: %w: %s", args[0], err, out)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("rabbitmqctl %s: %w: %s", args[0], err, out)
 	}
-	return nil
+	return strings.TrimSpace(string(out)), nil
+}
+
+// MustCtl is Ctl for what cannot fail.
+func (b *Broker) MustCtl(t testing.TB, stdin string, args ...string) string {
+	t.Helper()
+	out, err := b.Ctl(stdin, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
 
 // Close ends the node and what was started with it.
@@ -197,22 +233,24 @@ func NewRedis(dir string, lines ...string) (*Server, error) {
 	return s, s.Start()
 }
 
-// NewMongod builds the lab's mongod into dir and starts it there, with
-// authorization if that is asked for: the users must have been made before.
-func NewMongod(dir string, authorization bool) (*Server, error) {
+// BuildMongod builds the lab's mongod into dir and returns the program.
+func BuildMongod(dir string) (string, error) {
+	_, self, _, _ := runtime.Caller(0)
+	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", dir, ".")
+	build.Dir = filepath.Join(filepath.Dir(self), "../../test/lab/mongod")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build mongod: %w: %s", err, out)
+	}
+	return filepath.Join(dir, "mongod"), nil
+}
+
+// NewMongod starts a server with its files in dir, with authorization if that
+// is asked for: the users must have been made before.
+func NewMongod(program, dir string, authorization bool) (*Server, error) {
 	port, err := freePort()
 	if err != nil {
 		return nil, err
-	}
-	program := filepath.Join(dir, "mongod")
-	if _, err := os.Stat(program); err != nil {
-		_, self, _, _ := runtime.Caller(0)
-		build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", program, ".")
-		build.Dir = filepath.Join(filepath.Dir(self), "../../test/lab/mongod")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("build mongod: %w: %s", err, out)
-		}
 	}
 	state := map[bool]string{true: "enabled", false: "disabled"}[authorization]
 	conf := filepath.Join(dir, "mongod.conf")
@@ -274,9 +312,10 @@ func (p *Proxy) serve(conn net.Conn) {
 	p.mu.Lock()
 	p.conns[server] = true
 	p.mu.Unlock()
+	defer p.drop(server)
 	var both sync.WaitGroup
-	both.Go(func() { defer p.drop(conn); p.copy(server, conn) })
-	both.Go(func() { defer p.drop(server); p.copy(conn, server) })
+	both.Go(func() { defer p.drop(server); p.copy(server, conn) })
+	both.Go(func() { defer p.drop(conn); p.copy(conn, server) })
 	both.Wait()
 }
 
@@ -375,4 +414,58 @@ func NoLeaks(t testing.TB) (check func()) {
 			t.Fatalf("%d goroutines and %d descriptors, %d and %d before:\n%s", g, d, goroutines, descriptors, stacks[:runtime.Stack(stacks, true)])
 		}
 	}
+}
+
+// Shared is what all tests of a package use together, for it takes seconds to
+// start or to build: done when the first one asks for it.
+type Shared struct {
+	Users []string // of the broker, beside User
+
+	mu     sync.Mutex
+	dir    string
+	broker *Broker
+	mongod string
+}
+
+// Run runs the tests of a package, and returns the status to exit with.
+func (s *Shared) Run(m *testing.M) int {
+	defer func() {
+		if s.broker != nil {
+			s.broker.Close()
+		}
+		if s.dir != "" {
+			_ = os.RemoveAll(s.dir)
+		}
+	}()
+	return m.Run()
+}
+
+func (s *Shared) get(t testing.TB, missing func() bool, make func() error) {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var err error
+	if s.dir == "" {
+		s.dir, err = os.MkdirTemp("", "st2ha-test-")
+	}
+	if err == nil && missing() {
+		err = make()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Broker returns the broker.
+func (s *Shared) Broker(t testing.TB) *Broker {
+	t.Helper()
+	s.get(t, func() bool { return s.broker == nil }, func() (err error) { s.broker, err = NewBroker(s.dir, s.Users...); return err })
+	return s.broker
+}
+
+// Mongod returns the program.
+func (s *Shared) Mongod(t testing.TB) string {
+	t.Helper()
+	s.get(t, func() bool { return s.mongod == "" }, func() (err error) { s.mongod, err = BuildMongod(s.dir); return err })
+	return s.mongod
 }

@@ -10,6 +10,7 @@ import (
 	"go.mongodb.org/mongo-driver/bson"
 	"go.mongodb.org/mongo-driver/mongo"
 	"go.mongodb.org/mongo-driver/mongo/options"
+	"go.mongodb.org/mongo-driver/x/mongo/driver"
 )
 
 const (
@@ -63,9 +64,9 @@ func Login(ctx context.Context, d options.ContextDialer, uri, addr, database str
 	var reply bson.M
 	// ping needs no login, but the driver logs in before it sends anything.
 	err := ask(ctx, Options(d, uri, addr), database, bson.D{{Key: "ping", Value: 1}}, &reply)
-	var said mongo.ServerError
+	var said driver.Error // what a login ends with has no form in the driver's public packages
 	// Unauthorized, AuthenticationFailed (MongoDB, error_codes.yml).
-	if errors.As(err, &said) && (said.HasErrorCode(13) || said.HasErrorCode(18)) {
+	if errors.As(err, &said) && (said.Code == 13 || said.Code == 18) {
 		return fmt.Errorf("%w: %w", ErrRefused, err)
 	}
 	return err

@@ -3,7 +3,6 @@ package rabbitmq
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"testing"
@@ -15,31 +14,16 @@ import (
 	"st2ha/internal/backendtest"
 )
 
-// broker is one for all tests of the package: it takes seconds to start.
-var broker *backendtest.Broker
+var shared = &backendtest.Shared{}
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "st2ha-rabbitmq-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	if broker, err = backendtest.NewBroker(dir); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer broker.Close()
-	return m.Run()
-}
+func TestMain(m *testing.M) { os.Exit(shared.Run(m)) }
 
 func brokerLogin(addr string) Login {
 	return Login{Addr: addr, User: backendtest.User, Password: backendtest.Password, VHost: "/"}
 }
 
 func proxy(t *testing.T) *backendtest.Proxy {
+	broker := shared.Broker(t)
 	p, err := backendtest.NewProxy(broker.Addr)
 	require.NoError(t, err)
 	t.Cleanup(p.Close)
@@ -125,9 +109,10 @@ func TestWriteDeadline(t *testing.T) {
 // if open does not close the connection on each error: a broker without a
 // common mechanism says nothing more, so the library waits for it for good.
 func TestFailedDialsLeaveNothing(t *testing.T) {
-	require.NoError(t, broker.Ctl("", "eval", `application:set_env(rabbit, auth_mechanisms, ['AMQPLAIN']).`))
+	broker := shared.Broker(t)
+	broker.MustCtl(t, "", "eval", `application:set_env(rabbit, auth_mechanisms, ['AMQPLAIN']).`)
 	defer func() {
-		require.NoError(t, broker.Ctl("", "eval", `application:set_env(rabbit, auth_mechanisms, ['PLAIN', 'AMQPLAIN']).`))
+		broker.MustCtl(t, "", "eval", `application:set_env(rabbit, auth_mechanisms, ['PLAIN', 'AMQPLAIN']).`)
 	}()
 	check := backendtest.NoLeaks(t)
 	for range 50 {
@@ -140,6 +125,7 @@ func TestFailedDialsLeaveNothing(t *testing.T) {
 // The same for logins that are refused; and each is told at once, which fails
 // if authentication_failure_close is not advertised: the broker then waits.
 func TestRefusedAtOnce(t *testing.T) {
+	broker := shared.Broker(t)
 	check := backendtest.NoLeaks(t)
 	for _, tc := range []struct {
 		spoil func(*Login)
@@ -168,8 +154,9 @@ func TestRefusedAtOnce(t *testing.T) {
 // A broker with an alarm does not answer that a connection ends. Fails if
 // Close does not cut the connection after a while: it took over 8 s.
 func TestCloseWhileBlocked(t *testing.T) {
-	require.NoError(t, broker.Ctl("", "set_vm_memory_high_watermark", "0.00001"))
-	defer func() { require.NoError(t, broker.Ctl("", "set_vm_memory_high_watermark", "0.8")) }()
+	broker := shared.Broker(t)
+	broker.MustCtl(t, "", "set_vm_memory_high_watermark", "0.00001")
+	defer func() { broker.MustCtl(t, "", "set_vm_memory_high_watermark", "0.8") }()
 	check := backendtest.NoLeaks(t)
 	conn, err := Dial(t.Context(), &net.Dialer{}, brokerLogin(broker.Addr))
 	require.NoError(t, err)
@@ -230,12 +217,14 @@ func TestLostWhileLoggingIn(t *testing.T) {
 // A heartbeat below one second means the broker's own, a minute, to the
 // library. Fails if open passes it on.
 func TestShortHeartbeat(t *testing.T) {
+	broker := shared.Broker(t)
 	conn := dialBeat(t, brokerLogin(broker.Addr), 200*time.Millisecond)
 	defer conn.Close()
 	require.Equal(t, time.Second, conn.Config.Heartbeat)
 }
 
 func TestWorksAndConsumers(t *testing.T) {
+	broker := shared.Broker(t)
 	check := backendtest.NoLeaks(t)
 	require.NoError(t, Works(t.Context(), &net.Dialer{}, brokerLogin(broker.Addr)))
 	conn, err := Dial(t.Context(), &net.Dialer{}, brokerLogin(broker.Addr))

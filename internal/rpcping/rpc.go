@@ -27,12 +27,18 @@ type MismatchError struct {
 
 // Error names the versions.
 func (e *MismatchError) Error() string {
+	if e.Low == e.High {
+		return fmt.Sprintf("the server speaks NFS version %d only", e.Low)
+	}
 	return fmt.Sprintf("the server speaks NFS versions %d to %d only", e.Low, e.High)
 }
 
 // RejectedError is a call that was answered, and not carried out.
 type RejectedError struct {
 	Reason string
+	// NoExport says that the credentials were called bad, which is how Linux's
+	// server answers a node that nothing is exported to.
+	NoExport bool
 }
 
 // Error is the reason.
@@ -41,13 +47,15 @@ func (e *RejectedError) Error() string { return e.Reason }
 // ErrProtocol is an answer that no NFS server gives.
 var ErrProtocol = errors.New("the answer is not one of an NFS server")
 
+const authBadCred = 1
+
 // authStats are RFC 5531's auth_stat, as far as they say more than a number.
 var authStats = map[uint32]string{
-	1: "bad credentials",
-	2: "rejected credentials",
-	3: "bad verifier",
-	4: "rejected verifier",
-	5: "credentials too weak: the server wants another security flavor, or a source port below 1024",
+	authBadCred: "bad credentials",
+	2:           "rejected credentials",
+	3:           "bad verifier",
+	4:           "rejected verifier",
+	5:           "credentials too weak: the server wants another security flavor, or a source port below 1024",
 }
 
 // appendString appends an XDR string or variable-length opaque (RFC 4506, section 4.10).
@@ -183,23 +191,23 @@ func acceptStat(d *decoder) error {
 	case 0:
 		return nil
 	case 1:
-		return &RejectedError{"the program there is not NFS"}
+		return &RejectedError{Reason: "the program there is not NFS"}
 	case 2:
 		return &MismatchError{Low: d.word(), High: d.word()}
 	case 5:
-		return &RejectedError{"the server has an internal error (SYSTEM_ERR)"}
+		return &RejectedError{Reason: "the server has an internal error (SYSTEM_ERR)"}
 	default: // PROC_UNAVAIL and GARBAGE_ARGS: not to these calls
-		return &RejectedError{fmt.Sprintf("the server does not take the call (accept_stat %d)", status)}
+		return &RejectedError{Reason: fmt.Sprintf("the server does not take the call (accept_stat %d)", status)}
 	}
 }
 
 func rejectStat(d *decoder) error {
 	if d.word() == 0 {
-		return &RejectedError{fmt.Sprintf("the server speaks RPC versions %d to %d only", d.word(), d.word())}
+		return &RejectedError{Reason: fmt.Sprintf("the server speaks RPC versions %d to %d only", d.word(), d.word())}
 	}
 	status := d.word()
 	if words, ok := authStats[status]; ok {
-		return &RejectedError{words}
+		return &RejectedError{Reason: words, NoExport: status == authBadCred}
 	}
-	return &RejectedError{fmt.Sprintf("credentials refused (auth_stat %d)", status)}
+	return &RejectedError{Reason: fmt.Sprintf("credentials refused (auth_stat %d)", status)}
 }

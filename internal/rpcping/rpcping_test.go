@@ -189,6 +189,7 @@ func TestAnswers(t *testing.T) {
 		"system error":  {words(1, 0, 0, 0, 5), "the server has an internal error (SYSTEM_ERR)"},
 		"rpc version":   {words(1, 1, 0, 3, 4), "the server speaks RPC versions 3 to 4 only"},
 		"weak":          {words(1, 1, 1, 5), "credentials too weak: the server wants another security flavor, or a source port below 1024"},
+		"bad":           {words(1, 1, 1, 1), "bad credentials"},
 		"auth":          {words(1, 1, 1, 14), "credentials refused (auth_stat 14)"},
 		"a call":        {words(0, 2, 100003, 4, 0), "the server ended the connection: the answer is not one of an NFS server: not a reply"},
 		"cut short":     {words(1, 0, 0), "the server ended the connection: the answer is not one of an NFS server: it is cut short"},

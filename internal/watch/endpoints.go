@@ -29,13 +29,21 @@ const (
 	exportsPath = "/etc/exports"
 )
 
+// Found is what a node uses.
+type Found struct {
+	// Node is this node's address as other nodes know it, which is how actions
+	// reach it; empty if it cannot be told.
+	Node      string
+	Endpoints []Endpoint
+	Brokers   []Broker
+	Problems  []error // what cannot be found out, beside all else
+}
+
 // finder finds the endpoints of a node.
 type finder struct {
 	Config
-	host      host.Host
-	endpoints []Endpoint
-	brokers   []Broker
-	problems  []error
+	Found
+	host host.Host
 }
 
 // Broker is one node of the message bus, and how it is reached.
@@ -44,9 +52,8 @@ type Broker struct {
 	Dialer Dialer
 }
 
-// Find returns what a node uses, and the nodes of its broker. Of what cannot
-// be found out there are problems, one each, beside all else.
-func Find(ctx context.Context, h host.Host, c Config) ([]Endpoint, []Broker, []error) {
+// Find returns what a node uses.
+func Find(ctx context.Context, h host.Host, c Config) Found {
 	f := &finder{Config: c, host: h}
 	conf, err := stackstorm.ReadConf(ctx, h)
 	if err != nil {
@@ -60,22 +67,46 @@ func Find(ctx context.Context, h host.Host, c Config) ([]Endpoint, []Broker, []e
 	f.redis(ctx, conf)
 	f.units(ctx, conf)
 	f.mounts(ctx)
-	slices.SortFunc(f.endpoints, func(a, b Endpoint) int {
+	slices.SortFunc(f.Endpoints, func(a, b Endpoint) int {
 		return cmp.Or(cmp.Compare(a.Backend, b.Backend), cmp.Compare(a.Name, b.Name))
 	})
-	f.endpoints = slices.CompactFunc(f.endpoints, func(a, b Endpoint) bool { return a.Key() == b.Key() })
-	return f.endpoints, f.brokers, f.problems
+	f.Endpoints = slices.CompactFunc(f.Endpoints, func(a, b Endpoint) bool { return a.Key() == b.Key() })
+	f.Node = f.address(ctx)
+	return f.Found
+}
+
+// address is the address that this node speaks to another one from, or else
+// the one at which a backend of its own serves others.
+func (f *finder) address(ctx context.Context) string {
+	own := ""
+	for _, e := range f.Endpoints {
+		if e.Host != "" {
+			// No packet is sent: the kernel looks up the route (connect(2) on UDP).
+			conn, err := new(net.Dialer).DialContext(ctx, "udp", net.JoinHostPort(e.Host, "9"))
+			if err != nil {
+				continue
+			}
+			defer conn.Close()
+			return conn.LocalAddr().(*net.UDPAddr).IP.String()
+		}
+		if name, _, err := net.SplitHostPort(e.Name); err == nil {
+			if ip := net.ParseIP(name); ip != nil && !ip.IsLoopback() {
+				own = name
+			}
+		}
+	}
+	return own
 }
 
 func (f *finder) problem(err error) {
 	if err != nil {
-		f.problems = append(f.problems, err)
+		f.Problems = append(f.Problems, err)
 	}
 }
 
 // add adds an endpoint at host:port.
 func (f *finder) add(ctx context.Context, b Backend, addr string, watch Func) {
-	f.endpoints = append(f.endpoints, Endpoint{Backend: b, Name: addr, Host: f.machine(ctx, addr), Watch: watch})
+	f.Endpoints = append(f.Endpoints, Endpoint{Backend: b, Name: addr, Host: f.machine(ctx, addr), Watch: watch})
 }
 
 // machine is the host of host:port; empty for this node.
@@ -139,7 +170,7 @@ func (f *finder) rabbitmq(ctx context.Context, conf *stackstorm.Conf) {
 		}
 	}
 	for _, l := range logins {
-		f.brokers = append(f.brokers, Broker{Login: l, Dialer: dialer})
+		f.Brokers = append(f.Brokers, Broker{Login: l, Dialer: dialer})
 		f.add(ctx, RabbitMQ, l.Addr, WatchRabbitMQ(RabbitMQSettings{Login: l, Dialer: dialer, Timing: f.Timing()}))
 	}
 }
@@ -196,10 +227,10 @@ func (f *finder) units(ctx context.Context, conf *stackstorm.Conf) {
 	if conf != nil {
 		s.Prefix = conf.BrokerPrefix()
 	}
-	if len(f.brokers) > 0 {
-		s.Login, s.Dialer = f.brokers[0].Login, f.brokers[0].Dialer
+	if len(f.Brokers) > 0 {
+		s.Login, s.Dialer = f.Brokers[0].Login, f.Brokers[0].Dialer
 	}
-	f.endpoints = append(f.endpoints, UnitEndpoints(s)...)
+	f.Endpoints = append(f.Endpoints, UnitEndpoints(s)...)
 }
 
 // mounts finds NFS mounts, their servers, and this node's own server.
@@ -241,7 +272,7 @@ func (f *finder) mounts(ctx context.Context) {
 		if source != "" {
 			e.Host = f.machine(ctx, nfs.Server(source))
 		}
-		f.endpoints = append(f.endpoints, e)
+		f.Endpoints = append(f.Endpoints, e)
 	}
 }
 

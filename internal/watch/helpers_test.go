@@ -2,6 +2,7 @@ package watch_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"runtime"
 	"slices"
@@ -16,12 +17,34 @@ import (
 	"st2ha/internal/watch"
 )
 
-// TestMain lets the test binary be the child process of the mount probe.
+// TestMain lets the test binary be the child process of the mount probe, and a
+// small watcher of one mount.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 3 && os.Args[1] == "statfs" {
+	switch {
+	case len(os.Args) == 3 && os.Args[1] == "statfs":
 		unix.Exit(watch.Statfs(os.Args[2])) // os.Exit takes a second with the race detector
+	case len(os.Args) == 3 && os.Args[1] == "watch":
+		watchMount(os.Args[2])
+	default:
+		os.Exit(watch.RunTests(m))
 	}
-	os.Exit(m.Run())
+}
+
+// watchMount prints which file the program runs from, and then what changes.
+func watchMount(point string) {
+	if err := watch.RunFromMemory(); err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	program, _ := os.Readlink("/proc/self/exe")
+	fmt.Println(program)
+	last := watch.Unknown
+	watch.NFSMount(point, settings())(context.Background(), func(o watch.Observation) {
+		if o.Verdict != last {
+			last = o.Verdict
+			fmt.Println(o.Reason)
+		}
+	})
 }
 
 // soon bounds what takes milliseconds on a machine that does nothing else.

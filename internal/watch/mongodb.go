@@ -3,8 +3,10 @@ package watch
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -91,7 +93,7 @@ func (s *MongoDBSettings) hold(ctx context.Context, report func(Observation)) {
 	// monitor cannot tell a slow server from one that is gone.
 	look := func() {
 		if held := current.Load(); held != nil {
-			_ = held.Conn.Close()
+			held.hint()
 		}
 	}
 	opts := mongodb.Options(s.Dialer, s.URI, s.Addr).SetHeartbeatInterval(500 * time.Millisecond).
@@ -113,7 +115,8 @@ func (s *MongoDBSettings) hold(ctx context.Context, report func(Observation)) {
 		if err != nil {
 			return nil, err
 		}
-		held := &mongoSession{Conn: conn, over: make(chan struct{}), client: client, election: s.Election}
+		held := &mongoSession{Conn: conn, over: make(chan struct{}), look: make(chan struct{}), client: client, election: s.Election}
+		held.hint = sync.OnceFunc(func() { close(held.look) })
 		go held.read()
 		current.Store(held)
 		return held, nil
@@ -127,34 +130,52 @@ func (s *MongoDBSettings) hold(ctx context.Context, report func(Observation)) {
 // mongoSession is a plain connection on which nothing is said, beside the driver's.
 type mongoSession struct {
 	net.Conn
-	over     chan struct{}
+	over     chan struct{} // closed when the connection has ended
+	look     chan struct{} // closed when there is reason to make a new one
+	hint     func()        // closes look
 	client   *mongo.Client
 	election time.Duration
 }
 
 func (m *mongoSession) read() {
+	defer m.hint()
 	defer close(m.over)
 	_, _ = m.Read(make([]byte, 1))
 }
 
-func (m *mongoSession) ended() <-chan struct{} { return m.over }
+func (m *mongoSession) ended() <-chan struct{} { return m.look }
 
 func (m *mongoSession) close() {
 	_ = m.Conn.Close()
 	<-m.over
 }
 
+// ping ends with the plain connection: the driver would wait for the server
+// to come back.
 func (m *mongoSession) ping(ctx context.Context) (string, error) {
+	asking, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-m.over:
+			cancel()
+		case <-asking.Done():
+		}
+	}()
 	var reply hello
-	err := m.client.Database("admin").RunCommand(ctx, bson.D{{Key: "hello", Value: 1}}).Decode(&reply)
+	err := m.client.Database("admin").RunCommand(asking, bson.D{{Key: "hello", Value: 1}}).Decode(&reply)
 	var said mongo.ServerError
 	switch {
+	case err == nil:
+		return reply.judge(m.election)
 	case errors.As(err, &said) && said.HasErrorCode(59): // CommandNotFound: a server before 4.4.2, which answers all the same
 		return "", nil
-	case err != nil:
-		return "", err
+	case ctx.Err() == nil && asking.Err() != nil:
+		return "", io.EOF
+	case mongo.IsTimeout(err): // the driver ends before the deadline if the answer would come after it
+		return "", context.DeadlineExceeded
 	}
-	return reply.judge(m.election)
+	return "", err
 }
 
 // hello is what a server says of its part (MongoDB manual, hello).

@@ -176,9 +176,9 @@ func TestMountErrors(t *testing.T) {
 	w.end()
 
 	for want, argv := range map[string][]string{
-		"stale file handle: the exported directory was deleted or replaced on the server": {"sh", "-c", "exit 180"}, // 64 + ESTALE
-		"no answer for so long that the mount gave up: input/output error":                {"sh", "-c", "exit 69"},
-		"the mount point does not exist":                                                  {"sh", "-c", `exec "$0" statfs /nowhere`, os.Args[0]},
+		"stale file handle: the export is withdrawn, or its directory was deleted or replaced on the server": {"sh", "-c", "exit 180"}, // 64 + ESTALE
+		"no answer for so long that the mount gave up: input/output error":                                   {"sh", "-c", "exit 69"},
+		"the mount point does not exist": {"sh", "-c", `exec "$0" statfs /nowhere`, os.Args[0]},
 	} {
 		s.Child = argv
 		w = run(t, watch.NFSMount(m.point, s))

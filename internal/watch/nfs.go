@@ -61,24 +61,34 @@ type nfsServer struct {
 }
 
 func (w *nfsServer) run(ctx context.Context) {
-	var previous, started time.Time // when the last two connections were dialled
+	var pause time.Duration
 	for ctx.Err() == nil {
-		previous, started = started, time.Now()
+		started := time.Now()
 		conn, err := w.dial(ctx)
 		if err != nil {
 			if ctx.Err() == nil {
 				w.observe(started, err)
 			}
 			sleep(ctx, time.Until(started.Add(w.Interval)))
+			pause = 0
 			continue
 		}
 		w.hold(ctx, conn)
 		conn.Close()
-		// One that has ended is dialled anew at once, but not for ever where
-		// none lasts.
-		sleep(ctx, time.Until(previous.Add(w.Interval)))
+		// One that was held is dialled anew at once. A process that is being
+		// killed may take that for a moment still, so the next try is soon; but
+		// not for ever where no connection lasts.
+		if time.Since(started) >= w.Interval {
+			pause = 0
+		} else {
+			pause = min(max(2*pause, firstPause), w.Interval)
+		}
+		sleep(ctx, pause)
 	}
 }
+
+// firstPause comes before a second connection where the first did not last.
+const firstPause = 2 * time.Millisecond
 
 func (w *nfsServer) dial(ctx context.Context) (*rpcping.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, w.Timeout)
@@ -213,9 +223,12 @@ func (w *nfsServer) watchExport(ctx context.Context, conn *rpcping.Conn, export 
 func exportFault(err error, export string, privileged bool, timeout time.Duration) (Verdict, string) {
 	var at *rpcping.StatusError
 	var other *rpcping.MismatchError
+	var rejected *rpcping.RejectedError
 	switch {
 	case err == nil:
 		return Good, ""
+	case errors.As(err, &rejected) && rejected.NoExport:
+		return Bad, fmt.Sprintf("export %s withdrawn: the server exports nothing to this node", export)
 	case errors.As(err, &at):
 		return statusFault(at, export, privileged)
 	case errors.As(err, &other):

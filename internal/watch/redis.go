@@ -63,7 +63,13 @@ func WatchRedis(s RedisSettings) Func {
 		s.Dialer = &net.Dialer{}
 	}
 	return func(ctx context.Context, report func(Observation)) {
-		h := &holder{Timing: s.Timing, report: report, open: func(ctx context.Context) (session, error) { return s.open(ctx) }}
+		h := &holder{Timing: s.Timing, report: report, open: func(ctx context.Context) (session, error) {
+			r, err := s.open(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return r, nil
+		}}
 		together(report,
 			func(report func(Observation)) { h.run(ctx) },
 			func(report func(Observation)) { logins(ctx, s.Timing, report, s.login) })

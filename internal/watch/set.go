@@ -52,15 +52,16 @@ type cut struct {
 	at    time.Time // when it was found out
 }
 
-// NewSet has no endpoints yet. node is this node's name, source what its
-// events say they come from.
-func NewSet(node, source string, rules Rules) *Set {
-	return &Set{rules: rules, node: node, source: source, members: map[Key]*member{}}
+// NewSet has no endpoints yet. source is what its events say they come from.
+func NewSet(source string, rules Rules) *Set {
+	return &Set{rules: rules, source: source, members: map[Key]*member{}}
 }
 
-// Replace makes these the endpoints, to be probed anew. Those that are known
-// keep their state; an incident of one that is watched no longer ends.
-func (s *Set) Replace(endpoints []Endpoint, now time.Time) []Event {
+// Replace makes these the endpoints, to be probed anew, and node this node's
+// name. Endpoints that are known keep their state; an incident of one that is
+// watched no longer ends.
+func (s *Set) Replace(node string, endpoints []Endpoint, now time.Time) []Event {
+	s.node = node
 	next := map[Key]*member{}
 	for _, e := range endpoints {
 		m := s.members[e.Key()]

@@ -18,12 +18,12 @@ type world struct {
 }
 
 func newWorld(hosts ...string) *world {
-	w := &world{set: NewSet("node1", "sensor", DefaultRules()), at: time.Unix(1e9, 0), hosts: hosts}
+	w := &world{set: NewSet("sensor", DefaultRules()), at: time.Unix(1e9, 0), hosts: hosts}
 	var endpoints []Endpoint
 	for _, h := range hosts {
 		endpoints = append(endpoints, w.endpoint(h))
 	}
-	w.set.Replace(endpoints, w.at)
+	w.set.Replace("node1", endpoints, w.at)
 	return w
 }
 
@@ -54,7 +54,7 @@ func (w *world) said() string {
 	return strings.NewReplacer(":5672", "", ":6379", "").Replace(strings.Join(all, ", "))
 }
 
-func TestCutOff(t *testing.T) {
+func TestProberCutOff(t *testing.T) {
 	w := newWorld("a", "b", "local")
 	w.pass(time.Second, nil)
 	assert.Equal(t, "a up, b up, 127.0.0.1 up", w.said())
@@ -115,9 +115,9 @@ func TestReplaceKeepsIncidents(t *testing.T) {
 	w.pass(5*time.Second, map[string]Verdict{"a": Bad})
 	id := w.events[len(w.events)-1].ID
 	w.said()
-	w.set.Replace([]Endpoint{w.endpoint("a"), w.endpoint("b")}, w.at)
+	w.set.Replace("node1", []Endpoint{w.endpoint("a"), w.endpoint("b")}, w.at)
 	w.pass(3*time.Second, map[string]Verdict{"a": Bad})
-	w.events = append(w.events, w.set.Replace([]Endpoint{w.endpoint("b")}, w.at)...)
+	w.events = append(w.events, w.set.Replace("node1", []Endpoint{w.endpoint("b")}, w.at)...)
 	if assert.Len(t, w.events, 1) {
 		e := w.events[0]
 		assert.Equal(t, []any{id, StateDown, StateUnknown, "not watched any more"}, []any{e.ID, e.Previous, e.State, e.Reason})

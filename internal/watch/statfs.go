@@ -100,9 +100,10 @@ func (c *statfsChild) verdict() (Verdict, string) {
 		return Unknown, fmt.Sprintf("statfs cannot be tried: %v", c.err)
 	}
 	switch errno := unix.Errno(exit.ExitCode() - statfsErrno); errno {
+	// Linux's client gives either for an export that is withdrawn.
 	case unix.ESTALE:
-		return Bad, "stale file handle: the exported directory was deleted or replaced on the server"
-	case unix.EACCES, unix.EPERM: // Linux's client gives EACCES for an export that is withdrawn
+		return Bad, "stale file handle: the export is withdrawn, or its directory was deleted or replaced on the server"
+	case unix.EACCES, unix.EPERM:
 		return Bad, "access denied: the export is withdrawn, or does not allow this node"
 	case unix.EIO, unix.ETIMEDOUT: // a soft mount that has given up
 		return Bad, "no answer for so long that the mount gave up: " + errno.Error()

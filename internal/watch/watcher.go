@@ -27,13 +27,13 @@ func NewWatcher(set *Set, event func(Event)) *Watcher {
 	return &Watcher{Event: event, set: set}
 }
 
-// Watch makes these the endpoints that are watched until ctx ends. What was
-// watched before is stopped first.
-func (w *Watcher) Watch(ctx context.Context, endpoints []Endpoint) {
+// Watch makes these the endpoints that are watched until ctx ends, from the
+// node of that name. What was watched before is stopped first.
+func (w *Watcher) Watch(ctx context.Context, node string, endpoints []Endpoint) {
 	w.Stop()
 	ctx, stop := context.WithCancel(ctx)
 	w.stop = stop
-	w.do(func(s *Set) []Event { return s.Replace(endpoints, time.Now()) })
+	w.do(func(s *Set) []Event { return s.Replace(node, endpoints, time.Now()) })
 	for _, e := range endpoints {
 		w.wait.Go(func() { w.run(ctx, e) })
 	}
@@ -83,6 +83,13 @@ func (w *Watcher) Healed(key Key, by string) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.set.Healed(key, by)
+}
+
+// Node is this node's name in events.
+func (w *Watcher) Node() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.set.node
 }
 
 // CutOff says whether this node reaches no other host.

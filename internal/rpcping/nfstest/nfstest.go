@@ -23,6 +23,7 @@ type Server struct {
 
 	tb      testing.TB
 	dir     string
+	space   string // the network namespace; empty: this process's
 	exports []string
 	cmd     *exec.Cmd
 	ended   chan struct{}
@@ -38,10 +39,46 @@ func Start(tb testing.TB, exports ...string) *Server {
 	require.NoError(tb, err)
 	s := &Server{Addr: l.Addr().String(), tb: tb, dir: tb.TempDir()}
 	require.NoError(tb, l.Close())
-	s.configure(exports)
-	tb.Cleanup(s.Kill)
-	s.Run()
+	s.begin(exports)
 	return s
+}
+
+func (s *Server) begin(exports []string) {
+	s.tb.Helper()
+	s.configure(exports)
+	s.tb.Cleanup(s.Kill)
+	s.Run()
+}
+
+// StartAway runs such a server behind a network link, which Cut cuts. It is in
+// a network namespace of its own, on an address kept for documentation
+// (RFC 5737).
+func StartAway(tb testing.TB, exports ...string) *Server {
+	tb.Helper()
+	require.Zero(tb, os.Geteuid(), "an NFS server takes root")
+	s := &Server{Addr: "203.0.113.2:2049", tb: tb, dir: tb.TempDir(), space: fmt.Sprint("st2ha-nfs-", os.Getpid())}
+	near := fmt.Sprint("st2ha", os.Getpid())
+	s.ip("netns", "add", s.space)
+	tb.Cleanup(func() { s.ip("netns", "del", s.space) })
+	s.ip("link", "add", near, "type", "veth", "peer", "name", "away", "netns", s.space)
+	s.ip("addr", "add", "203.0.113.1/30", "dev", near)
+	s.ip("link", "set", near, "up")
+	s.ip("-n", s.space, "link", "set", "away", "up")
+	s.Heal()
+	s.begin(exports)
+	return s
+}
+
+// Cut has packets to the server vanish, with no word to either side; it is for StartAway.
+func (s *Server) Cut() { s.ip("-n", s.space, "addr", "del", "203.0.113.2/30", "dev", "away") }
+
+// Heal is the end of Cut.
+func (s *Server) Heal() { s.ip("-n", s.space, "addr", "add", "203.0.113.2/30", "dev", "away") }
+
+func (s *Server) ip(argv ...string) {
+	s.tb.Helper()
+	out, err := exec.Command("ip", argv...).CombinedOutput()
+	require.NoError(s.tb, err, "ip %v: %s", argv, out)
 }
 
 // configure writes the configuration (ganesha-core-config(8), ganesha-export-config(8)).
@@ -70,7 +107,11 @@ func (s *Server) path(name string) string { return filepath.Join(s.dir, name) }
 // Run starts the server and waits until it listens.
 func (s *Server) Run() {
 	s.tb.Helper()
-	s.cmd = exec.Command("ganesha.nfsd", "-F", "-f", s.path("ganesha.conf"), "-L", s.path("log"), "-p", s.path("pid"), "-N", "NIV_EVENT")
+	argv := []string{"ganesha.nfsd", "-F", "-f", s.path("ganesha.conf"), "-L", s.path("log"), "-p", s.path("pid"), "-N", "NIV_EVENT"}
+	if s.space != "" {
+		argv = append([]string{"ip", "netns", "exec", s.space}, argv...) // which executes it in its own place
+	}
+	s.cmd = exec.Command(argv[0], argv[1:]...)
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	require.NoError(s.tb, s.cmd.Start())
 	s.ended = make(chan struct{})
