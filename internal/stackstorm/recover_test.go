@@ -101,10 +101,9 @@ func TestRecoverServices(t *testing.T) {
 	broker, err := backendtest.NewBroker(t.TempDir())
 	require.NoError(t, err)
 	t.Cleanup(broker.Close)
-	dir := t.TempDir()
-	program, err := backendtest.BuildMongod(dir)
+	program, err := backendtest.BuildMongod(t.TempDir())
 	require.NoError(t, err)
-	mongod, err := backendtest.NewMongod(program, dir, false)
+	mongod, err := backendtest.NewMongod(program, t.TempDir(), false)
 	require.NoError(t, err)
 	t.Cleanup(func() { mongod.Kill() })
 	stop := consume(t, broker.Addr, "st2scheduler", "st2workflowengine", runnerUnit)
@@ -167,8 +166,7 @@ func TestRecoverServices(t *testing.T) {
 	require.ErrorContains(t, s.Verify(t.Context(), n), "nobody consumes")
 
 	// Where it is the backend that is away, a restart heals nothing.
-	_, err = broker.Ctl("0ther\n0ther\n", "change_password", backendtest.User)
-	require.NoError(t, err)
+	broker.MustCtl(t, "0ther\n0ther\n", "change_password", backendtest.User)
 	findings, err := s.Check(t.Context(), n)
 	require.NoError(t, err)
 	require.Equal(t, "broker", findings[0].Check)

@@ -17,7 +17,7 @@ OPERATORS = {
     "equals": lambda value, pattern: value == pattern,
     "inside": lambda value, pattern: value in pattern,
     "startswith": lambda value, pattern: value.startswith(pattern),
-    "endswith": lambda value, pattern: value.endswith(pattern),
+    "contains": lambda value, pattern: pattern in value,
     "regex": lambda value, pattern: re.search(pattern, value) is not None,
 }
 TIMER = "core.st2.IntervalTimer"
@@ -59,12 +59,14 @@ EVENTS = [
     (event("mount", PACKS, "down", "mount hung for 4.2 s", "mount"), {
         "mount_hung": {"host": "node2", "directory": PACKS, "wait": 120},
         "mount_stuck": {"host": "node2", "directory": PACKS, "wait": 120, "detach": True}}),
-    (event("mount", PACKS, "down", "stale file handle: the exported directory was deleted or replaced on the server", "mount"), {
+    (event("mount", PACKS, "down", "stale file handle: the export is withdrawn, or its directory was deleted or replaced on the server", "mount"), {
         "mount_stuck": {"host": "node2", "directory": PACKS, "wait": 120, "detach": True}}),
     (event("mount", PACKS, "down", "not mounted", "mount"), {"mount_missing": {"host": "node2", "directory": PACKS, "wait": 120}}),
     (event("mount", PACKS, "suspect", "mount hung for 1.0 s", "mount", "up"), {}),
     (event("nfs", "10.0.0.1:2049", "down", "export /opt/stackstorm/packs withdrawn", "export /opt/stackstorm/packs"), {
         "export_withdrawn": {"host": "10.0.0.1", "directory": PACKS, "wait": 120}}),
+    (event("nfs", "10.0.0.1:2049", "down", "export /opt/stackstorm/packs withdrawn: the server exports nothing to this node",
+           "export /opt/stackstorm/packs"), {"export_withdrawn": {"host": "10.0.0.1", "directory": PACKS, "wait": 120}}),
     (event("nfs", "10.0.0.1:2049", "down", "export /opt/stackstorm/packs: its directory was deleted or replaced on the server",
            "export /opt/stackstorm/packs"), {}),
     (event("nfs", "10.0.0.1:2049", "down", "connection refused", "connection"), {
