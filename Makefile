@@ -65,7 +65,8 @@ lab-test: ## join, again, rollback and failures on the two nodes
 fuzz: ## each fuzz target for FUZZTIME
 	@test/fuzz.sh $(FUZZTIME)
 
-bench: ## the no-change run of all steps on two nodes
+bench: ## what watching takes of a node; the no-change run of all steps on two nodes
+	go test -run '^$$' -bench Footprint -benchtime 1x ./cmd/st2ha-watch
 	@test/bench.sh
 
 clean:

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"sync/atomic"
@@ -80,11 +81,17 @@ func (p *prober) loop(ctx context.Context) {
 		p.log.Info("watching", "node", found.Node, "endpoints", len(found.Endpoints))
 		p.metrics.watching(found.Endpoints)
 		p.watcher.Watch(ctx, found.Node, found.Endpoints)
-		since := time.Now()
-		for ctx.Err() == nil && stamps() == before && (len(found.Problems) == 0 || time.Since(since) < retryEvery) {
+		tried := time.Now()
+		for stamps() == before {
 			select {
 			case <-ctx.Done():
+				return
 			case <-time.After(lookEvery):
+			}
+			if len(found.Problems) > 0 && time.Since(tried) >= retryEvery {
+				if tried = time.Now(); fmt.Sprint(p.find(ctx).Problems) != fmt.Sprint(found.Problems) {
+					break
+				}
 			}
 		}
 	}

@@ -135,7 +135,7 @@ func (k *keeper) note(e watch.Event) {
 	}
 	data, err := json.Marshal(k.open)
 	if err == nil {
-		err = host.NewLocal("").WriteFile(k.ctx, host.File{Path: k.file, Data: data, Mode: 0o600})
+		err = host.NewLocal("").WriteFile(context.WithoutCancel(k.ctx), host.File{Path: k.file, Data: data, Mode: 0o600})
 	}
 	if err != nil {
 		k.log.Error("note the open incidents", "error", err)

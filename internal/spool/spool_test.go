@@ -3,10 +3,13 @@ package spool
 import (
 	"bufio"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -25,8 +28,15 @@ func TestMain(m *testing.M) {
 
 // appendForEver says the id of each record that is on the disk.
 func appendForEver(dir, prefix string) {
+	most := math.MaxInt
+	if text := os.Getenv("ST2HA_TEST_RECORDS"); text != "" {
+		most, _ = strconv.Atoi(text)
+	}
 	s, err := Open(dir, 1<<30)
 	for i := 0; err == nil; i++ {
+		if i == most {
+			os.Exit(0)
+		}
 		id := fmt.Sprintf("%s-%d", prefix, i)
 		if _, err = s.Append(id, []byte(strings.Repeat(id, 1+i%500))); err == nil {
 			fmt.Println(id)
@@ -212,4 +222,57 @@ func TestKill(t *testing.T) {
 	}
 	t.Logf("%d records over 25 kills, %d taken, %d left", len(said), taken, len(left))
 	assert.LessOrEqual(t, missing, taken, "only what was taken is gone")
+}
+
+// The same, with the kill at each system call in turn that changes the disk,
+// just before it takes effect (strace(1), --inject with a signal).
+func TestKillAtEachSystemCall(t *testing.T) {
+	for _, call := range []string{"openat", "pwrite64", "fsync", "write", "renameat"} {
+		killed := 0
+		for when := 1; when <= 12; when++ {
+			dir := filepath.Join(t.TempDir(), "spool")
+			cmd := exec.Command("strace", "-f", "-qq", "-o", "/dev/null", "-P", dir, "-P", dir+"/000000000001.segment", "-P", dir+"/"+ackFile+".new", "-P", dir+"/"+ackFile,
+				"-e", "trace="+call, "-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", call, when), os.Args[0])
+			cmd.Env = append(os.Environ(), "ST2HA_TEST_SPOOL="+dir, "ST2HA_TEST_PREFIX=x", "ST2HA_TEST_RECORDS=20")
+			out, err := cmd.Output()
+			var exit *exec.ExitError
+			if err != nil {
+				require.ErrorAs(t, err, &exit)
+			}
+			if exit == nil || exit.ExitCode() == 0 {
+				break // it made no more of these calls
+			}
+			killed++
+			check(t, dir, string(out))
+		}
+		t.Logf("%s: killed at %d calls", call, killed)
+		require.Positive(t, killed, call)
+	}
+}
+
+// check opens what a killed process left: all that it said it had appended is
+// there, in order, but for what it said was taken.
+func check(t *testing.T, dir, out string) {
+	t.Helper()
+	var said []string
+	taken := 0
+	for line := range strings.Lines(out) {
+		var id string
+		var n int
+		if _, err := fmt.Sscanf(line, "took %s %d", &id, &n); err == nil {
+			taken += n
+			continue
+		}
+		said = append(said, strings.TrimSpace(line))
+	}
+	s := open(t, dir, 1<<30)
+	left := ids(t, s)
+	require.NoError(t, s.Close())
+	for first := 0; first <= taken; first++ {
+		if first <= len(said) && len(left) >= len(said)-first && slices.Equal(said[first:], left[:len(said)-first]) {
+			require.LessOrEqual(t, len(left)-(len(said)-first), 1, "one more record at most than was said: %v, %v", said, left)
+			return
+		}
+	}
+	t.Fatalf("said %v, took %d, left %v", said, taken, left)
 }
