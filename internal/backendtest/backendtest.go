@@ -49,8 +49,8 @@ func (s *Server) Start() error {
 	s.cmd = exec.Command(s.argv[0], s.argv[1:]...)
 	s.cmd.Dir, s.cmd.Env = s.Dir, append(os.Environ(), s.env...)
 	s.cmd.Stdout, s.cmd.Stderr = &s.output, &s.output
-	// A group of its own, so that all of it can be signalled.
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// A group of its own, so that all of it can be signalled; it ends with the test, also with one that panics.
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	s.cmd.WaitDelay = time.Second
 	if err := s.cmd.Start(); err != nil {
 		return err
@@ -170,9 +170,11 @@ func NewBroker(dir string, users ...string) (*Broker, error) {
 		"RABBITMQ_NODE_PORT=" + port, "RABBITMQ_DIST_PORT=" + dist, "RABBITMQ_MNESIA_BASE=" + dir + "/mnesia",
 		"RABBITMQ_LOG_BASE=" + dir + "/log", "RABBITMQ_CONF_ENV_FILE=" + dir + "/env.conf", "RABBITMQ_CONFIG_FILE=" + dir + "/rabbitmq",
 		"RABBITMQ_ENABLED_PLUGINS_FILE=" + dir + "/plugins", "ERL_EPMD_PORT=" + mapper, "ERL_EPMD_ADDRESS=127.0.0.1",
-		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=+sbwt none"}
+		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=+sbwt none",
+		"RUNNING_UNDER_SYSTEMD=true"} // then the script becomes the node instead of watching over it
 	// Started here, or the node would start one that outlives it.
 	b.epmd = exec.Command("epmd", "-port", mapper, "-address", "127.0.0.1")
+	b.epmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := b.epmd.Start(); err != nil {
 		return nil, err
 	}

@@ -109,6 +109,7 @@ func TestRedisTLS(t *testing.T) {
 	require.NoError(t, err)
 	s.TLS = &tls.Config{RootCAs: x509.NewCertPool(), ServerName: "127.0.0.1"}
 	s.TLS.RootCAs.AddCert(cert)
+	s.LoginEvery = 300 * time.Millisecond
 	w = start(t, WatchRedis(s))
 	w.is(ProbePing, Good, "")
 	w.is(ProbeLogin, Good, "")
