@@ -3,10 +3,10 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"sync/atomic"
 	"time"
 
@@ -76,13 +76,13 @@ func (p *prober) follow(ctx context.Context) (ended <-chan struct{}) {
 
 func (p *prober) loop(ctx context.Context) {
 	for ctx.Err() == nil {
-		before := stamps()
+		before := p.fingerprint(ctx)
 		found := p.find(ctx)
 		p.log.Info("watching", "node", found.Node, "endpoints", len(found.Endpoints))
 		p.metrics.watching(found.Endpoints)
 		p.watcher.Watch(ctx, found.Node, found.Endpoints)
 		tried := time.Now()
-		for stamps() == before {
+		for p.fingerprint(ctx) == before {
 			select {
 			case <-ctx.Done():
 				return
@@ -97,20 +97,14 @@ func (p *prober) loop(ctx context.Context) {
 	}
 }
 
-// stamp tells one state of a file from another; all zero if it is not there.
-type stamp struct {
-	size  int64
-	mtime time.Time
-}
-
-func stamps() [3]stamp {
-	var all [3]stamp
-	for i, name := range watch.Files() {
-		if info, err := os.Stat(name); err == nil {
-			all[i] = stamp{info.Size(), info.ModTime()}
-		}
+// fingerprint tells one state of the files that endpoints come from from another.
+func (p *prober) fingerprint(ctx context.Context) [sha256.Size]byte {
+	sum := sha256.New()
+	for _, name := range watch.Files() {
+		f, err := p.host.ReadFile(ctx, name)
+		fmt.Fprintf(sum, "%s %d %q %v\n", name, len(f.Data), f.Data, err)
 	}
-	return all
+	return [sha256.Size]byte(sum.Sum(nil))
 }
 
 // dial connects to the first node of the broker that takes the login.

@@ -3,15 +3,19 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -20,6 +24,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"st2ha/internal/backendtest"
+	"st2ha/internal/host"
 	"st2ha/internal/watch"
 )
 
@@ -282,4 +287,40 @@ func TestUsage(t *testing.T) {
 	require.Error(t, err)
 	assert.Contains(t, string(out), "ST2HA_WATCH_CONFIG")
 	assert.NotContains(t, string(out), "secret")
+}
+
+// A change of st2.conf is noticed, and what it names from then on is watched.
+func TestConfigurationChanges(t *testing.T) {
+	one, two := newRedis(t), newRedis(t)
+	root := t.TempDir()
+	conf := filepath.Join(root, "etc/st2/st2.conf")
+	require.NoError(t, os.MkdirAll(filepath.Dir(conf), 0o755))
+	use := func(s *backendtest.Server) {
+		text := "[database]\nhost = 127.0.0.1\nport = 1\n[messaging]\nurl = amqp://127.0.0.1:1/\n[coordination]\nurl = redis://" + s.Addr + "\n"
+		require.NoError(t, os.WriteFile(conf, []byte(text), 0o644))
+	}
+	use(one)
+	p := newProber("n1", watch.Config{Units: []string{"st2api"}}, slog.New(slog.DiscardHandler))
+	p.host = host.NewLocalAt("n1", root)
+	all := make(chan watch.Event, 1000)
+	var ofMongoDB atomic.Int32
+	p.watch("sensor", nil, func(e watch.Event) {
+		if e.Backend == watch.MongoDB {
+			ofMongoDB.Add(1)
+		}
+		all <- e
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := p.follow(ctx)
+	defer func() { cancel(); <-ended }()
+	assert.Equal(t, one.Addr, await(t, all, watch.Redis, watch.StateUp).Endpoint)
+	require.Eventually(t, func() bool { return ofMongoDB.Load() == 1 }, 20*time.Second, 20*time.Millisecond)
+	one.Kill()
+	gone := await(t, all, watch.Redis, watch.StateDown)
+	use(two)
+	lost := await(t, all, watch.Redis, watch.StateUnknown)
+	assert.Equal(t, []string{gone.ID, "not watched any more"}, []string{lost.ID, lost.Reason})
+	assert.Equal(t, two.Addr, await(t, all, watch.Redis, watch.StateUp).Endpoint)
+	time.Sleep(time.Second)
+	assert.Equal(t, int32(1), ofMongoDB.Load(), "what goes on is not told anew")
 }

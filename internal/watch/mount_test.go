@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -215,6 +216,9 @@ func nobodysChild(t *testing.T) []string {
 	return []string{dir + "/child", "statfs"}
 }
 
+// servers are the processes of all tests of this package (proc(5), stat).
+var servers = regexp.MustCompile(`\((sshfs|sftp-server|ganesha\.nfsd|epmd|rabbitmq-server|redis-server|mongod)\)`)
+
 // children are the child processes of this one that probe, dead or alive.
 func children(tb testing.TB) []string {
 	tb.Helper()
@@ -225,7 +229,7 @@ func children(tb testing.TB) []string {
 		pids, _ := os.ReadFile(list) // a thread may have ended
 		for _, pid := range strings.Fields(string(pids)) {
 			stat, _ := os.ReadFile("/proc/" + pid + "/stat")
-			if strings.Contains(string(stat), "(sshfs)") || strings.Contains(string(stat), "(sftp-server)") || strings.Contains(string(stat), "(ganesha.nfsd)") {
+			if servers.Match(stat) {
 				continue
 			}
 			found = append(found, string(stat))
