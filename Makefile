@@ -9,7 +9,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # Executions, not seconds: at the end of a time, go test -fuzz may fail with "context deadline exceeded" (golang/go#75804).
 FUZZTIME ?= 20000x
 
-.PHONY: build pack release lab lab-down test setup lint vuln unit install-test workflow lab-test fuzz bench clean
+.PHONY: build pack release lab lab-down test setup lint vuln unit install-test workflow sensor lab-test fuzz bench clean
 
 build: ## the programs that the launcher actions/st2ha runs, static and the same wherever they are built
 	@for program in cmd/*; do \
@@ -29,7 +29,7 @@ lab: ## the main job on two real nodes on this machine; KEEP=1 leaves them up
 lab-down: ## ends a lab that KEEP=1 left up
 	@test/lab/lab.sh down
 
-test: setup lint vuln unit install-test workflow fuzz lab-test ## everything
+test: setup lint vuln unit install-test workflow sensor fuzz lab-test ## everything
 
 setup: ## what the tests need on a bare Debian 12 machine with Go
 	@test/setup.sh
@@ -56,13 +56,19 @@ workflow: build ## the workflows under the real orquesta engine, and their metad
 	$$(test/workflow/setup.sh) test/workflow/run.py --pack . --inspect
 	$$(test/workflow/setup.sh) test/workflow/test_run.py
 
+sensor: ## the sensor, as it is and with StackStorm's eventlet patching; its rules
+	$$(test/workflow/setup.sh) test/sensor/test_sensor.py
+	EVENTLET=1 $$(test/workflow/setup.sh) -W ignore::DeprecationWarning test/sensor/test_sensor.py
+	$$(test/workflow/setup.sh) test/sensor/test_rules.py
+
 lab-test: ## join, again, rollback and failures on the two nodes
 	go test -count=1 -timeout 40m -v ./test/lab
 
 fuzz: ## each fuzz target for FUZZTIME
 	@test/fuzz.sh $(FUZZTIME)
 
-bench: ## a run of all steps that finds nothing to change, on fast and on slow nodes, and beside Ansible
+bench: ## what watching takes of a node; a run of all steps that finds nothing to change, on fast and on slow nodes, and beside Ansible
+	go test -run '^$$' -bench Footprint -benchtime 1x ./cmd/st2ha-watch
 	@test/bench.sh
 
 clean:

@@ -22,7 +22,7 @@ import (
 
 // commands are the actions, in the order of a join.
 func commands() []command {
-	return []command{
+	return append([]command{
 		&preflightCommand{},
 		&stepCommand{title: "configure_mongodb", about: "mongod of the primary listens on its address",
 			groups: []group{mongodbFlags}, build: buildMongoDB},
@@ -40,7 +40,7 @@ func commands() []command {
 			groups: []group{roleFlags, primaryFlags, directoriesFlags, mountFlags}, build: buildVerify},
 		&driftCommand{},
 		&rollbackCommand{},
-	}
+	}, healCommands()...)
 }
 
 // params are the parameters of the steps.
@@ -67,6 +67,8 @@ type params struct {
 
 	directories  []string
 	mountOptions string
+
+	heal healParams
 }
 
 // group declares flags that commands share.
@@ -154,6 +156,13 @@ func (s *stepCommand) flags(f *pflag.FlagSet) {
 }
 
 func (s *stepCommand) exec(ctx context.Context, c *common) (any, error) {
+	return s.run(ctx, c, func(built step.Step, h host.Host) (step.Result, error) {
+		return step.Run(ctx, built, h, c.options())
+	})
+}
+
+// run builds the step, opens the host, and runs the one on the other.
+func (s *stepCommand) run(ctx context.Context, c *common, do func(step.Step, host.Host) (step.Result, error)) (any, error) {
 	failed := step.Result{Step: s.title, Host: s.params.host, Run: c.run, DryRun: c.dryRun, Changes: []step.ChangeSummary{}, Findings: []step.Finding{}}
 	if err := host.CheckAddress("host", s.params.host); err != nil {
 		return failed, err
@@ -167,7 +176,7 @@ func (s *stepCommand) exec(ctx context.Context, c *common) (any, error) {
 	if err != nil {
 		return failed, err
 	}
-	return step.Run(ctx, built, h, c.options())
+	return do(built, h)
 }
 
 func buildMongoDB(_ context.Context, _ *common, p *params) (step.Step, error) {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -17,6 +18,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"st2ha/internal/step"
+	"st2ha/internal/watch"
 )
 
 const pack = "../.."
@@ -284,6 +286,11 @@ func TestConfigSchema(t *testing.T) {
 	types := map[string]func(any) bool{
 		"string":  func(v any) bool { _, ok := v.(string); return ok },
 		"integer": func(v any) bool { _, ok := v.(int); return ok },
+		"number": func(v any) bool {
+			_, whole := v.(int)
+			_, ok := v.(float64)
+			return ok || whole
+		},
 		"boolean": func(v any) bool { _, ok := v.(bool); return ok },
 		"array": func(v any) bool {
 			list, ok := v.([]any)
@@ -295,7 +302,7 @@ func TestConfigSchema(t *testing.T) {
 		require.NotEmpty(t, s.Description, name)
 		require.Contains(t, types, s.Type, name)
 		require.True(t, types[s.Type](s.Default), "default of %s: %v is no %s", name, s.Default, s.Type)
-		require.Equal(t, regexp.MustCompile(`password|secret|token`).MatchString(name), s.Secret, name)
+		require.Equal(t, regexp.MustCompile(`password|secret|token|_ur[il]`).MatchString(name), s.Secret, name)
 	}
 
 	// Every use names a setting, and every setting is used.
@@ -312,6 +319,13 @@ func TestConfigSchema(t *testing.T) {
 			require.Contains(t, settings, m[1], file)
 			used[m[1]] = true
 		}
+	}
+	// The sensor hands those of watching on as they are.
+	config := reflect.TypeFor[watch.Config]()
+	for i := range config.NumField() {
+		name := config.Field(i).Tag.Get("json")
+		require.Contains(t, settings, name)
+		used[name] = true
 	}
 	for name := range settings {
 		require.True(t, used[name], "%s is used", name)

@@ -11,7 +11,6 @@ func (c SSHConfig) WithKeepalive(d time.Duration) SSHConfig {
 // What tests see of the package.
 var (
 	Quote       = quote
-	IsLocal     = isLocal
 	Environment = environment
 	TempName    = tempName
 )

@@ -18,7 +18,7 @@ func Open(ctx context.Context, addr string, cfg SSHConfig) (Host, error) {
 	if err := CheckAddress("host", addr); err != nil {
 		return nil, err
 	}
-	local, err := isLocal(ctx, addr)
+	local, err := IsLocal(ctx, addr)
 	if err != nil {
 		return nil, err
 	}
@@ -64,8 +64,8 @@ func CheckAddress(name, addr string) error {
 	return nil
 }
 
-// isLocal says whether an address, or every address of a name, is this machine's.
-func isLocal(ctx context.Context, addr string) (bool, error) {
+// IsLocal says whether an address, or every address of a name, is this machine's.
+func IsLocal(ctx context.Context, addr string) (bool, error) {
 	if strings.EqualFold(addr, "localhost") {
 		return true, nil
 	}

@@ -10,26 +10,35 @@ import (
 	"go.mongodb.org/mongo-driver/bson"
 	"go.mongodb.org/mongo-driver/mongo"
 	"go.mongodb.org/mongo-driver/mongo/options"
+	"go.mongodb.org/mongo-driver/x/mongo/driver"
 )
 
-// answerTime bounds one conversation with a server.
-const answerTime = 5 * time.Second
+const (
+	answerTime = 5 * time.Second        // bounds one conversation with a server
+	closeTime  = 300 * time.Millisecond // bounds its end
+)
 
-// connect makes a client of exactly the server that uri names. Nothing is
-// sent before the first command.
-func connect(ctx context.Context, d options.ContextDialer, uri string) (*mongo.Client, error) {
-	opts := options.Client().ApplyURI(uri).SetDialer(d).SetDirect(true).SetMaxPoolSize(1).
+// ErrRefused is a login the server does not accept, or a user without rights.
+var ErrRefused = errors.New("login refused")
+
+// Options are those of a client that talks to exactly the server at addr
+// (host:port), by what else uri says.
+func Options(d options.ContextDialer, uri, addr string) *options.ClientOptions {
+	return options.Client().ApplyURI(uri).SetHosts([]string{addr}).SetDialer(d).SetDirect(true).SetMaxPoolSize(1).
 		SetServerSelectionTimeout(answerTime).SetConnectTimeout(answerTime).SetTimeout(answerTime)
-	return mongo.Connect(ctx, opts)
 }
 
 // ask runs one command and closes the connection.
-func ask(ctx context.Context, d options.ContextDialer, uri, database string, command bson.D, into any) error {
-	client, err := connect(ctx, d, uri)
+func ask(ctx context.Context, opts *options.ClientOptions, database string, command bson.D, into any) error {
+	client, err := mongo.Connect(ctx, opts)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = client.Disconnect(context.WithoutCancel(ctx)) }()
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTime)
+		defer cancel()
+		_ = client.Disconnect(ctx)
+	}()
 	return plain(client.Database(database).RunCommand(ctx, command).Decode(into))
 }
 
@@ -46,20 +55,27 @@ func plain(err error) error {
 // hello. That needs no login.
 func Answers(ctx context.Context, d options.ContextDialer, addr string) error {
 	var reply bson.M
-	return ask(ctx, d, "mongodb://"+addr, "admin", bson.D{{Key: "hello", Value: 1}}, &reply)
+	return ask(ctx, Options(d, "mongodb://"+addr, addr), "admin", bson.D{{Key: "hello", Value: 1}}, &reply)
 }
 
-// Login logs in with the given URI, whose password stays out of the error.
-func Login(ctx context.Context, d options.ContextDialer, uri, database string) error {
+// Login logs in to the server at addr with what the URI holds; the password
+// stays out of the error. ErrRefused is told from a server that is away.
+func Login(ctx context.Context, d options.ContextDialer, uri, addr, database string) error {
 	var reply bson.M
 	// ping needs no login, but the driver logs in before it sends anything.
-	return ask(ctx, d, uri, database, bson.D{{Key: "ping", Value: 1}}, &reply)
+	err := ask(ctx, Options(d, uri, addr), database, bson.D{{Key: "ping", Value: 1}}, &reply)
+	var said driver.Error // what a login ends with has no form in the driver's public packages
+	// Unauthorized, AuthenticationFailed (MongoDB, error_codes.yml).
+	if errors.As(err, &said) && (said.Code == 13 || said.Code == 18) {
+		return fmt.Errorf("%w: %w", ErrRefused, err)
+	}
+	return err
 }
 
 // Open says whether the server at addr obeys somebody who has not logged in.
 func Open(ctx context.Context, d options.ContextDialer, addr string) (bool, error) {
 	var reply bson.M
-	err := ask(ctx, d, "mongodb://"+addr, "admin", bson.D{{Key: "listDatabases", Value: 1}, {Key: "nameOnly", Value: true}}, &reply)
+	err := ask(ctx, Options(d, "mongodb://"+addr, addr), "admin", bson.D{{Key: "listDatabases", Value: 1}, {Key: "nameOnly", Value: true}}, &reply)
 	var refused mongo.CommandError
 	if errors.As(err, &refused) {
 		return false, nil

@@ -150,10 +150,10 @@ func (s *Export) exported(ctx context.Context, h host.Host, dirs []string) error
 	if err != nil {
 		return fault.Failed("exportfs", "", "%s: %w", h.Name(), err)
 	}
-	have := writable(string(out))
+	have := exported(string(out))
 	for _, dir := range dirs {
 		for _, client := range s.Clients {
-			if !have[[2]string{dir, client}] {
+			if !strings.Contains(","+have[[2]string{dir, client}]+",", ",rw,") {
 				return fault.Failed("export", "exportfs -v and journalctl -u "+serverUnit+" on "+h.Name()+" say more",
 					"%s: %s is not exported to %s for reading and writing", h.Name(), dir, client)
 			}
@@ -162,20 +162,19 @@ func (s *Export) exported(ctx context.Context, h host.Host, dirs []string) error
 	return nil
 }
 
-// writable reads "exportfs -v" (exportfs(8)): the directories and clients that
-// are exported for reading and writing. A path stands before a tab, or, if it
-// is long, on a line of its own with its client on the next.
-func writable(listing string) map[[2]string]bool {
-	have := map[[2]string]bool{}
+// exported reads "exportfs -v" (exportfs(8)): the options of directories and
+// clients. A path stands before a tab, or, if it is long, on a line of its own
+// with its client on the next.
+func exported(listing string) map[[2]string]string {
+	have := map[[2]string]string{}
 	dir := ""
 	for _, line := range strings.Split(listing, "\n") {
 		if line != "" && line[0] != '\t' && line[0] != ' ' {
 			path, rest, _ := strings.Cut(line, "\t")
 			dir, line = strings.ReplaceAll(strings.TrimRight(path, " "), `\040`, " "), rest
 		}
-		client, opts, ok := strings.Cut(strings.TrimSuffix(strings.TrimSpace(line), ")"), "(")
-		if ok && strings.Contains(","+opts+",", ",rw,") {
-			have[[2]string{dir, client}] = true
+		if client, opts, ok := strings.Cut(strings.TrimSuffix(strings.TrimSpace(line), ")"), "("); ok {
+			have[[2]string{dir, client}] = opts
 		}
 	}
 	return have

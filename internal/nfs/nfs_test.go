@@ -67,15 +67,19 @@ const listing = "/srv          \t<world>(sync,wdelay,hide,no_subtree_check,sec=s
 	"/opt/stackstorm/with space\n" +
 	"\t\tnode2.example(sync,rw)\n"
 
-func TestWritable(t *testing.T) {
-	require.Equal(t, map[[2]string]bool{
-		{"/opt/a", "192.168.0.101"}:                     true,
-		{"/opt/stackstorm/packs", "192.168.0.101"}:      true,
-		{"/opt/a b", "2001:db8::65"}:                    true,
-		{"/opt/stackstorm/with space", "node2.example"}: true,
-	}, writable(listing))
-	require.Empty(t, writable(""))
-	require.Empty(t, writable("\n\t\t\nexportfs: nothing\n"))
+func TestListing(t *testing.T) {
+	have := exported(listing)
+	require.Len(t, have, 6)
+	for key, want := range map[[2]string]string{
+		{"/srv", "<world>"}:                             "sync,wdelay,hide,no_subtree_check,sec=sys,ro,secure,root_squash,no_all_squash",
+		{"/opt/a b", "2001:db8::65"}:                    "rw,sync",
+		{"/opt/stackstorm/with space", "node2.example"}: "sync,rw",
+	} {
+		require.Equal(t, want, have[key])
+	}
+	require.Contains(t, have[[2]string{"/opt/stackstorm/packs", "192.168.0.102"}], ",ro,")
+	require.Empty(t, exported(""))
+	require.Empty(t, exported("\n\t\t\nexportfs: nothing\n"))
 }
 
 func TestExported(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/streadway/amqp"
@@ -34,34 +35,40 @@ type Login struct {
 // password, or no permission for the vhost.
 var ErrRefused = errors.New("login refused")
 
+// ErrForbidden is a login that is accepted, of a user who may not do what is
+// needed. It is an ErrRefused as well.
+var ErrForbidden = errors.New("no permission")
+
+// BlockedError is a broker that takes no messages until its alarm is over.
+type BlockedError struct {
+	Reason string // the broker's: low on memory, low on disk
+}
+
+// Error names the alarm as RabbitMQ's documentation does.
+func (e *BlockedError) Error() string {
+	if alarm, ok := strings.CutPrefix(e.Reason, "low on "); ok {
+		return alarm + " alarm: publishers are blocked"
+	}
+	return "publishers are blocked: " + e.Reason
+}
+
+// Words is what the broker said, without the constant's name before it.
+func Words(e *amqp.Error) string {
+	if name, words, ok := strings.Cut(e.Reason, " - "); ok && name == strings.ToUpper(name) {
+		return words
+	}
+	return e.Reason
+}
+
 // Dial opens a connection. ErrRefused is told from a broker that is away.
-func Dial(ctx context.Context, d ContextDialer, l Login) (*amqp.Connection, error) {
-	var raw net.Conn
-	conn, err := amqp.DialConfig("amqp://"+l.Addr, amqp.Config{
-		SASL:      []amqp.Authentication{&amqp.PlainAuth{Username: l.User, Password: l.Password}},
-		Vhost:     l.VHost,
-		Heartbeat: 10 * time.Second,
-		Dial: func(network, addr string) (net.Conn, error) {
-			ctx, cancel := context.WithTimeout(ctx, answerTime)
-			defer cancel()
-			var err error
-			if raw, err = d.DialContext(ctx, network, addr); err != nil {
-				return nil, err
-			}
-			return raw, raw.SetDeadline(time.Now().Add(answerTime))
-		},
-	})
-	if err == nil {
-		return conn, nil
+func Dial(ctx context.Context, d ContextDialer, l Login) (*Connection, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	conn, err := d.DialContext(ctx, "tcp", l.Addr)
+	if err != nil {
+		return nil, err
 	}
-	if raw != nil {
-		_ = raw.Close() // the library leaves it open (streadway/amqp: DialConfig)
-	}
-	var said *amqp.Error
-	if errors.As(err, &said) && (said.Code == amqp.AccessRefused || said.Code == amqp.NotAllowed) {
-		return nil, fmt.Errorf("%w: %s", ErrRefused, said.Reason)
-	}
-	return nil, err
+	return open(ctx, conn, l, heartbeat)
 }
 
 // Listens says whether an AMQP broker answers at addr (host:port).
@@ -91,59 +98,67 @@ func Listens(ctx context.Context, d ContextDialer, addr string) error {
 
 // Works logs in and uses the permissions to configure, write and read: it
 // declares a queue of its own, publishes to it and takes the message out. The
-// queue is gone when the connection ends.
+// queue is gone when the connection ends. A broker with an alarm is a
+// *BlockedError.
 func Works(ctx context.Context, d ContextDialer, l Login) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
 	conn, err := Dial(ctx, d, l)
 	if err != nil {
 		return err
 	}
-	defer closeConnection(conn)
+	defer conn.Close()
+	return conn.within(ctx, func() error { return works(conn) })
+}
+
+func works(conn *Connection) error {
+	channel, err := conn.Channel()
+	if err != nil {
+		return err
+	}
+	queue := ownName("check")
+	if _, err := channel.QueueDeclare(queue, false, true, true, false, nil); err != nil {
+		return permission(err, "configure")
+	}
+	// The default exchange needs no permission to write, so one of its own is used.
+	if err := channel.ExchangeDeclare(queue, amqp.ExchangeFanout, false, true, false, false, nil); err != nil {
+		return permission(err, "configure")
+	}
+	if err := channel.QueueBind(queue, "", queue, false, nil); err != nil {
+		return permission(err, "write")
+	}
+	if err := channel.Confirm(false); err != nil {
+		return err
+	}
+	if err := newCanary(conn, channel, queue, "").publish(); err != nil {
+		return err
+	}
+	if _, ok, err := channel.Get(queue, true); err != nil || !ok {
+		return permission(err, "read")
+	}
+	return nil
+}
+
+// ownName is a name that no other queue or exchange has.
+func ownName(purpose string) string {
 	name := make([]byte, 8)
 	_, _ = rand.Read(name)
-	queue := "st2ha.check." + hex.EncodeToString(name)
-	return within(answerTime, func() error {
-		channel, err := conn.Channel()
-		if err != nil {
-			return err
-		}
-		if _, err := channel.QueueDeclare(queue, false, true, true, false, nil); err != nil {
-			return permission(err, "configure")
-		}
-		// The default exchange needs no permission to write, so one of its own is used.
-		if err := channel.ExchangeDeclare(queue, amqp.ExchangeFanout, false, true, false, false, nil); err != nil {
-			return permission(err, "configure")
-		}
-		if err := channel.QueueBind(queue, "", queue, false, nil); err != nil {
-			return permission(err, "write")
-		}
-		if err := channel.Confirm(false); err != nil {
-			return err
-		}
-		confirmed := channel.NotifyPublish(make(chan amqp.Confirmation, 1))
-		closed := channel.NotifyClose(make(chan *amqp.Error, 1))
-		if err := channel.Publish(queue, "", false, false, amqp.Publishing{Body: []byte("st2ha")}); err != nil {
-			return permission(err, "write")
-		}
-		select {
-		case <-confirmed:
-		case err := <-closed:
-			if err == nil {
-				return errors.New("the connection ended")
-			}
-			return permission(err, "write")
-		}
-		if _, ok, err := channel.Get(queue, true); err != nil || !ok {
-			return permission(err, "read")
-		}
-		return nil
-	})
+	return "st2ha." + purpose + "." + hex.EncodeToString(name)
+}
+
+// ended is the error of a channel or connection that is no more.
+func ended(err *amqp.Error) error {
+	if err == nil {
+		return errors.New("the connection ended")
+	}
+	return err
 }
 
 // permission names the permission that a refused operation needs.
 func permission(err error, which string) error {
 	var said *amqp.Error
-	if errors.As(err, &said) && said != nil && said.Code == amqp.AccessRefused {
-		return fmt.Errorf("%w: no permission to %s: %s", ErrRefused, which, said.Reason)
+	if errors.As(err, &said) && said.Code == amqp.AccessRefused {
+		return fmt.Errorf("%w: %w to %s: %s", ErrRefused, ErrForbidden, which, Words(said))
 	}
 	if err == nil {
 		return errors.New("a message that was just published could not be read")
@@ -151,45 +166,43 @@ func permission(err error, which string) error {
 	return err
 }
 
-// within bounds calls of the library that take no context.
-func within(limit time.Duration, f func() error) error {
-	done := make(chan error, 1)
-	go func() { done <- f() }()
-	select {
-	case err := <-done:
-		return err
-	case <-time.After(limit):
-		return fmt.Errorf("no answer within %s", limit)
-	}
-}
-
-// closeConnection does not wait for a broker that has blocked the connection:
-// the library's Close would (over 8 s measured).
-func closeConnection(conn *amqp.Connection) {
-	_ = within(500*time.Millisecond, conn.Close)
-}
-
-// Consumers returns how many consumers a queue has. A queue that does not
+// Consumers returns how many consumers each queue has. A queue that does not
 // exist has none.
-func Consumers(ctx context.Context, d ContextDialer, l Login, queue string) (int, error) {
+func Consumers(ctx context.Context, d ContextDialer, l Login, queues ...string) (map[string]int, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
 	conn, err := Dial(ctx, d, l)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	defer closeConnection(conn)
-	count := 0
-	err = within(answerTime, func() error {
-		channel, err := conn.Channel()
-		if err != nil {
-			return err
+	defer conn.Close()
+	return conn.Consumers(ctx, queues...)
+}
+
+// Consumers is as the function of that name, on a connection that is there.
+func (c *Connection) Consumers(ctx context.Context, queues ...string) (map[string]int, error) {
+	count := map[string]int{}
+	err := c.within(ctx, func() error {
+		for _, queue := range queues {
+			// The broker closes the channel of a question for a queue that is not there.
+			channel, err := c.Channel()
+			if err != nil {
+				return err
+			}
+			q, err := channel.QueueInspect(queue)
+			var said *amqp.Error
+			if errors.As(err, &said) && said.Code == amqp.NotFound {
+				continue
+			}
+			if err != nil {
+				return permission(err, "read")
+			}
+			count[queue] = q.Consumers
+			if err := channel.Close(); err != nil {
+				return err
+			}
 		}
-		q, err := channel.QueueInspect(queue)
-		var said *amqp.Error
-		if errors.As(err, &said) && said.Code == amqp.NotFound {
-			return nil
-		}
-		count = q.Consumers
-		return err
+		return nil
 	})
 	return count, err
 }

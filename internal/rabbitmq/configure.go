@@ -234,7 +234,7 @@ func (s *Configure) Verify(ctx context.Context, h host.Host) error {
 		}
 		conn, err := Dial(ctx, from, s.login(s.Address))
 		if err == nil {
-			closeConnection(conn)
+			_ = conn.Close()
 		}
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -25,6 +26,26 @@ func IsActive(ctx context.Context, h host.Host, unit string) (bool, error) {
 		return false, fmt.Errorf("%s: is-active of %s: %w", h.Name(), unit, err)
 	}
 	return true, nil
+}
+
+// Enabled returns those of the units that the host starts at boot, in the
+// same order: the ones that are meant to run.
+func Enabled(ctx context.Context, h host.Host, units ...string) ([]string, error) {
+	blocks, err := show(ctx, h, "LoadState,UnitFileState", units)
+	if err != nil {
+		return nil, err
+	}
+	var found []string
+	for i, block := range blocks {
+		if enabled(properties(block)) {
+			found = append(found, units[i])
+		}
+	}
+	return found, nil
+}
+
+func enabled(p map[string]string) bool {
+	return p["LoadState"] == "loaded" && p["UnitFileState"] == "enabled"
 }
 
 // First returns the first of the units that the host has, for services that
@@ -86,24 +107,74 @@ func properties(block string) map[string]string {
 	return p
 }
 
+// State is what systemd says of a unit.
+type State struct {
+	Unit   string // with its suffix
+	Active string // active, activating, failed, inactive…
+	Sub    string // running, exited, auto-restart, dead…
+}
+
+// States asks for any number of units in one call; a pattern such as
+// st2actionrunner@* stands for the loaded units that match (systemctl(1), show).
+func States(ctx context.Context, h host.Host, units ...string) ([]State, error) {
+	out, err := h.Run(ctx, nil, append([]string{"systemctl", "show", "--property=Id,ActiveState,SubState"}, units...)...)
+	if err != nil {
+		return nil, fmt.Errorf("%s: state of %s: %w", h.Name(), strings.Join(units, ", "), err)
+	}
+	var states []State
+	for _, block := range strings.Split(strings.TrimSpace(string(out)), "\n\n") {
+		if p := properties(block); p["Id"] != "" {
+			states = append(states, State{Unit: p["Id"], Active: p["ActiveState"], Sub: p["SubState"]})
+		}
+	}
+	return states, nil
+}
+
+// Activity is a unit's ActiveState, and for how long it has been active, 0 if
+// it is not (org.freedesktop.systemd1(5)).
+func Activity(ctx context.Context, h host.Host, unit string) (state string, since time.Duration, err error) {
+	blocks, err := show(ctx, h, "ActiveState,ActiveEnterTimestampMonotonic", []string{unit})
+	if err != nil {
+		return "", 0, err
+	}
+	p := properties(blocks[0])
+	if state = p["ActiveState"]; state != "active" {
+		return state, 0, nil
+	}
+	at, err := strconv.ParseInt(p["ActiveEnterTimestampMonotonic"], 10, 64) // microseconds
+	if err != nil {
+		return "", 0, fmt.Errorf("%s: state of %s: %w", h.Name(), unit, err)
+	}
+	uptime, err := h.ReadFile(ctx, "/proc/uptime") // proc(5): CLOCK_BOOTTIME, which runs on while a machine sleeps
+	if err != nil {
+		return "", 0, err
+	}
+	seconds, _, _ := strings.Cut(string(uptime.Data), " ")
+	now, err := strconv.ParseFloat(seconds, 64)
+	if err != nil {
+		return "", 0, fmt.Errorf("%s: /proc/uptime: %w", h.Name(), err)
+	}
+	return state, max(0, time.Duration(now*float64(time.Second))-time.Duration(at)*time.Microsecond), nil
+}
+
 // AwaitEnabled waits until those of the units that the host starts at boot,
 // and so is meant to run, are active, and returns how many they are.
-func AwaitEnabled(ctx context.Context, h host.Host, units ...string) (enabled int, err error) {
+func AwaitEnabled(ctx context.Context, h host.Host, units ...string) (count int, err error) {
 	for {
 		blocks, err := show(ctx, h, "LoadState,UnitFileState,ActiveState,SubState", units)
 		if err != nil {
 			return 0, err
 		}
-		enabled = 0
+		count = 0
 		var down []string
 		for i, block := range blocks {
-			if p := properties(block); p["LoadState"] == "loaded" && p["UnitFileState"] == "enabled" {
-				enabled++
+			if p := properties(block); enabled(p) {
+				count++
 				down = append(down, inactive(units[i], p)...)
 			}
 		}
 		if len(down) == 0 {
-			return enabled, nil
+			return count, nil
 		}
 		select {
 		case <-ctx.Done():

@@ -50,11 +50,25 @@ func services() []string {
 		"st2rulesengine", "st2sensorcontainer", "st2timersengine", "st2workflowengine", "st2scheduler"}
 }
 
+// Units are the units of StackStorm that the host starts at boot, and so
+// are meant to run.
+func Units(ctx context.Context, h host.Host) ([]string, error) {
+	units, err := service.Enabled(ctx, h, services()...)
+	if err == nil && len(units) == 0 {
+		err = noUnits(h)
+	}
+	return units, err
+}
+
+func noUnits(h host.Host) error {
+	return fault.Preflight("st2_units", "install StackStorm on "+h.Name()+", or enable its services", "%s: none of the st2 services is enabled", h.Name())
+}
+
 // await waits until the st2 services that the host is meant to run are active.
 func await(ctx context.Context, h host.Host) error {
 	enabled, err := service.AwaitEnabled(ctx, h, services()...)
 	if err == nil && enabled == 0 {
-		return fault.Preflight("st2_units", "install StackStorm on "+h.Name()+", or enable its services", "%s: none of the st2 services is enabled", h.Name())
+		return noUnits(h)
 	}
 	return err
 }

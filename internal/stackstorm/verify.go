@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -96,7 +95,7 @@ func (s *Verifier) connections(ctx context.Context, h host.Host) error {
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		err := mongodb.Login(ctx, h, db.URI, "st2")
+		err := mongodb.Login(ctx, h, db.URI, db.Via, "st2")
 		if err != nil {
 			err = fault.Failed("database", "compare [database] of "+ConfPath+" on both nodes", "%s: log in to MongoDB at %s: %w", h.Name(), db.Via, err)
 		}
@@ -115,7 +114,7 @@ func consumed(ctx context.Context, h host.Host, login rabbitmq.Login) error {
 	if err != nil {
 		return fault.Failed("broker", "compare [messaging] of "+ConfPath+" with the broker's users", "%s: log in to RabbitMQ at %s as %s: %w", h.Name(), login.Addr, login.User, err)
 	}
-	if consumers == 0 {
+	if consumers[runnerQueue] == 0 {
 		return fault.Failed("consumers", "journalctl -u 'st2actionrunner*' says more", "%s: nobody consumes the queue %s", h.Name(), runnerQueue)
 	}
 	return nil
@@ -123,25 +122,6 @@ func consumed(ctx context.Context, h host.Host, login rabbitmq.Login) error {
 
 // runnerQueue is where action runners take their work (st2common/transport/queues.py).
 const runnerQueue = "st2.actionrunner.work"
-
-// Broker reads the login of [messaging] url.
-func (c *Conf) Broker() (rabbitmq.Login, error) {
-	value, _ := c.Get("messaging", "url")
-	u, err := url.Parse(unescape(value))
-	if err != nil || u.Host == "" {
-		return rabbitmq.Login{}, c.located("messaging", "url", errors.New("[messaging] url is no URL"))
-	}
-	password, _ := u.User.Password()
-	l := rabbitmq.Login{Addr: u.Host, User: u.User.Username(), Password: password, VHost: "/"}
-	if u.Port() == "" {
-		l.Addr = net.JoinHostPort(u.Hostname(), "5672")
-	}
-	// kombu: no path, "/" and "//" are the vhost "/".
-	if vhost := strings.TrimPrefix(u.Path, "/"); vhost != "" {
-		l.VHost = vhost
-	}
-	return l, nil
-}
 
 // seen waits until the primary's kernel knows connections from the node to
 // the ports of database and broker.

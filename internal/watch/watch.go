@@ -35,12 +35,13 @@ const (
 type Observation struct {
 	Probe   string // which one: "connection", "ping", "login", "statfs", "export /opt/stackstorm/packs"
 	Verdict Verdict
-	Reason  string    // in words a person understands; empty when Good
-	At      time.Time // when it was found
-	Limit   Limit     // what it takes for this probe's finding to count
+	Reason  string        // in words a person understands; when Good, a fact such as "secondary of rs0", or empty
+	At      time.Time     // when it was found
+	Took    time.Duration // how long the answer took; 0 where there is nothing to measure
+	Limit   Limit         // what it takes for this probe's finding to count
 }
 
-// Limit says how many findings in a row that are not Good make an endpoint
+// Limit says how many findings in a row that are Silent or Bad make an endpoint
 // suspect, and when it is down. A zero field never does it.
 type Limit struct {
 	Suspect   int           // findings in a row
@@ -49,7 +50,8 @@ type Limit struct {
 }
 
 // Func watches one endpoint: it probes and reports until ctx ends, and leaves
-// no goroutine, child or descriptor behind. report never blocks.
+// no goroutine, child or descriptor behind. report never blocks, and may be
+// called by several goroutines at once.
 type Func func(ctx context.Context, report func(Observation))
 
 // Endpoint is one thing that is watched.

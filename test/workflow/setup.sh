@@ -16,6 +16,7 @@ packages=(
   typing_extensions==4.15.0
   PyYAML==6.0.3 stevedore==5.6.0 ujson==5.11.0 chardet==5.2.0
   setuptools==75.8.0        # pbr asks for it, and venv's own may be anything
+  eventlet==0.40.4 greenlet==3.3.2 dnspython==2.8.0 # the sensor container's patching, for test/sensor
 )
 
 hash=$(sha256sum "${BASH_SOURCE[0]}" | cut -c1-16)

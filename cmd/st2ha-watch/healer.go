@@ -1,0 +1,227 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"time"
+
+	"st2ha/internal/heal"
+	"st2ha/internal/service"
+	"st2ha/internal/watch"
+)
+
+const (
+	source    = "watchdog"
+	healEvery = time.Second      // a look at what is down
+	healTime  = 5 * time.Minute  // for a restart: RabbitMQ takes half a minute on a slow node
+	young     = 60 * time.Second // a unit that systemd calls active may still be recovering its data
+)
+
+// healer restarts what is down on this node, within the limits that actions
+// are held to as well.
+type healer struct {
+	p      *prober
+	queue  *watch.Queue
+	ledger heal.Ledger
+	kicked chan struct{}
+
+	mu      sync.Mutex
+	healing map[watch.Key]bool   // a restart is under way, or its decision
+	silent  map[watch.Key]string // what was said of an endpoint that is not healed
+	restart map[watch.Key]string // the unit that was restarted, until it is up
+	wait    sync.WaitGroup
+}
+
+func newHealer(p *prober, queue *watch.Queue) *healer {
+	return &healer{p: p, queue: queue, ledger: heal.Default(), kicked: make(chan struct{}, 1),
+		healing: map[watch.Key]bool{}, silent: map[watch.Key]string{}, restart: map[watch.Key]string{}}
+}
+
+// kick has the healer look now.
+func (h *healer) kick() {
+	select {
+	case h.kicked <- struct{}{}:
+	default:
+	}
+}
+
+// run heals until ctx ends, and then waits for a restart that is under way.
+func (h *healer) run(ctx context.Context) {
+	defer h.wait.Wait()
+	tick := time.NewTicker(healEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-h.kicked:
+		}
+		h.look(ctx)
+	}
+}
+
+// look begins what there is to do for each endpoint.
+func (h *healer) look(ctx context.Context) {
+	all := h.p.watcher.Statuses()
+	for _, s := range all {
+		switch {
+		case s.State == watch.StateUp:
+			h.begin(s.Key, func() { h.recovered(ctx, s.Key) })
+		case s.State == watch.StateDown && healable(s, all) && !h.p.watcher.CutOff():
+			h.begin(s.Key, func() { h.heal(ctx, s) })
+		}
+	}
+}
+
+// begin does something for an endpoint unless something is being done.
+func (h *healer) begin(key watch.Key, f func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.healing[key] {
+		return
+	}
+	h.healing[key] = true
+	h.wait.Go(func() {
+		f()
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		delete(h.healing, key)
+	})
+}
+
+// healable says whether a restart of a unit of this node could help. A login
+// that is refused, an alarm, an export or a set without primary it does not.
+func healable(s watch.Status, all []watch.Status) bool {
+	if s.Host != "" {
+		return false
+	}
+	switch s.Backend {
+	case watch.MongoDB, watch.RabbitMQ, watch.Redis, watch.NFS:
+		return s.Probe == watch.ProbeConnection || s.Probe == watch.ProbePing
+	case watch.StackStorm:
+		// Without its backends a service cannot run, and comes back when they do.
+		return answers(watch.MongoDB, all) && answers(watch.RabbitMQ, all)
+	}
+	return false
+}
+
+// answers says whether an endpoint of a backend is up.
+func answers(b watch.Backend, all []watch.Status) bool {
+	for _, s := range all {
+		if s.Backend == b && s.State == watch.StateUp {
+			return true
+		}
+	}
+	return false
+}
+
+// recovered gives back what was held against an endpoint that is up.
+func (h *healer) recovered(ctx context.Context, key watch.Key) {
+	h.mu.Lock()
+	unit := h.restart[key]
+	delete(h.restart, key)
+	delete(h.silent, key)
+	h.mu.Unlock()
+	if unit == "" {
+		return
+	}
+	if err := h.ledger.Recovered(ctx, h.p.host, unit, time.Now()); err != nil {
+		h.p.log.Error("note a recovery", "unit", unit, "error", err)
+	}
+}
+
+// heal restarts the unit of an endpoint that is down, if it is allowed to.
+func (h *healer) heal(ctx context.Context, s watch.Status) {
+	ctx, cancel := context.WithTimeout(ctx, healTime)
+	defer cancel()
+	unit, err := h.unit(ctx, s.Key)
+	if err != nil {
+		h.refuse(s, "", err.Error(), false)
+		return
+	}
+	h.mu.Lock()
+	h.restart[s.Key] = unit
+	h.mu.Unlock()
+	if wait, err := settling(ctx, h.p, unit); err != nil || wait {
+		return // it is starting, or has just started: systemd is at it
+	}
+	full, err := heal.DiskFull(ctx, h.p.host, string(s.Backend))
+	if err != nil {
+		h.p.log.Error("look at a disk", "error", err)
+	}
+	if full != "" {
+		h.refuse(s, unit, "not restarted: "+full, true)
+		return
+	}
+	d, err := h.ledger.Allow(ctx, h.p.host, unit, time.Now())
+	switch {
+	case err != nil:
+		h.refuse(s, unit, err.Error(), false)
+	case d.Verdict == heal.Wait: // it is decided anew at the next look
+	case d.Verdict == heal.GaveUp:
+		h.refuse(s, unit, d.Reason, d.First)
+	case d.Verdict != heal.GoAhead:
+		h.refuse(s, unit, d.Reason, false)
+	default:
+		h.mend(ctx, s, unit, d.Heals)
+	}
+}
+
+func (h *healer) unit(ctx context.Context, key watch.Key) (string, error) {
+	if key.Backend == watch.StackStorm {
+		return key.Name, nil
+	}
+	return heal.Unit(ctx, h.p.host, string(key.Backend))
+}
+
+// settling says whether a unit is on its way up.
+func settling(ctx context.Context, p *prober, unit string) (bool, error) {
+	state, since, err := service.Activity(ctx, p.host, unit)
+	if err != nil {
+		p.log.Error("ask systemd", "error", err)
+		return false, err
+	}
+	return state == "activating" || state == "reloading" || state == "active" && since < young, nil
+}
+
+// mend restarts the unit, and tells.
+func (h *healer) mend(ctx context.Context, s watch.Status, unit string, heals int) {
+	h.p.watcher.Healed(s.Key, source)
+	h.tell(heal.Event{Event: heal.EventHealed, Target: unit, Heals: heals, Reason: fmt.Sprintf("restarting %s: %s: %s", unit, s.Key, s.Reason)})
+	err := heal.Restart(ctx, h.p.host, unit)
+	h.p.metrics.healed(s.Key, err)
+	if err != nil {
+		h.p.log.Error("heal", "endpoint", s.Key.String(), "error", err)
+	}
+}
+
+// refuse says once why an endpoint is not healed; people hear of it too if they
+// have to act.
+func (h *healer) refuse(s watch.Status, unit, reason string, people bool) {
+	h.mu.Lock()
+	said := h.silent[s.Key] == reason
+	h.silent[s.Key] = reason
+	h.mu.Unlock()
+	if said {
+		return
+	}
+	h.p.log.Warn("not healed", "endpoint", s.Key.String(), "reason", reason)
+	if people {
+		h.tell(heal.Event{Event: heal.EventGaveUp, Target: unit, Reason: fmt.Sprintf("%s: %s", s.Key, reason)})
+	}
+}
+
+// tell has a line spooled.
+func (h *healer) tell(e heal.Event) {
+	e.Node, e.By, e.At = h.p.watcher.Node(), source, time.Now()
+	line, err := json.Marshal(e)
+	if err != nil {
+		h.p.log.Error("tell of a heal", "error", err)
+		return
+	}
+	h.p.log.Info(e.Event, "target", e.Target, "reason", e.Reason)
+	h.queue.PutLine(line, nil)
+}

@@ -1,0 +1,123 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"st2ha/internal/fault"
+	"st2ha/internal/watch"
+)
+
+// metrics are what Prometheus is told; they are kept also when nobody asks.
+type metrics struct {
+	registry *prometheus.Registry
+	up       *prometheus.GaugeVec
+	duration *prometheus.HistogramVec
+	changes  *prometheus.CounterVec
+	heals    *prometheus.CounterVec
+
+	mu   sync.Mutex
+	took map[watch.Key]time.Duration // of the newest answer
+}
+
+func newMetrics() *metrics {
+	of := []string{"backend", "endpoint"}
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		up:       prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "st2ha_up", Help: "Whether the endpoint is up: 1, else 0."}, of),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "st2ha_probe_duration_seconds",
+			Help: "Time until a probe was answered.", Buckets: prometheus.ExponentialBuckets(0.0002, 2.5, 12)}, of),
+		changes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "st2ha_state_changes_total",
+			Help: "Changes of an endpoint's state, by the state that was entered."}, []string{"backend", "endpoint", "state"}),
+		heals: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "st2ha_heals_total",
+			Help: "Heals of an endpoint by this watchdog, by what came of the attempt."}, []string{"backend", "endpoint", "result"}),
+		took: map[watch.Key]time.Duration{},
+	}
+	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "st2ha_build_info", Help: "The program that runs; always 1.",
+		ConstLabels: prometheus.Labels{"revision": revision(), "goversion": runtime.Version()}})
+	build.Set(1)
+	m.registry.MustRegister(m.up, m.duration, m.changes, m.heals, build,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// revision is the commit the program was built from.
+func revision() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				return s.Value
+			}
+		}
+	}
+	return "unknown"
+}
+
+// watching begins with endpoints that are not known to be up, and forgets others.
+func (m *metrics) watching(endpoints []watch.Endpoint) {
+	m.up.Reset()
+	for _, e := range endpoints {
+		m.up.WithLabelValues(string(e.Backend), e.Name).Set(0)
+	}
+}
+
+func (m *metrics) changed(e watch.Event) {
+	up := 0.0
+	if e.State == watch.StateUp {
+		up = 1
+	}
+	m.up.WithLabelValues(string(e.Backend), e.Endpoint).Set(up)
+	m.changes.WithLabelValues(string(e.Backend), e.Endpoint, string(e.State)).Inc()
+}
+
+func (m *metrics) seen(k watch.Key, o watch.Observation) {
+	if o.Took <= 0 || o.Verdict != watch.Good {
+		return
+	}
+	m.duration.WithLabelValues(string(k.Backend), k.Name).Observe(o.Took.Seconds())
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.took[k] = o.Took
+}
+
+func (m *metrics) healed(k watch.Key, err error) {
+	result := "done"
+	if err != nil {
+		result = "failed"
+	}
+	m.heals.WithLabelValues(string(k.Backend), k.Name, result).Inc()
+}
+
+// latency is the time the newest answer took, for people.
+func (m *metrics) latency(k watch.Key) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	took, ok := m.took[k]
+	if !ok {
+		return "-"
+	}
+	return fmt.Sprintf("%.1f ms", float64(took.Microseconds())/1000)
+}
+
+// serveMetrics answers at addr until stop is called.
+func (p *prober) serveMetrics(addr string) (stop func(), err error) {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fault.Failed("metrics", "give an address of this machine that is free", "serve metrics: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(p.metrics.registry, promhttp.HandlerOpts{}))
+	server := &http.Server{Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second}
+	go func() { _ = server.Serve(l) }()
+	p.log.Info("serving metrics", "address", l.Addr().String())
+	return func() { _ = server.Close() }, nil
+}

@@ -1,0 +1,57 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"st2ha/internal/watch"
+)
+
+const (
+	onceAtLeast = 1500 * time.Millisecond // some probes of each kind
+	onceAtMost  = 6 * time.Second         // enough for a login that is not answered
+)
+
+// once prints the state of all endpoints, and returns 1 if one is not up.
+func once(ctx context.Context, p *prober, out io.Writer) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, onceAtMost)
+	p.watch("once", nil, func(watch.Event) {})
+	found := p.find(ctx)
+	p.watcher.Watch(ctx, found.Node, found.Endpoints)
+	defer func() { cancel(); p.watcher.Stop() }()
+	started := time.Now()
+	for ctx.Err() == nil && (time.Since(started) < onceAtLeast || !settled(p.watcher.Statuses())) {
+		select {
+		case <-ctx.Done():
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	all := p.watcher.Statuses()
+	code := 0
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "BACKEND\tENDPOINT\tSTATE\tLATENCY\tREASON")
+	for _, s := range all {
+		if s.State != watch.StateUp {
+			code = 1
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Backend, s.Name, s.State, p.metrics.latency(s.Key), s.Reason)
+	}
+	if len(found.Endpoints) == 0 {
+		code = 1
+		fmt.Fprintln(w, "nothing is found to be watched")
+	}
+	return code, w.Flush()
+}
+
+// settled says whether all is known: suspects may still be down.
+func settled(all []watch.Status) bool {
+	for _, s := range all {
+		if s.State != watch.StateUp && s.State != watch.StateDown {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"st2ha/internal/fault"
+	"st2ha/internal/step"
+	"st2ha/internal/watch"
+)
+
+const (
+	queued    = 1000                   // lines that wait for the reader of stdout, or for the disk
+	stopTime  = 400 * time.Millisecond // for the watch functions to end
+	flushTime = 200 * time.Millisecond // for the lines that are left
+)
+
+// process is what main has of the process.
+type process struct {
+	getenv         func(string) string
+	stdin          io.Reader
+	stdout, stderr io.Writer
+}
+
+// options are the flags.
+type options struct {
+	once    bool
+	heal    bool
+	metrics string
+	verbose bool
+}
+
+// run is main without the process: it returns the exit code.
+func run(ctx context.Context, args []string, p process) int {
+	var o options
+	set := pflag.NewFlagSet("st2ha-watch", pflag.ContinueOnError)
+	set.SortFlags = false
+	set.BoolVar(&o.once, "once", false, "print one table of all endpoints and end: 0 if all are up, else 1")
+	set.BoolVar(&o.heal, "heal", false, "be this node's watchdog: heal its own backends, and keep events in a spool until the broker takes them")
+	set.StringVar(&o.metrics, "metrics", "", "serve Prometheus metrics at this address, for example 127.0.0.1:9912")
+	set.BoolVar(&o.verbose, "verbose", false, "log more to stderr")
+	set.SetOutput(p.stderr)
+	set.Usage = func() { usage(p.stdout, set) }
+	err := set.Parse(args)
+	switch {
+	case errors.Is(err, pflag.ErrHelp):
+		return fault.ExitDone
+	case err == nil && set.NArg() > 0:
+		err = fault.Usage("%q is one word too many", set.Arg(0))
+	case err == nil && o.once && o.heal:
+		err = fault.Usage("--once and --heal exclude each other")
+	case err != nil:
+		err = fault.Usage("%w", err)
+	}
+	code := fault.ExitDone
+	if err == nil {
+		code, err = o.run(ctx, p)
+	}
+	if err != nil {
+		f := fault.Of(err)
+		line := "st2ha-watch: " + f.Error()
+		if f.Hint != "" {
+			line += " → " + f.Hint
+		}
+		fmt.Fprintln(p.stderr, line)
+		return f.Exit
+	}
+	return code
+}
+
+func (o options) run(ctx context.Context, p process) (int, error) {
+	config, err := watch.ParseConfig(p.getenv("ST2HA_WATCH_CONFIG"))
+	if err != nil {
+		return 0, fault.Usage("ST2HA_WATCH_CONFIG: %w", err)
+	}
+	node, err := os.Hostname()
+	if err != nil {
+		return 0, fmt.Errorf("this node's name: %w", err)
+	}
+	level := slog.LevelInfo
+	if o.verbose {
+		level = slog.LevelDebug
+	}
+	pr := newProber(node, config, slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{Level: level})))
+	if o.once {
+		return once(ctx, pr, p.stdout)
+	}
+	if o.metrics != "" {
+		stop, err := pr.serveMetrics(o.metrics)
+		if err != nil {
+			return 0, err
+		}
+		defer stop()
+	}
+	if o.heal {
+		return 0, watchdog(ctx, pr, step.StateDir)
+	}
+	return 0, sensor(ctx, pr, p)
+}
+
+func usage(w io.Writer, set *pflag.FlagSet) {
+	fmt.Fprint(w, `st2ha-watch [--once | --heal] [--metrics=ADDRESS] [--verbose]
+
+Watches what this node's StackStorm uses, and prints one JSON object a line for each change of state, until stdin is
+closed or SIGTERM comes. What is watched comes from the pack's configuration, one JSON object in the environment
+variable ST2HA_WATCH_CONFIG, and as far as that says nothing from /etc/st2/st2.conf, /etc/fstab and /etc/exports.
+
+`)
+	fmt.Fprint(w, set.FlagUsages())
+}

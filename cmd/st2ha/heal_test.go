@@ -1,0 +1,89 @@
+package main
+
+import (
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"st2ha/internal/host"
+	"st2ha/internal/service"
+	"st2ha/internal/step"
+)
+
+// People are told once that healing gave up, by a trigger.
+func TestGuardTells(t *testing.T) {
+	var told []map[string]any
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		require.Equal(t, "/v1/webhooks/st2", r.URL.Path)
+		require.Equal(t, "t0ken", r.Header.Get("X-Auth-Token"))
+		var body map[string]any
+		require.NoError(t, json.NewDecoder(r.Body).Decode(&body))
+		told = append(told, body)
+		w.WriteHeader(http.StatusAccepted)
+	}))
+	t.Cleanup(api.Close)
+	env := map[string]string{"ST2_ACTION_API_URL": api.URL + "/v1", "ST2_ACTION_AUTH_TOKEN": "t0ken"}
+	c := &common{getenv: func(name string) string { return env[name] }, log: slog.New(slog.NewTextHandler(io.Discard, nil)), mask: step.NewMasker()}
+	root := t.TempDir()
+	require.NoError(t, os.MkdirAll(root+"/var/lib/st2ha/heals", 0o755))
+	h := host.NewLocalAt("node2", root)
+	guard := c.guard("restart_backend")
+	change := &service.Restart{Unit: "redis-server.service"}
+
+	f, err := guard(t.Context(), h, change)
+	require.NoError(t, err)
+	require.Nil(t, f)
+	f, err = guard(t.Context(), h, change)
+	require.NoError(t, err)
+	require.Equal(t, "healing_waits", f.Check)
+	require.Empty(t, told)
+
+	data, err := os.ReadFile(root + "/var/lib/st2ha/heals/redis-server.service.json")
+	require.NoError(t, err)
+	var account struct {
+		Target string   `json:"target"`
+		Heals  []string `json:"heals"`
+	}
+	require.NoError(t, json.Unmarshal(data, &account))
+	account.Heals = []string{account.Heals[0], account.Heals[0], account.Heals[0]}
+	data, err = json.Marshal(account)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(root+"/var/lib/st2ha/heals/redis-server.service.json", data, 0o600))
+	for range 3 {
+		f, err = guard(t.Context(), h, change)
+		require.NoError(t, err)
+		require.Equal(t, step.Error, f.Severity)
+	}
+	require.Len(t, told, 1)
+	require.Equal(t, "st2ha.healing_gave_up", told[0]["trigger"])
+	payload := told[0]["payload"].(map[string]any)
+	require.Equal(t, "redis-server.service", payload["target"])
+	require.Equal(t, "node2", payload["node"])
+	require.Equal(t, "restart_backend", payload["by"])
+}
+
+// A node is found by what it calls itself.
+func TestAddressOf(t *testing.T) {
+	opened := map[string]func() (host.Host, error){}
+	for address, name := range map[string]string{"192.0.2.1": "node1", "192.0.2.2": "node2"} {
+		root := t.TempDir()
+		require.NoError(t, os.MkdirAll(root+"/proc/sys/kernel", 0o755))
+		require.NoError(t, os.WriteFile(root+"/proc/sys/kernel/hostname", []byte(name+"\n"), 0o644))
+		opened[address] = func() (host.Host, error) { return host.NewLocalAt(address, root), nil }
+	}
+	c := &common{opened: opened}
+	nodes := []string{"", "192.0.2.1", "192.0.2.2"}
+	for name, want := range map[string]string{"node2": "192.0.2.2", "NODE1": "192.0.2.1", "192.0.2.9": "192.0.2.9", "localhost": "localhost", "node3.invalid": "node3.invalid"} {
+		got, err := c.addressOf(t.Context(), name, nodes)
+		require.NoError(t, err)
+		require.Equal(t, want, got)
+	}
+	_, err := c.addressOf(t.Context(), "node3.invalid", []string{"a b"})
+	require.Error(t, err)
+}

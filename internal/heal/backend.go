@@ -1,0 +1,138 @@
+package heal
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"st2ha/internal/fault"
+	"st2ha/internal/host"
+	"st2ha/internal/mongodb"
+	"st2ha/internal/nfs"
+	"st2ha/internal/rabbitmq"
+	"st2ha/internal/service"
+	"st2ha/internal/step"
+)
+
+// RestartBackend is the step restart_backend: the unit of a backend is
+// restarted on its host if the backend does not answer, seen from that host.
+type RestartBackend struct {
+	Backend  string        // one of Backends
+	Endpoint string        // host:port it must answer at; empty: its default port at the host's address
+	Within   time.Duration // it must answer again by then
+}
+
+// Name is restart_backend.
+func (s *RestartBackend) Name() string { return "restart_backend" }
+
+// probes ask a backend whether it answers. They log in to none: a login that
+// is refused is no fault that a restart would heal.
+func probes() map[string]func(context.Context, host.Host, string) error {
+	return map[string]func(context.Context, host.Host, string) error{
+		"mongodb":  func(ctx context.Context, h host.Host, addr string) error { return mongodb.Answers(ctx, h, addr) },
+		"rabbitmq": func(ctx context.Context, h host.Host, addr string) error { return rabbitmq.Listens(ctx, h, addr) },
+		"redis":    redisAnswers,
+		"nfs":      nfs.Answers,
+	}
+}
+
+// Port is a backend's own TCP port; empty for what is none.
+func Port(backend string) string {
+	return map[string]string{"mongodb": "27017", "rabbitmq": "5672", "redis": "6379", "nfs": "2049"}[backend]
+}
+
+func (s *RestartBackend) addr(h host.Host) string {
+	if s.Endpoint != "" {
+		return s.Endpoint
+	}
+	return net.JoinHostPort(h.Name(), Port(s.Backend))
+}
+
+// Check looks for the unit.
+func (s *RestartBackend) Check(ctx context.Context, h host.Host) ([]step.Finding, error) {
+	_, err := Unit(ctx, h, s.Backend)
+	return nil, err
+}
+
+// Plan restarts the unit if the backend fails twice in a row: once may be a
+// slow moment.
+func (s *RestartBackend) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
+	probe := probes()[s.Backend]
+	err := probe(ctx, h, s.addr(h))
+	if err == nil {
+		return nil, nil
+	}
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-time.After(time.Second):
+	}
+	if err = probe(ctx, h, s.addr(h)); err == nil {
+		return nil, nil
+	}
+	unit, unitErr := Unit(ctx, h, s.Backend)
+	if unitErr != nil {
+		return nil, unitErr
+	}
+	return []step.Change{&mend{Restart: service.Restart{Unit: unit}, why: fmt.Sprintf("%s at %s: %v", s.Backend, s.addr(h), err)}}, nil
+}
+
+// Verify waits until it answers.
+func (s *RestartBackend) Verify(ctx context.Context, h host.Host) error {
+	ctx, cancel := context.WithTimeout(ctx, s.Within)
+	defer cancel()
+	for {
+		err := probes()[s.Backend](ctx, h, s.addr(h))
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fault.Failed("silent", "its log says more", "%s: %s does not answer at %s: %w", h.Name(), s.Backend, s.addr(h), err)
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
+
+// mend is a restart of what does not answer.
+type mend struct {
+	service.Restart
+	why string
+}
+
+// Diff says why, and what is done.
+func (m *mend) Diff() string { return m.why + ": " + m.Restart.Diff() }
+
+// Apply restarts the unit.
+func (m *mend) Apply(ctx context.Context, h host.Host) error { return Restart(ctx, h, m.Unit) }
+
+// redisAnswers sends PING (redis.io/commands/ping). An error is an answer as
+// well: a password that is asked for, or data that is still being loaded.
+func redisAnswers(ctx context.Context, h host.Host, addr string) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	conn, err := h.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	end, _ := ctx.Deadline()
+	if err := conn.SetDeadline(end); err != nil {
+		return err
+	}
+	if _, err := conn.Write([]byte("PING\r\n")); err != nil {
+		return err
+	}
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	if err != nil {
+		return err
+	}
+	if !strings.HasPrefix(line, "+") && !strings.HasPrefix(line, "-") {
+		return errors.New("what answers is no Redis")
+	}
+	return nil
+}

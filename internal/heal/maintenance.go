@@ -1,0 +1,127 @@
+package heal
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"st2ha/internal/fault"
+	"st2ha/internal/host"
+	"st2ha/internal/step"
+)
+
+// Maintenance is the switch that silences healing on a node.
+type Maintenance struct {
+	On     bool      `json:"-"`
+	Since  time.Time `json:"since"`
+	Until  time.Time `json:"until,omitzero"` // zero: until it is switched off
+	Reason string    `json:"reason,omitempty"`
+}
+
+// String says it to people.
+func (m Maintenance) String() string {
+	if !m.On {
+		return "no maintenance"
+	}
+	text := "maintenance is on"
+	if !m.Until.IsZero() {
+		text += " until " + m.Until.UTC().Format(time.RFC3339)
+	}
+	if m.Reason != "" {
+		text += fmt.Sprintf(" (%s)", m.Reason)
+	}
+	return text
+}
+
+// Encode is the contents of MaintenanceFile.
+func (m Maintenance) Encode() ([]byte, error) {
+	data, err := json.Marshal(m)
+	return append(data, '\n'), err
+}
+
+// ReadMaintenance reads the switch of a node. Whatever the file holds, it is
+// on while the file is there, so that touch(1) is enough; only an end that it
+// names, and that has passed, switches it off.
+func ReadMaintenance(ctx context.Context, h host.Host, now time.Time) (Maintenance, error) {
+	f, err := h.ReadFile(ctx, MaintenanceFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Maintenance{}, nil
+	}
+	if err != nil {
+		return Maintenance{}, err
+	}
+	var m Maintenance
+	if json.Unmarshal(f.Data, &m) != nil {
+		m = Maintenance{}
+	}
+	m.On = m.Until.IsZero() || now.Before(m.Until)
+	return m, nil
+}
+
+// SetMaintenance is the step maintenance: the switch is set or taken away.
+type SetMaintenance struct {
+	To Maintenance
+}
+
+// Name is maintenance.
+func (s *SetMaintenance) Name() string { return "maintenance" }
+
+// Check has nothing to look for.
+func (s *SetMaintenance) Check(context.Context, host.Host) ([]step.Finding, error) { return nil, nil }
+
+// Plan switches, unless it is switched so.
+func (s *SetMaintenance) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
+	now, err := ReadMaintenance(ctx, h, s.To.Since)
+	if err != nil {
+		return nil, err
+	}
+	if now.On == s.To.On && now.Until.Equal(s.To.Until) && now.Reason == s.To.Reason {
+		return nil, nil
+	}
+	return []step.Change{&turn{from: now, to: s.To}}, nil
+}
+
+// Verify reads it.
+func (s *SetMaintenance) Verify(ctx context.Context, h host.Host) error {
+	now, err := ReadMaintenance(ctx, h, s.To.Since)
+	if err == nil && now.On != s.To.On {
+		err = fault.Failed("maintenance", "run it again", "%s: somebody else has switched maintenance meanwhile: %s", h.Name(), now)
+	}
+	return err
+}
+
+// turn is one turn of the switch.
+type turn struct{ from, to Maintenance }
+
+// Kind is "maintenance".
+func (t *turn) Kind() string { return "maintenance" }
+
+// Target is the file.
+func (t *turn) Target() string { return MaintenanceFile }
+
+// Diff says how it was and how it is to be.
+func (t *turn) Diff() string { return "- " + t.from.String() + "\n+ " + t.to.String() + "\n" }
+
+// Apply writes or removes the file.
+func (t *turn) Apply(ctx context.Context, h host.Host) error {
+	if !t.to.On {
+		err := h.Remove(ctx, MaintenanceFile)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	data, err := t.to.Encode()
+	if err != nil {
+		return fmt.Errorf("%s: %s: %w", h.Name(), MaintenanceFile, err)
+	}
+	return h.WriteFile(ctx, host.File{Path: MaintenanceFile, Data: data, Mode: 0o644})
+}
+
+// Undo turns it back.
+func (t *turn) Undo(ctx context.Context, h host.Host) error {
+	return (&turn{from: t.to, to: t.from}).Apply(ctx, h)
+}

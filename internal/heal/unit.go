@@ -1,0 +1,54 @@
+package heal
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"st2ha/internal/fault"
+	"st2ha/internal/host"
+	"st2ha/internal/service"
+)
+
+// units are the backends that run as a unit, under the names distributions
+// give it: the package of MongoDB, Inc. and older Debian; Debian and Red Hat.
+func units() map[string][]string {
+	return map[string][]string{
+		"mongodb":  {"mongod.service", "mongodb.service"},
+		"rabbitmq": {"rabbitmq-server.service"},
+		"redis":    {"redis-server.service", "redis.service"},
+		"nfs":      {"nfs-server.service", "nfs-kernel-server.service"},
+	}
+}
+
+// Backends are the backends that a restart of their unit can heal, sorted.
+func Backends() []string {
+	var names []string
+	for name := range units() {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Unit returns the systemd unit of a backend on a host.
+func Unit(ctx context.Context, h host.Host, backend string) (string, error) {
+	candidates := units()[backend]
+	if candidates == nil {
+		return "", fault.Usage("backend %q has no unit to restart: it is one of %s", backend, strings.Join(Backends(), ", "))
+	}
+	unit, err := service.First(ctx, h, candidates...)
+	if err == nil && unit == "" {
+		err = fault.Preflight("no_unit", "restart it where it runs", "%s: none of %s is installed: %s does not run here under systemd", h.Name(), strings.Join(candidates, ", "), backend)
+	}
+	return unit, err
+}
+
+// Restart restarts a backend's unit on its host. A unit that systemd has given
+// up starting is started all the same (systemctl(1), reset-failed); a process
+// that is stopped gets SIGCONT, and SIGKILL in the end (systemd.kill(5)).
+func Restart(ctx context.Context, h host.Host, unit string) error {
+	// Fails for a unit that systemd has not loaded at the moment; the restart loads it.
+	_, _ = h.Run(ctx, nil, "systemctl", "reset-failed", unit)
+	return (&service.Restart{Unit: unit}).Apply(ctx, h)
+}

@@ -1,0 +1,206 @@
+package rabbitmq
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/streadway/amqp"
+)
+
+const (
+	// heartbeat is asked for on every connection. It is a back-stop: who
+	// watches a broker asks it something.
+	heartbeat = 10 * time.Second
+	// closeTime is what a broker gets to answer that a connection ends.
+	closeTime = 300 * time.Millisecond
+)
+
+// Connection is a connection that can be held for months and ends when it is
+// told to. It guards against what streadway/amqp 1.1.0 leaves to its users;
+// each guard's comment says what that is.
+type Connection struct {
+	*amqp.Connection
+	// Closed gets the broker's or the network's reason once the connection has
+	// ended, and is closed. It need not be read: the library sends to it while
+	// it holds the connection's lock, so it has room for the one error there is.
+	Closed <-chan *amqp.Error
+	// Blocked holds the newest word of the broker on whether publishers are
+	// blocked; it is closed with the connection. It need not be read either.
+	Blocked <-chan amqp.Blocking
+
+	raw *rawConn
+}
+
+// open makes an AMQP connection of a network connection, which is closed if
+// that fails: the library leaves it, and the goroutine that reads it.
+func open(ctx context.Context, conn net.Conn, l Login, beat time.Duration) (*Connection, error) {
+	if beat < time.Second {
+		beat = time.Second // less would mean the broker's own value to the library
+	}
+	raw := &rawConn{Conn: conn, silence: 3 * beat, opening: true}
+	properties := amqp.Table{"product": "st2ha"}
+	// The library clears all deadlines before open returns, so that none could
+	// end a handshake; and it has no context.
+	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
+	c, err := amqp.Open(raw, amqp.Config{
+		SASL:       []amqp.Authentication{&plainAuth{amqp.PlainAuth{Username: l.User, Password: l.Password}, properties}},
+		Vhost:      l.VHost,
+		Heartbeat:  beat,
+		Properties: properties,
+	})
+	inTime := stop()
+	if err == nil && inTime {
+		raw.opened()
+		return hold(c, raw), nil
+	}
+	_ = raw.Close()
+	if !inTime {
+		return nil, fmt.Errorf("no answer to the login: %w", context.Cause(ctx))
+	}
+	return nil, raw.cause(l, err)
+}
+
+// hold has the connection's notifications go where they never block it.
+func hold(c *amqp.Connection, raw *rawConn) *Connection {
+	news, blocked := c.NotifyBlocked(make(chan amqp.Blocking)), make(chan amqp.Blocking, 1)
+	go func() {
+		for b := range news {
+			select {
+			case <-blocked: // nobody took the former one
+			default:
+			}
+			blocked <- b
+		}
+		close(blocked)
+	}()
+	return &Connection{Connection: c, Closed: c.NotifyClose(make(chan *amqp.Error, 1)), Blocked: blocked, raw: raw}
+}
+
+// Close ends the connection and returns when it has ended. The library waits
+// for the broker's answer, for over 8 s when that has blocked the connection.
+func (c *Connection) Close() error {
+	late := time.AfterFunc(closeTime, func() { _ = c.raw.Close() })
+	defer late.Stop()
+	return c.Connection.Close()
+}
+
+// within does what the library offers without a context. If ctx ends first,
+// so does the connection.
+func (c *Connection) within(ctx context.Context, f func() error) error {
+	stop := context.AfterFunc(ctx, func() { _ = c.raw.Close() })
+	err := f()
+	if !stop() {
+		return fmt.Errorf("no answer: %w", context.Cause(ctx))
+	}
+	return err
+}
+
+// plainAuth logs in with user and password, and has a refusal told at once.
+type plainAuth struct {
+	amqp.PlainAuth
+	properties amqp.Table
+}
+
+// Response is asked for between the moment when the library has set its
+// capabilities and the one when it sends them: the place to add that of being
+// told. Without it RabbitMQ waits, and hangs up without a word (RabbitMQ,
+// "Authentication Failure Notifications").
+func (a *plainAuth) Response() string {
+	if capabilities, ok := a.properties["capabilities"].(amqp.Table); ok {
+		capabilities["authentication_failure_close"] = true
+	}
+	return a.PlainAuth.Response()
+}
+
+// rawConn is the network connection below the library.
+type rawConn struct {
+	net.Conn
+	silence time.Duration // the longest the broker may have nothing to say
+
+	mu      sync.Mutex
+	opening bool
+	heard   []byte // while opening
+	failed  error  // reading did, while opening
+}
+
+// SetDeadline takes the zero time for the time of three heartbeats: the
+// library clears the deadline when it has opened a connection, and sets one
+// only after the next frame, which never comes if the network is cut just then.
+func (r *rawConn) SetDeadline(at time.Time) error {
+	if at.IsZero() {
+		at = time.Now().Add(r.silence)
+	}
+	return r.Conn.SetDeadline(at)
+}
+
+// Write has a deadline each time; the library sets none.
+func (r *rawConn) Write(p []byte) (int, error) {
+	if err := r.SetWriteDeadline(time.Now().Add(r.silence)); err != nil {
+		return 0, err
+	}
+	return r.Conn.Write(p)
+}
+
+// Read remembers what is said in the handshake.
+func (r *rawConn) Read(p []byte) (int, error) {
+	n, err := r.Conn.Read(p)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.opening {
+		r.heard = append(r.heard, p[:n]...)
+		if err != nil && r.failed == nil && !errors.Is(err, net.ErrClosed) {
+			r.failed = err
+		}
+	}
+	return n, err
+}
+
+func (r *rawConn) opened() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.opening, r.heard = false, nil
+}
+
+// cause is why a handshake failed. To the library all that goes wrong in it is
+// a refused login or vhost, also a broker that was killed just then.
+func (r *rawConn) cause(l Login, err error) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	said := farewell(r.heard)
+	switch {
+	case said != nil && said.Code == amqp.AccessRefused:
+		// Which of the two it is the broker tells its log only.
+		return fmt.Errorf("%w: user %s does not exist, or has another password", ErrRefused, l.User)
+	case said != nil && said.Code == amqp.NotAllowed:
+		return fmt.Errorf("%w: %s", ErrRefused, Words(said))
+	case said != nil:
+		return said
+	case r.failed != nil:
+		return fmt.Errorf("the connection ended while it was opened: %w", r.failed)
+	}
+	return err
+}
+
+// farewell finds the broker's Connection.Close among the frames of a
+// handshake, or returns nil (AMQP 0-9-1, sections 2.3.5 and 1.4.2.10: a frame
+// is its type, 1 for a method, the channel, the size, the payload and an end
+// mark; class 10, method 50, reply code, reply text).
+func farewell(frames []byte) *amqp.Error {
+	for len(frames) >= 8 {
+		size := int(binary.BigEndian.Uint32(frames[3:]))
+		if size > len(frames)-8 {
+			return nil
+		}
+		payload := frames[7 : 7+size]
+		if frames[0] == 1 && size >= 7 && binary.BigEndian.Uint32(payload) == 10<<16|50 && size >= 7+int(payload[6]) {
+			return &amqp.Error{Code: int(binary.BigEndian.Uint16(payload[4:])), Reason: string(payload[7 : 7+int(payload[6])]), Server: true}
+		}
+		frames = frames[8+size:]
+	}
+	return nil
+}

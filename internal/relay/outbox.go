@@ -1,0 +1,126 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/streadway/amqp"
+
+	"st2ha/internal/spool"
+)
+
+// Outbox sends a spool's records to the queue.
+type Outbox struct {
+	Spool *spool.Spool
+	Dial  Dial
+	Log   *slog.Logger
+}
+
+// Run sends whatever the spool gets, as soon as a broker takes it, until ctx
+// ends. A record counts as taken once the broker has confirmed it.
+func (o *Outbox) Run(ctx context.Context) {
+	var p pause
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-o.Spool.More():
+		}
+		for ctx.Err() == nil {
+			err := o.deliver(ctx, &p)
+			if err == nil {
+				break
+			}
+			if ctx.Err() == nil {
+				o.Log.Debug("events wait in the spool", "error", err)
+			}
+			p.wait(ctx)
+		}
+	}
+}
+
+// deliver sends until the connection ends; that is an error as long as records are left.
+func (o *Outbox) deliver(ctx context.Context, p *pause) error {
+	if records, err := o.Spool.Read(1); err != nil || len(records) == 0 {
+		return err
+	}
+	l, err := open(ctx, o.Dial)
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	// Buffered for a whole batch: the library waits for whoever reads them.
+	confirmed := l.channel.NotifyPublish(make(chan amqp.Confirmation, batch))
+	returned := l.channel.NotifyReturn(make(chan amqp.Return, batch))
+	if err := within(answerTime, func() error { return l.channel.Confirm(false) }); err != nil {
+		return err
+	}
+	for {
+		records, err := o.Spool.Read(batch)
+		if err != nil {
+			return err
+		}
+		if len(records) == 0 {
+			select {
+			case <-ctx.Done():
+				return nil
+			case err := <-l.closed:
+				o.Log.Debug("connection for events ended", "error", why(err))
+				return nil
+			case <-o.Spool.More():
+				continue
+			}
+		}
+		if err := o.send(ctx, l, records, confirmed, returned); err != nil {
+			return err
+		}
+		if err := o.Spool.Taken(records[len(records)-1]); err != nil {
+			return err
+		}
+		p.reset()
+	}
+}
+
+// send publishes records and waits until the broker has confirmed them all.
+func (o *Outbox) send(ctx context.Context, l *link, records []spool.Record, confirmed <-chan amqp.Confirmation, returned <-chan amqp.Return) error {
+	err := within(answerTime, func() error {
+		for _, r := range records {
+			message := amqp.Publishing{MessageId: r.ID, DeliveryMode: amqp.Persistent, ContentType: "application/json", Timestamp: time.Now(), Body: r.Data}
+			if err := l.channel.Publish("", Queue, true, false, message); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	limit := time.NewTimer(answerTime)
+	defer limit.Stop()
+	for range records {
+		select {
+		case c, ok := <-confirmed:
+			if !ok {
+				return errEnded
+			}
+			if !c.Ack {
+				return errors.New("the broker refused an event")
+			}
+		case err := <-l.closed:
+			return why(err)
+		case <-limit.C:
+			return fmt.Errorf("no confirmation within %s", answerTime)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	select {
+	case r := <-returned: // it comes before the confirmation (AMQP 0-9-1, basic.return)
+		return fmt.Errorf("the queue %s is gone: %s", Queue, r.ReplyText)
+	default:
+		return nil
+	}
+}

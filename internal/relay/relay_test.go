@@ -1,0 +1,204 @@
+package relay
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"st2ha/internal/backendtest"
+	"st2ha/internal/rabbitmq"
+	"st2ha/internal/spool"
+)
+
+// TestMain is also the process that TestKill kills.
+func TestMain(m *testing.M) {
+	if dir := os.Getenv("ST2HA_TEST_SPOOL"); dir != "" {
+		spoolAndSend(dir, os.Getenv("ST2HA_TEST_ADDR"), os.Getenv("ST2HA_TEST_PREFIX"))
+	}
+	os.Exit(m.Run())
+}
+
+// spoolAndSend says the id of each event that it has spooled, while it sends.
+func spoolAndSend(dir, addr, prefix string) {
+	s, err := spool.Open(dir, 1<<30)
+	if err == nil {
+		out := &Outbox{Spool: s, Dial: dialer(addr), Log: slog.New(slog.DiscardHandler)}
+		go out.Run(context.Background())
+	}
+	for i := 0; err == nil; i++ {
+		id := fmt.Sprintf("%s-%d", prefix, i)
+		if _, err = s.Append(id, fmt.Appendf(nil, `{"id":%q}`, id)); err == nil {
+			fmt.Println(id)
+		}
+	}
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}
+
+func dialer(addr string) Dial {
+	return func(ctx context.Context) (*rabbitmq.Connection, error) {
+		return rabbitmq.Dial(ctx, &net.Dialer{}, rabbitmq.Login{Addr: addr, User: backendtest.User, Password: backendtest.Password, VHost: "/"})
+	}
+}
+
+func start(t *testing.T) *backendtest.Broker {
+	broker, err := backendtest.NewBroker(t.TempDir())
+	require.NoError(t, err)
+	t.Cleanup(broker.Close)
+	return broker
+}
+
+// empty waits until all messages are acknowledged, also what is no event.
+func empty(t *testing.T, broker *backendtest.Broker) {
+	conn, err := dialer(broker.Addr)(t.Context())
+	require.NoError(t, err)
+	defer conn.Close()
+	channel, err := conn.Channel()
+	require.NoError(t, err)
+	// A queue without consumers can be seen whole: unacknowledged messages return to it.
+	require.Eventually(t, func() bool {
+		q, err := channel.QueueDeclarePassive(Queue, true, false, false, false, nil)
+		return err == nil && q.Consumers == 0 && q.Messages == 0
+	}, 20*time.Second, 50*time.Millisecond)
+}
+
+// reader is an inbox that notes what it is given.
+type reader struct {
+	mu   sync.Mutex
+	seen map[string]int
+	stop func()
+}
+
+func read(t *testing.T, addr string) *reader {
+	ctx, cancel := context.WithCancel(t.Context())
+	r := &reader{seen: map[string]int{}}
+	in := &Inbox{Dial: dialer(addr), Log: slog.New(slog.DiscardHandler), Take: func(line []byte, taken func()) {
+		var event struct{ ID string }
+		if json.Unmarshal(line, &event) == nil {
+			r.mu.Lock()
+			r.seen[event.ID]++
+			r.mu.Unlock()
+		}
+		go taken()
+	}}
+	ended := make(chan struct{})
+	go func() { defer close(ended); in.Run(ctx) }()
+	r.stop = func() { cancel(); <-ended }
+	t.Cleanup(r.stop)
+	return r
+}
+
+func (r *reader) count(id string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.seen[id]
+}
+
+func (r *reader) has(ids []string) bool {
+	for _, id := range ids {
+		if r.count(id) == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// A process that spools and sends is killed again and again, and the broker
+// once: each event that was spooled arrives, and once for an id.
+func TestKill(t *testing.T) {
+	broker := start(t)
+	r := read(t, broker.Addr)
+	dir := filepath.Join(t.TempDir(), "spool")
+	var said []string
+	for round := range 20 {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), "ST2HA_TEST_SPOOL="+dir, "ST2HA_TEST_ADDR="+broker.Addr, fmt.Sprintf("ST2HA_TEST_PREFIX=r%d", round))
+		out, err := cmd.StdoutPipe()
+		require.NoError(t, err)
+		require.NoError(t, cmd.Start())
+		kill := time.AfterFunc(50*time.Millisecond+rand.N(400*time.Millisecond), func() { _ = cmd.Process.Kill() })
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			said = append(said, lines.Text())
+		}
+		_ = cmd.Wait()
+		kill.Stop()
+		require.Equal(t, -1, cmd.ProcessState.ExitCode(), "it was killed, and did not fail")
+		if round == 10 {
+			broker.Kill()
+			require.NoError(t, broker.Start())
+		}
+	}
+	s, err := spool.Open(dir, 1<<30)
+	require.NoError(t, err)
+	defer s.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	var sending sync.WaitGroup
+	sending.Go(func() {
+		(&Outbox{Spool: s, Dial: dialer(broker.Addr), Log: slog.New(slog.DiscardHandler)}).Run(ctx)
+	})
+	defer sending.Wait()
+	defer cancel()
+	require.Eventually(t, func() bool { return r.has(said) }, time.Minute, 50*time.Millisecond)
+	left, err := s.Read(1)
+	require.NoError(t, err)
+	for end := time.Now().Add(10 * time.Second); len(left) > 0 && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		left, _ = s.Read(1)
+	}
+	assert.Empty(t, left)
+	for id, n := range r.seen {
+		assert.Equal(t, 1, n, id)
+	}
+	t.Logf("%d events spooled over 20 kills and one of the broker, %d arrived", len(said), len(r.seen))
+	time.Sleep(time.Second) // for the last acknowledgements
+	r.stop()
+	empty(t, broker)
+}
+
+// What nobody has taken yet is not acknowledged, and comes again.
+func TestAckOnlyWhenTaken(t *testing.T) {
+	broker := start(t)
+	s, err := spool.Open(filepath.Join(t.TempDir(), "spool"), 1<<30)
+	require.NoError(t, err)
+	defer s.Close()
+	for i := range 200 {
+		_, err := s.Append(fmt.Sprint(i), fmt.Appendf(nil, `{"id":"%d"}`, i))
+		require.NoError(t, err)
+	}
+	_, err = s.Append("broken", []byte("no JSON"))
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	log := slog.New(slog.DiscardHandler)
+	var wait sync.WaitGroup
+	wait.Go(func() { (&Outbox{Spool: s, Dial: dialer(broker.Addr), Log: log}).Run(ctx) })
+	lines := make(chan string, 1000)
+	wait.Go(func() {
+		(&Inbox{Dial: dialer(broker.Addr), Log: log, Take: func(line []byte, _ func()) { lines <- string(line) }}).Run(ctx)
+	})
+	require.Eventually(t, func() bool { return len(lines) == batch }, 20*time.Second, 20*time.Millisecond)
+	time.Sleep(200 * time.Millisecond)
+	assert.Len(t, lines, batch, "no more are under way")
+	cancel()
+	wait.Wait()
+	r := read(t, broker.Addr)
+	var all []string
+	for i := range 200 {
+		all = append(all, fmt.Sprint(i))
+	}
+	require.Eventually(t, func() bool { return r.has(all) }, 20*time.Second, 20*time.Millisecond)
+	time.Sleep(time.Second) // for the last acknowledgements
+	r.stop()
+	empty(t, broker)
+}

@@ -1,0 +1,262 @@
+package stackstorm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"st2ha/internal/fault"
+	"st2ha/internal/host"
+	"st2ha/internal/mongodb"
+	"st2ha/internal/rabbitmq"
+	"st2ha/internal/service"
+	"st2ha/internal/step"
+)
+
+// Recoverer is the step recover_st2_services: it restarts exactly those st2
+// units that are not active, or that are deaf: connected to no broker, or with
+// a queue that nobody consumes.
+type Recoverer struct {
+	Delay  time.Duration // of a restart that would end the action that asks for it
+	Within time.Duration // they must be active by then
+}
+
+// Name is recover_st2_services.
+func (s *Recoverer) Name() string { return "recover_st2_services" }
+
+// Check asks database and broker: with one of them away, or the login refused,
+// a restart would heal nothing.
+func (s *Recoverer) Check(ctx context.Context, h host.Host) ([]step.Finding, error) {
+	conf, err := ReadConf(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	db, err := conf.Database()
+	if err != nil {
+		return nil, err
+	}
+	login, err := conf.Broker()
+	if err != nil {
+		return nil, err
+	}
+	finding := step.Finding{Severity: step.Error, Host: h.Name(), Fix: "heal that first; the services connect again by themselves, or run this again"}
+	if err := mongodb.Answers(ctx, h, db.Via); err != nil {
+		finding.Check, finding.Message = "database", fmt.Sprintf("MongoDB at %s does not answer: %v", db.Via, err)
+		return []step.Finding{finding}, nil
+	}
+	conn, err := rabbitmq.Dial(ctx, h, login)
+	if err != nil {
+		finding.Check, finding.Message = "broker", fmt.Sprintf("log in to RabbitMQ at %s as %s: %v", login.Addr, login.User, err)
+		return []step.Finding{finding}, nil
+	}
+	_ = conn.Close()
+	return nil, nil
+}
+
+// Plan finds the units.
+func (s *Recoverer) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
+	ailing, err := s.ailing(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	var changes []step.Change
+	for _, a := range ailing {
+		a.Delay = s.Delay
+		changes = append(changes, a)
+	}
+	return changes, nil
+}
+
+// Verify waits until none is left but those whose restart is put off.
+func (s *Recoverer) Verify(ctx context.Context, h host.Host) error {
+	ctx, cancel := context.WithTimeout(ctx, s.Within)
+	defer cancel()
+	for {
+		ailing, err := s.ailing(ctx, h)
+		if err != nil {
+			return err
+		}
+		ailing = slices.DeleteFunc(ailing, func(r *unitRestart) bool { return r.postponed(h) })
+		if len(ailing) == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fault.Failed("services", "journalctl -u "+ailing[0].Unit+" says why", "%s: %s: %s", h.Name(), ailing[0].Unit, ailing[0].why)
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
+
+// ailing returns the units that have to be restarted.
+func (s *Recoverer) ailing(ctx context.Context, h host.Host) ([]*unitRestart, error) {
+	units, err := Units(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	states, err := service.States(ctx, h, append(slices.Clone(units), runnerUnit+"@*")...)
+	if err != nil {
+		return nil, err
+	}
+	var ailing []*unitRestart
+	var active []string
+	for _, state := range states {
+		unit := strings.TrimSuffix(state.Unit, ".service")
+		if state.Active == "active" {
+			active = append(active, unit)
+			continue
+		}
+		ailing = append(ailing, &unitRestart{Unit: unit, why: state.Active + " (" + state.Sub + ")"})
+	}
+	deaf, err := s.deaf(ctx, h, active)
+	if err != nil {
+		return nil, err
+	}
+	ailing = append(ailing, deaf...)
+	// A restart of the runner is one of all its workers.
+	if slices.ContainsFunc(ailing, func(r *unitRestart) bool { return r.Unit == runnerUnit }) {
+		ailing = slices.DeleteFunc(ailing, func(r *unitRestart) bool { return strings.HasPrefix(r.Unit, runnerUnit+"@") })
+	}
+	return ailing, nil
+}
+
+// deaf returns those of the active units that should consume and do not: each
+// must hold a connection, and each queue must have a consumer, on whichever node.
+func (s *Recoverer) deaf(ctx context.Context, h host.Host, active []string) ([]*unitRestart, error) {
+	conf, err := ReadConf(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	login, err := conf.Broker()
+	if err != nil {
+		return nil, err
+	}
+	prefix, _ := conf.Get("messaging", "prefix")
+	if prefix == "" {
+		prefix = "st2"
+	}
+	var names []string
+	for _, unit := range active {
+		for _, queue := range Queues(unit) {
+			names = append(names, prefix+"."+queue)
+		}
+	}
+	count, err := rabbitmq.Consumers(ctx, h, login, names...)
+	if err != nil {
+		return nil, fmt.Errorf("%s: who consumes at RabbitMQ %s: %w", h.Name(), login.Addr, err)
+	}
+	connected, err := connectedUnits(ctx, h, login.Addr)
+	if err != nil {
+		return nil, err
+	}
+	var deaf []*unitRestart
+	for _, unit := range active {
+		if why := deafness(unit, prefix, count, connected); why != "" {
+			deaf = append(deaf, &unitRestart{Unit: unit, why: why})
+		}
+	}
+	return deaf, nil
+}
+
+// deafness says why an active unit is deaf; empty if it is not.
+func deafness(unit, prefix string, consumers map[string]int, connected map[string]bool) string {
+	for _, queue := range Queues(unit) {
+		if name := prefix + "." + queue; consumers[name] == 0 {
+			return "active, but nobody consumes " + name
+		}
+	}
+	name, _, worker := strings.Cut(unit, "@")
+	runs := worker || name != runnerUnit // the runner's own unit has ended once its workers run
+	if runs && Queues(name) != nil && !connected[unit] {
+		return "active, but not connected to RabbitMQ"
+	}
+	return ""
+}
+
+var (
+	pidOf    = regexp.MustCompile(`pid=(\d+)`)
+	cgroupOf = regexp.MustCompile(`(?m)/(st2[a-z]+(?:@[^/.]+)?)\.service(?:/|$)`)
+)
+
+// connectedUnits are the st2 units with a process that holds a connection to
+// addr: ss(8) knows the process, its control group the unit (systemd, cgroups(7)).
+func connectedUnits(ctx context.Context, h host.Host, addr string) (map[string]bool, error) {
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, fmt.Errorf("%s: broker %q: %w", h.Name(), addr, err)
+	}
+	out, err := h.Run(ctx, nil, "ss", "--tcp", "--numeric", "--no-header", "--processes", "state", "established", "dport = :"+port)
+	if err != nil {
+		return nil, fmt.Errorf("%s: connections to RabbitMQ: %w", h.Name(), err)
+	}
+	units := map[string]bool{}
+	seen := map[string]bool{}
+	for _, m := range pidOf.FindAllStringSubmatch(string(out), -1) {
+		if seen[m[1]] {
+			continue
+		}
+		seen[m[1]] = true
+		f, err := h.ReadFile(ctx, "/proc/"+m[1]+"/cgroup")
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it has ended
+		}
+		if err != nil {
+			return nil, err
+		}
+		if unit := cgroupOf.FindSubmatch(f.Data); unit != nil {
+			units[string(unit[1])] = true
+		}
+	}
+	return units, nil
+}
+
+// unitRestart restarts one st2 unit.
+type unitRestart struct {
+	Unit  string
+	Delay time.Duration
+	why   string
+}
+
+// Kind is "restart".
+func (r *unitRestart) Kind() string { return "restart" }
+
+// Target is the unit.
+func (r *unitRestart) Target() string { return r.Unit }
+
+// Diff says why, and what is done.
+func (r *unitRestart) Diff() string { return r.why + ": systemctl restart " + r.Unit }
+
+// postponed says whether the restart could end the process that asks for it:
+// an action of this node is a child of one of its runners.
+func (r *unitRestart) postponed(h host.Host) bool {
+	return h.IsLocal() && strings.HasPrefix(r.Unit, runnerUnit)
+}
+
+// Apply restarts the unit, or has PID 1 do it after the action has ended.
+func (r *unitRestart) Apply(ctx context.Context, h host.Host) error {
+	argv := []string{"systemctl", "restart", r.Unit}
+	if r.postponed(h) {
+		// A name for each unit: one that waits already is not asked for twice.
+		name := "st2ha-recover-" + strings.ReplaceAll(r.Unit, "@", "-")
+		waiting, err := service.IsActive(ctx, h, name+".timer")
+		if err != nil || waiting {
+			return err
+		}
+		argv = append([]string{"systemd-run", "--quiet", "--collect", "--unit=" + name,
+			"--on-active=" + strconv.Itoa(int(r.Delay.Seconds())), "--timer-property=AccuracySec=1s", "--"}, argv...)
+	}
+	if _, err := h.Run(ctx, nil, argv...); err != nil {
+		return fault.Failed("restart", "journalctl -u "+r.Unit+" says why", "%s: restart %s: %w", h.Name(), r.Unit, err)
+	}
+	return nil
+}
+
+// Undo does nothing: it is no configuration.
+func (r *unitRestart) Undo(context.Context, host.Host) error { return nil }

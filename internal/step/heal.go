@@ -1,0 +1,80 @@
+package step
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"st2ha/internal/host"
+)
+
+// Guard says why a change that heals is not to be made now, or nil.
+type Guard func(ctx context.Context, h host.Host, c Change) (*Finding, error)
+
+// Heal brings a step about that mends a fault and is no configuration: check,
+// plan, apply what guard lets pass, verify. It excludes other runs on the host
+// as Run does, but keeps no journal: a restart left nothing to be undone, and a
+// rollback must not restart what was only mended. A refused change is a finding.
+func Heal(ctx context.Context, s Step, h host.Host, o Options, guard Guard) (Result, error) {
+	r := Result{Step: s.Name(), Host: h.Name(), Run: o.Run, DryRun: o.DryRun, Changes: []ChangeSummary{}, Findings: []Finding{}}
+	err := heal(ctx, s, h, o, guard, &r)
+	for i := range r.Findings {
+		r.Findings[i].Message = o.Mask.Mask(r.Findings[i].Message)
+	}
+	r.Fail(err, o.Mask)
+	r.Millis = time.Since(o.Started).Milliseconds()
+	return r, err
+}
+
+func heal(ctx context.Context, s Step, h host.Host, o Options, guard Guard, r *Result) error {
+	findings, err := s.Check(ctx, h)
+	r.Findings = append(r.Findings, findings...)
+	if err != nil {
+		return err
+	}
+	if err := Refuse(findings); err != nil {
+		return err
+	}
+	changes, err := s.Plan(ctx, h)
+	if err != nil {
+		return err
+	}
+	if o.DryRun {
+		r.show(changes, o.Mask)
+		return nil
+	}
+	if len(changes) == 0 {
+		return s.Verify(ctx, h)
+	}
+	release, err := Lock(ctx, h, fmt.Sprintf("run %s, step %s", o.Run, s.Name()), o.Wait)
+	if err != nil {
+		return err
+	}
+	defer release()
+	// Somebody else may have healed it meanwhile.
+	if changes, err = s.Plan(ctx, h); err != nil {
+		return err
+	}
+	refused := false
+	for _, c := range changes {
+		f, err := guard(ctx, h, c)
+		if err != nil {
+			return err
+		}
+		if f != nil {
+			refused = true
+			r.Findings = append(r.Findings, *f)
+			continue
+		}
+		o.Log.Info(c.Kind(), "host", h.Name(), "target", c.Target())
+		if err := c.Apply(ctx, h); err != nil {
+			return err
+		}
+		r.Changed = true
+		r.show([]Change{c}, o.Mask)
+	}
+	if refused {
+		return Refuse(r.Findings)
+	}
+	return s.Verify(ctx, h)
+}

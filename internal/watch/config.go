@@ -1,0 +1,62 @@
+package watch
+
+import (
+	"encoding/json"
+	"errors"
+	"time"
+)
+
+// Config is what the pack's configuration says of watching. What it leaves
+// empty is taken from the node: /etc/st2/st2.conf, /etc/fstab, /etc/exports.
+type Config struct {
+	MongoDB  string   `json:"watch_mongodb_uri"`   // as [database] host
+	RabbitMQ string   `json:"watch_rabbitmq_urls"` // with commas, as [messaging] cluster_urls
+	Redis    string   `json:"watch_redis_url"`     // as [coordination] url
+	NFS      []string `json:"watch_nfs"`           // host:/path
+	Mounts   []string `json:"watch_mounts"`        // mount points
+	Units    []string `json:"watch_units"`         // st2api, st2actionrunner…
+
+	// In seconds; 0 is the default.
+	PingEvery     float64 `json:"watch_ping_interval"`
+	PingDeadline  float64 `json:"watch_ping_deadline"`
+	PingMisses    int     `json:"watch_ping_misses"` // no seconds: in a row
+	DownAfter     float64 `json:"watch_down_after"`
+	LoginEvery    float64 `json:"watch_login_interval"`
+	LoginDeadline float64 `json:"watch_login_deadline"`
+	UpAfter       float64 `json:"watch_up_after"`
+}
+
+// ParseConfig reads the pack's configuration, one JSON object. Settings that
+// are none of watching are left alone; none at all is the empty text.
+func ParseConfig(text string) (Config, error) {
+	var c Config
+	if text == "" {
+		return c, nil
+	}
+	if err := json.Unmarshal([]byte(text), &c); err != nil {
+		return c, errors.New("the pack's configuration for watching is no JSON object with the types of config.schema.yaml") // err may hold a secret
+	}
+	for _, v := range []float64{c.PingEvery, c.PingDeadline, float64(c.PingMisses), c.DownAfter, c.LoginEvery, c.LoginDeadline, c.UpAfter} {
+		if v < 0 {
+			return c, errors.New("the pack's configuration for watching holds a negative number")
+		}
+	}
+	return c, nil
+}
+
+// Timing is that of backends that are reached over TCP.
+func (c Config) Timing() Timing {
+	return Timing{PingEvery: seconds(c.PingEvery), PingDeadline: seconds(c.PingDeadline), PingMisses: c.PingMisses, DownAfter: seconds(c.DownAfter),
+		LoginEvery: seconds(c.LoginEvery), LoginDeadline: seconds(c.LoginDeadline)}
+}
+
+// Rules are DefaultRules with what is configured.
+func (c Config) Rules() Rules {
+	rules := DefaultRules()
+	if c.UpAfter > 0 {
+		rules.UpFor = seconds(c.UpAfter)
+	}
+	return rules
+}
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

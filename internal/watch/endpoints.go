@@ -1,0 +1,327 @@
+package watch
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/url"
+	"slices"
+	"strings"
+
+	"st2ha/internal/confedit"
+	"st2ha/internal/host"
+	"st2ha/internal/nfs"
+	"st2ha/internal/rabbitmq"
+	"st2ha/internal/stackstorm"
+	"st2ha/internal/step"
+)
+
+// Files are what the endpoints of a node come from, beside the pack's configuration.
+func Files() []string { return []string{stackstorm.ConfPath, fstabPath, exportsPath} }
+
+const (
+	fstabPath   = "/etc/fstab"
+	exportsPath = "/etc/exports"
+)
+
+// Found is what a node uses.
+type Found struct {
+	// Node is this node's address as other nodes know it, which is how actions
+	// reach it; empty if it cannot be told.
+	Node      string
+	Endpoints []Endpoint
+	Brokers   []Broker
+	Problems  []error // what cannot be found out, beside all else
+}
+
+// finder finds the endpoints of a node.
+type finder struct {
+	Config
+	Found
+	host host.Host
+}
+
+// Broker is one node of the message bus, and how it is reached.
+type Broker struct {
+	Login  rabbitmq.Login
+	Dialer Dialer
+}
+
+// Find returns what a node uses.
+func Find(ctx context.Context, h host.Host, c Config) Found {
+	f := &finder{Config: c, host: h}
+	conf, err := stackstorm.ReadConf(ctx, h)
+	if err != nil {
+		conf = nil
+		if c.MongoDB == "" || c.RabbitMQ == "" {
+			f.problem(err)
+		}
+	}
+	f.mongodb(ctx, conf)
+	f.rabbitmq(ctx, conf)
+	f.redis(ctx, conf)
+	f.units(ctx, conf)
+	f.mounts(ctx)
+	slices.SortFunc(f.Endpoints, func(a, b Endpoint) int {
+		return cmp.Or(cmp.Compare(a.Backend, b.Backend), cmp.Compare(a.Name, b.Name))
+	})
+	f.Endpoints = slices.CompactFunc(f.Endpoints, func(a, b Endpoint) bool { return a.Key() == b.Key() })
+	f.Node = f.address(ctx)
+	return f.Found
+}
+
+// address is the address that this node speaks to another one from, or else
+// the one at which a backend of its own serves others.
+func (f *finder) address(ctx context.Context) string {
+	own := ""
+	for _, e := range f.Endpoints {
+		if e.Host != "" {
+			// No packet is sent: the kernel looks up the route (connect(2) on UDP).
+			conn, err := new(net.Dialer).DialContext(ctx, "udp", net.JoinHostPort(e.Host, "9"))
+			if err != nil {
+				continue
+			}
+			defer conn.Close()
+			return conn.LocalAddr().(*net.UDPAddr).IP.String()
+		}
+		if name, _, err := net.SplitHostPort(e.Name); err == nil {
+			if ip := net.ParseIP(name); ip != nil && !ip.IsLoopback() {
+				own = name
+			}
+		}
+	}
+	return own
+}
+
+func (f *finder) problem(err error) {
+	if err != nil {
+		f.Problems = append(f.Problems, err)
+	}
+}
+
+// add adds an endpoint at host:port.
+func (f *finder) add(ctx context.Context, b Backend, addr string, watch Func) {
+	f.Endpoints = append(f.Endpoints, Endpoint{Backend: b, Name: addr, Host: f.machine(ctx, addr), Watch: watch})
+}
+
+// machine is the host of host:port; empty for this node.
+func (f *finder) machine(ctx context.Context, addr string) string {
+	name, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		name = addr
+	}
+	if local, err := host.IsLocal(ctx, name); err == nil && local {
+		return ""
+	}
+	return name
+}
+
+func (f *finder) mongodb(ctx context.Context, conf *stackstorm.Conf) {
+	uri := f.MongoDB
+	if uri == "" {
+		if conf == nil {
+			return
+		}
+		db, err := conf.Database()
+		if err != nil {
+			f.problem(err)
+			return
+		}
+		uri = db.URI
+	}
+	servers, err := MongoDBServers(uri)
+	f.problem(err)
+	for _, addr := range servers {
+		f.add(ctx, MongoDB, addr, WatchMongoDB(MongoDBSettings{URI: uri, Addr: addr, Timing: f.Timing()}))
+	}
+}
+
+func (f *finder) rabbitmq(ctx context.Context, conf *stackstorm.Conf) {
+	var logins []rabbitmq.Login
+	var dialer Dialer = &net.Dialer{}
+	var err error
+	switch {
+	case f.RabbitMQ != "":
+		for _, text := range strings.Split(f.RabbitMQ, ",") {
+			l, parseErr := stackstorm.ParseMessagingURL(strings.TrimSpace(text))
+			if parseErr != nil {
+				f.problem(fmt.Errorf("watch_rabbitmq_urls: %w", parseErr))
+				continue
+			}
+			logins = append(logins, l)
+		}
+	case conf != nil:
+		if logins, err = conf.Brokers(); err != nil {
+			f.problem(err)
+			return
+		}
+	}
+	if conf != nil {
+		if on, authorities := conf.BrokerTLS(); on {
+			if dialer, err = f.tlsDialer(ctx, authorities); err != nil {
+				f.problem(err)
+				return
+			}
+		}
+	}
+	for _, l := range logins {
+		f.Brokers = append(f.Brokers, Broker{Login: l, Dialer: dialer})
+		f.add(ctx, RabbitMQ, l.Addr, WatchRabbitMQ(RabbitMQSettings{Login: l, Dialer: dialer, Timing: f.Timing()}))
+	}
+}
+
+// tlsDialer checks a broker's certificate if it is said by whom.
+func (f *finder) tlsDialer(ctx context.Context, authorities string) (Dialer, error) {
+	if authorities == "" {
+		return &tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}}, nil
+	}
+	file, err := f.host.ReadFile(ctx, authorities)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(file.Data) {
+		return nil, step.Located(f.host, authorities, errors.New("no certificate in PEM form"))
+	}
+	return &tls.Dialer{Config: &tls.Config{RootCAs: pool}}, nil
+}
+
+func (f *finder) redis(ctx context.Context, conf *stackstorm.Conf) {
+	text := f.Redis
+	if text == "" {
+		if conf == nil {
+			return
+		}
+		text = conf.Coordination()
+		// Other coordinators are none of what is watched.
+		if u, err := url.Parse(text); err == nil && u.Scheme != "redis" && u.Scheme != "rediss" {
+			return
+		}
+	}
+	s, err := ParseRedisURL(text)
+	if err != nil {
+		f.problem(err)
+		return
+	}
+	s.Timing = f.Timing()
+	f.add(ctx, Redis, s.Addr, WatchRedis(s))
+}
+
+func (f *finder) units(ctx context.Context, conf *stackstorm.Conf) {
+	s := UnitsSettings{Host: f.host, Units: f.Units}
+	if len(s.Units) == 0 {
+		if conf == nil {
+			return
+		}
+		var err error
+		if s.Units, err = stackstorm.Units(ctx, f.host); err != nil {
+			f.problem(err)
+			return
+		}
+	}
+	if conf != nil {
+		s.Prefix = conf.BrokerPrefix()
+	}
+	if len(f.Brokers) > 0 {
+		s.Login, s.Dialer = f.Brokers[0].Login, f.Brokers[0].Dialer
+	}
+	f.Endpoints = append(f.Endpoints, UnitEndpoints(s)...)
+}
+
+// mounts finds NFS mounts, their servers, and this node's own server.
+func (f *finder) mounts(ctx context.Context) {
+	exports := map[string][]string{} // by server
+	for _, source := range f.NFS {
+		addExport(exports, source)
+	}
+	points := map[string]string{} // sources by mount point
+	for _, p := range f.Mounts {
+		points[p] = ""
+	}
+	list, err := f.fstab(ctx)
+	f.problem(err)
+	for _, m := range list {
+		if m.Type != "nfs" && m.Type != "nfs4" {
+			continue
+		}
+		if _, given := points[m.Target]; given || len(f.Mounts) == 0 {
+			points[m.Target] = m.Source
+		}
+		if len(f.NFS) == 0 {
+			addExport(exports, m.Source)
+		}
+	}
+	if own, err := f.exports(ctx); err != nil {
+		f.problem(err)
+	} else if own && len(f.NFS) == 0 {
+		// No export is asked for: it is exported to others, and not to this node.
+		exports[nfs.Server("localhost:/")] = nil
+	}
+	for server, paths := range exports {
+		f.add(ctx, NFS, server, NFSServer(server, paths, f.nfsSettings()))
+	}
+	for point, source := range points {
+		s := DefaultMountSettings()
+		s.Source = source
+		e := Endpoint{Backend: Mount, Name: point, Watch: NFSMount(point, s)}
+		if source != "" {
+			e.Host = f.machine(ctx, nfs.Server(source))
+		}
+		f.Endpoints = append(f.Endpoints, e)
+	}
+}
+
+func (f *finder) nfsSettings() NFSSettings {
+	s := DefaultNFSSettings()
+	t := f.Timing()
+	s.Interval, s.Timeout = cmp.Or(t.PingEvery, s.Interval), cmp.Or(t.PingDeadline, s.Timeout)
+	s.Limit.Suspect, s.Limit.DownAfter = cmp.Or(t.PingMisses, s.Limit.Suspect), cmp.Or(t.DownAfter, s.Limit.DownAfter)
+	return s
+}
+
+// addExport notes host:/path, or nothing if it is none.
+func addExport(exports map[string][]string, source string) {
+	if _, path, ok := strings.Cut(source, ":/"); ok {
+		server := nfs.Server(source)
+		exports[server] = append(exports[server], "/"+path)
+	}
+}
+
+func (f *finder) fstab(ctx context.Context) ([]confedit.Mount, error) {
+	data, err := f.read(ctx, fstabPath)
+	if err != nil {
+		return nil, err
+	}
+	list, err := confedit.Fstab(data)
+	if err != nil {
+		return nil, step.Located(f.host, fstabPath, err)
+	}
+	return list, nil
+}
+
+// exports says whether this node exports anything.
+func (f *finder) exports(ctx context.Context) (bool, error) {
+	data, err := f.read(ctx, exportsPath)
+	if err != nil {
+		return false, err
+	}
+	list, err := confedit.Exports(data)
+	if err != nil {
+		return false, step.Located(f.host, exportsPath, err)
+	}
+	return len(list) > 0, nil
+}
+
+// read returns a file's contents, none if it does not exist.
+func (f *finder) read(ctx context.Context, path string) ([]byte, error) {
+	file, err := f.host.ReadFile(ctx, path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return file.Data, err
+}

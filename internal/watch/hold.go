@@ -1,0 +1,375 @@
+package watch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Timing is how often a backend's endpoint is probed, and what its findings
+// count for. A zero field means the default.
+type Timing struct {
+	PingEvery     time.Duration // between the starts of two pings; 250 ms
+	PingDeadline  time.Duration // an answer that takes longer is missed; 250 ms
+	PingMisses    int           // in a row until the endpoint is suspect; 2
+	DownAfter     time.Duration // since the first missed ping was sent until it is down; 3 s
+	LoginEvery    time.Duration // between two fresh logins; 10 s
+	LoginDeadline time.Duration // of one; 4 s
+	LoginMisses   int           // in a row until the endpoint is suspect; 2
+}
+
+func (t Timing) withDefaults() Timing {
+	or := func(d *time.Duration, value time.Duration) {
+		if *d == 0 {
+			*d = value
+		}
+	}
+	or(&t.PingEvery, 250*time.Millisecond)
+	or(&t.PingDeadline, 250*time.Millisecond)
+	or(&t.DownAfter, 3*time.Second)
+	or(&t.LoginEvery, 10*time.Second)
+	or(&t.LoginDeadline, 4*time.Second)
+	if t.PingMisses == 0 {
+		t.PingMisses = 2
+	}
+	if t.LoginMisses == 0 {
+		t.LoginMisses = 2
+	}
+	return t
+}
+
+// The probes of a backend that is reached over TCP.
+const (
+	ProbeConnection = "connection" // a held one, whose end is followed by one new dial
+	ProbePing       = "ping"       // a question that only a working server answers
+	ProbeLogin      = "login"      // a fresh one, as a service that starts now would make
+	ProbeAlarm      = "alarm"      // a server that answers, and refuses work
+	ProbePrimary    = "primary"    // a replica set that has one
+)
+
+// finding is an error that says what to report of it. Any other error of a
+// session is of its connection.
+type finding struct {
+	probe  string
+	reason string
+	limit  Limit
+}
+
+func (f *finding) Error() string { return f.reason }
+
+// session is one connection to an endpoint, held for as long as it lasts.
+type session interface {
+	// ping asks once, and may learn a fact of the server's part that is worth
+	// telling. When ctx ends, it does, and the connection may.
+	ping(ctx context.Context) (fact string, err error)
+	// ended is closed when the connection is seen to be no more.
+	ended() <-chan struct{}
+	close()
+}
+
+// holder watches one endpoint by a session: it pings, and makes a new session
+// when the old one has ended. One attempt is on its way at a time; an answer
+// that comes late is one.
+type holder struct {
+	Timing
+	open   func(ctx context.Context) (session, error)
+	report func(Observation)
+
+	session  session
+	silent   time.Time       // since when there has been no answer; zero if there was one
+	redialed time.Time       // the last time that was done at once
+	fact     string          // of the last answer
+	took     time.Duration   // the last attempt
+	trouble  map[string]bool // probes whose last report was not Good
+}
+
+// attempt is an answer to one ping, or the lack of one.
+type attempt struct {
+	session session // nil if the connection ended
+	fact    string
+	err     error
+	late    bool // it was given up
+}
+
+// refusedPause is between logins that were refused: the second one is made
+// soon, and no server's log is filled.
+const refusedPause = time.Second
+
+// dyingPause is between dials to a server whose held connection has just
+// ended: a process that is killed may close its listener last.
+const dyingPause = 5 * time.Millisecond
+
+// run probes until ctx ends.
+func (h *holder) run(ctx context.Context) {
+	h.trouble = map[string]bool{}
+	var (
+		done    chan attempt // nil if none is on its way
+		started time.Time    // the attempt that is, or the last one
+	)
+	begin := func() {
+		done, started = make(chan attempt, 1), time.Now()
+		go h.attempt(ctx, h.session, done)
+	}
+	begin()
+	next := time.NewTimer(h.PingDeadline)
+	defer next.Stop()
+	for {
+		var ended <-chan struct{}
+		if h.session != nil && done == nil {
+			ended = h.session.ended()
+		}
+		select {
+		case <-ctx.Done():
+			if done != nil {
+				h.session = (<-done).session
+			}
+			h.drop()
+			return
+		case <-ended:
+			h.drop()
+			if h.atOnce() {
+				begin()
+				next.Reset(h.PingDeadline)
+			}
+		case a := <-done:
+			if ctx.Err() != nil {
+				done, h.session = nil, a.session
+				continue
+			}
+			done, h.took = nil, time.Since(started)
+			if again := h.take(a); again {
+				begin()
+				if !a.late { // else the misses go on being counted
+					next.Reset(h.PingDeadline)
+				}
+				continue
+			}
+			next.Reset(time.Until(started.Add(h.pause(a.err))))
+		case <-next.C:
+			if done == nil {
+				begin()
+				next.Reset(h.PingDeadline)
+				continue
+			}
+			h.miss(started)
+			next.Reset(h.PingEvery * 4 / 5) // so that two are told in time on a busy machine as well
+		}
+	}
+}
+
+// attempt pings, over a new session if there is none.
+func (h *holder) attempt(ctx context.Context, s session, done chan<- attempt) {
+	ctx, cancel := context.WithTimeout(ctx, h.DownAfter)
+	defer cancel()
+	var a attempt
+	if a.session = s; s == nil {
+		a.session, a.err = h.open(ctx)
+	}
+	if a.err == nil {
+		a.fact, a.err = a.session.ping(ctx)
+	}
+	var f *finding
+	if a.err != nil && !errors.As(a.err, &f) {
+		a.late = ctx.Err() != nil || errors.Is(a.err, context.DeadlineExceeded)
+		if a.session != nil {
+			a.session.close()
+			a.session = nil
+		}
+	}
+	done <- a
+}
+
+// take takes what an attempt came to, and says whether the next one is due at
+// once: after one that was given up, and when a held connection has ended.
+func (h *holder) take(a attempt) (again bool) {
+	lived := h.session != nil
+	h.session = a.session
+	if a.late {
+		return true
+	}
+	h.silent = time.Time{}
+	if a.err == nil {
+		h.fact = a.fact
+	}
+	h.judge(a.err)
+	return lived && h.session == nil && h.atOnce()
+}
+
+// pause is the time between the starts of two attempts.
+func (h *holder) pause(err error) time.Duration {
+	switch {
+	case h.trouble[ProbeLogin]:
+		return refusedPause
+	case h.session == nil && !errors.Is(err, syscall.ECONNREFUSED) && time.Since(h.redialed) < h.PingEvery:
+		return dyingPause
+	}
+	return h.PingEvery
+}
+
+// atOnce says whether a new connection may be made before its time: not in a
+// loop with a server that hangs up each time.
+func (h *holder) atOnce() bool {
+	if time.Since(h.redialed) < h.PingEvery {
+		return false
+	}
+	h.redialed = time.Now()
+	return true
+}
+
+func (h *holder) drop() {
+	if h.session != nil {
+		h.session.close()
+		h.session = nil
+	}
+}
+
+// miss reports that an attempt which began then has not been answered yet.
+func (h *holder) miss(began time.Time) {
+	if h.silent.IsZero() {
+		h.silent = began
+	}
+	h.tell(ProbePing, Silent, fmt.Sprintf("no answer for %s", time.Since(h.silent).Round(10*time.Millisecond)),
+		Limit{Suspect: h.PingMisses, DownAfter: h.DownAfter - h.PingDeadline})
+}
+
+// judge reports what an attempt came to.
+func (h *holder) judge(err error) {
+	var f *finding
+	switch {
+	case err == nil:
+		h.well(ProbeConnection, ProbeLogin, ProbeAlarm, ProbePrimary)
+		h.trouble[ProbePing] = false
+		h.report(Observation{Probe: ProbePing, Reason: h.fact, At: time.Now(), Took: h.took})
+	case errors.As(err, &f):
+		h.well(ProbeConnection, ProbePing) // it is an answer
+		h.tell(f.probe, Bad, f.reason, f.limit)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		h.tell(ProbeConnection, Bad, "connection refused", Limit{Suspect: 1, Down: 1})
+	case unreachable(err):
+		h.tell(ProbeConnection, Silent, network(err), Limit{Suspect: h.PingMisses, DownAfter: h.DownAfter})
+	default:
+		h.tell(ProbeConnection, Bad, network(err), Limit{Suspect: h.PingMisses, DownAfter: h.DownAfter})
+	}
+}
+
+// well takes back what was reported of these probes.
+func (h *holder) well(probes ...string) {
+	for _, p := range probes {
+		if h.trouble[p] {
+			h.tell(p, Good, "", Limit{})
+		}
+	}
+}
+
+func (h *holder) tell(probe string, v Verdict, reason string, limit Limit) {
+	h.trouble[probe] = v != Good
+	switch {
+	case h.fact == "":
+	case v == Good:
+		reason = h.fact
+	default:
+		reason += " (" + h.fact + ")"
+	}
+	h.report(Observation{Probe: probe, Verdict: v, Reason: reason, At: time.Now(), Limit: limit})
+}
+
+// unreachable says whether nothing of the server itself was heard.
+func unreachable(err error) bool {
+	var timeout net.Error
+	return errors.As(err, &timeout) && timeout.Timeout() || errors.Is(err, syscall.EHOSTUNREACH) ||
+		errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.ETIMEDOUT) || errors.Is(err, syscall.EHOSTDOWN)
+}
+
+// network is an error of a connection in words, without the addresses.
+func network(err error) string {
+	var number syscall.Errno
+	var name *net.DNSError
+	switch {
+	case errors.As(err, &name):
+		return "its name is not known: " + name.Name
+	case errors.As(err, &number):
+		return number.Error()
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "the connection was closed"
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
+		return "no answer"
+	}
+	return err.Error()
+}
+
+// logins makes a fresh login again and again. One that went wrong is made
+// again soon, so that two say so before long. login returns nil, a *finding, or
+// another error, which is the held connection's matter unless it is a timeout.
+func logins(ctx context.Context, t Timing, report func(Observation), login func(ctx context.Context) error) {
+	trouble := map[string]bool{} // probes whose last report was not Good
+	failed := 0
+	tell := func(o Observation) {
+		o.At, trouble[o.Probe] = time.Now(), o.Verdict != Good
+		report(o)
+	}
+	for {
+		lctx, cancel := context.WithTimeout(ctx, t.LoginDeadline)
+		began := time.Now()
+		err := login(lctx)
+		late := lctx.Err() != nil
+		cancel()
+		if ctx.Err() != nil {
+			return
+		}
+		var f *finding
+		switch {
+		case err == nil:
+			failed = 0
+			for probe, bad := range trouble {
+				if bad && probe != ProbeLogin {
+					tell(Observation{Probe: probe})
+				}
+			}
+			tell(Observation{Probe: ProbeLogin})
+		case errors.As(err, &f):
+			failed++
+			tell(Observation{Probe: f.probe, Verdict: Bad, Reason: f.reason, Limit: f.limit})
+		case late:
+			failed++
+			tell(Observation{Probe: ProbeLogin, Verdict: Silent, Limit: Limit{Suspect: t.LoginMisses},
+				Reason: fmt.Sprintf("no answer to a login for %s", time.Since(began).Round(100*time.Millisecond))})
+		}
+		wait := t.LoginEvery
+		if failed == 1 {
+			wait = min(wait, refusedPause)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// refused is a login that the server does not accept.
+func (t Timing) refused(reason string) *finding {
+	return &finding{ProbeLogin, reason, Limit{Suspect: 1, Down: t.LoginMisses}}
+}
+
+// together runs probes of one endpoint side by side until all have ended. What
+// they report goes out one at a time.
+func together(report func(Observation), probes ...func(report func(Observation))) {
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	for _, p := range probes {
+		all.Go(func() {
+			p(func(o Observation) {
+				mu.Lock()
+				defer mu.Unlock()
+				report(o)
+			})
+		})
+	}
+	all.Wait()
+}

@@ -1,0 +1,202 @@
+package watch
+
+import (
+	"fmt"
+	"time"
+)
+
+// machine makes states of what the probes of one endpoint find. It has no
+// clock: time comes with the findings.
+type machine struct {
+	rules    Rules
+	state    State
+	probes   map[string]*probe
+	incident *Incident // nil while all is well
+	held     bool      // silence does not lead to down: the prober is cut off
+
+	now       time.Time // of the newest finding; time does not run backwards
+	goods     run       // findings in a row, of all probes, that were Good
+	answers   run       // and that were answers at all
+	silent    time.Time // first finding without an answer since the last answer
+	lastReply time.Time
+}
+
+// run is an unbroken row of findings of one sort.
+type run struct {
+	count int
+	since time.Time
+}
+
+func (r *run) add(ok bool, at time.Time) {
+	if !ok {
+		*r = run{}
+		return
+	}
+	if r.count == 0 {
+		r.since = at
+	}
+	r.count++
+}
+
+// enough says whether the row is what the rules ask for before all is well.
+func (r run) enough(rules Rules, at time.Time) bool {
+	return r.count >= rules.UpAfter && at.Sub(r.since) >= rules.UpFor
+}
+
+func newMachine(rules Rules) *machine {
+	return &machine{rules: rules, state: StateUnknown, probes: map[string]*probe{}}
+}
+
+// observe takes a finding in, and returns the change of state it leads to.
+func (m *machine) observe(o Observation) (Event, bool) {
+	if o.At.Before(m.now) {
+		o.At = m.now
+	}
+	m.now = o.At
+	p := m.probes[o.Probe]
+	if p == nil {
+		p = &probe{}
+		m.probes[o.Probe] = p
+	}
+	p.add(o, m.rules)
+	switch o.Verdict {
+	case Good, Bad:
+		m.lastReply, m.silent = o.At, time.Time{}
+	case Silent:
+		if m.silent.IsZero() {
+			m.silent = o.At
+		}
+	}
+	m.goods.add(o.Verdict == Good, o.At)
+	if o.Verdict != Unknown {
+		m.answers.add(o.Verdict != Silent, o.At)
+	}
+	next, by := m.next()
+	return m.change(next, by)
+}
+
+// rank orders states by how bad they are.
+func rank(s State) int {
+	switch s {
+	case StateDown:
+		return 4
+	case StateFlapping:
+		return 3
+	case StateSuspect:
+		return 2
+	case StateUnknown:
+		return 1
+	}
+	return 0
+}
+
+// worst is the worst that any probe says, and which one says so. Of two that
+// say the same the one that said so first counts.
+func (m *machine) worst() (State, string) {
+	state, by := StateUp, ""
+	for name, p := range m.probes {
+		s := p.state(m.now, m.held)
+		switch {
+		case rank(s) < rank(state), s == StateUp:
+			continue
+		case s == state && !p.since.Before(m.probes[by].since) && !(p.since.Equal(m.probes[by].since) && name < by):
+			continue
+		}
+		state, by = s, name
+	}
+	return state, by
+}
+
+// next is the state that follows from all findings. Trouble is taken back only
+// by a row of good findings.
+func (m *machine) next() (State, string) {
+	worst, by := m.worst()
+	switch {
+	case worst == StateUp && m.wellAgain():
+		return StateUp, ""
+	case worst == StateUp:
+		return m.state, ""
+	case rank(worst) > rank(m.state), worst == StateFlapping, m.state == StateFlapping:
+		return worst, by
+	}
+	return m.state, ""
+}
+
+// wellAgain says whether what is known is enough to call the endpoint up.
+func (m *machine) wellAgain() bool {
+	known := false
+	for _, p := range m.probes {
+		if p.failed > 0 || p.verdict == Silent {
+			return false
+		}
+		known = known || p.verdict == Good
+	}
+	if m.incident == nil {
+		return known // it was never in trouble
+	}
+	return known && m.goods.enough(m.rules, m.now)
+}
+
+// change enters a state.
+func (m *machine) change(next State, by string) (Event, bool) {
+	if next == m.state {
+		return Event{}, false
+	}
+	e := Event{Event: EventChanged, State: next, Previous: m.state, Probe: by, DetectedAt: Time{m.now}, Since: Time{m.now}}
+	if p := m.probes[by]; p != nil {
+		e.Reason = p.reason
+		if p.failed > 0 {
+			e.Since = Time{p.since}
+		}
+	}
+	m.open(e.Since.Time)
+	m.state = next
+	e.ID, e.Seq, e.HealedBy = m.incident.ID, m.incident.Seq, m.incident.HealedBy
+	if next == StateUp {
+		m.close(&e)
+	}
+	e.AfterMS = e.DetectedAt.Sub(e.Since.Time).Milliseconds()
+	return e, true
+}
+
+// open counts an event of the incident, which begins with it if there is none.
+func (m *machine) open(began time.Time) {
+	if m.incident == nil {
+		m.incident = &Incident{ID: newID(), Began: began}
+	}
+	m.incident.Seq++
+}
+
+// close ends the incident with its last event.
+func (m *machine) close(e *Event) {
+	e.Reason = "answers"
+	if !m.goods.since.IsZero() {
+		e.Since = Time{m.goods.since}
+	}
+	if e.Seq > 1 {
+		lasted := e.Since.Sub(m.incident.Began)
+		e.LastedMS = lasted.Milliseconds()
+		e.Reason = fmt.Sprintf("answers again after %s", lasted.Round(time.Millisecond))
+	}
+	m.incident = nil
+}
+
+// restart forgets what the probes found, for they are made anew; the state and
+// an incident stay.
+func (m *machine) restart() {
+	m.probes = map[string]*probe{}
+	m.goods, m.answers, m.silent = run{}, run{}, time.Time{}
+}
+
+// hold keeps silence from leading to down, or lets it again: then the silence
+// so far does not count, for it was the prober's own.
+func (m *machine) hold(on bool) {
+	if m.held && !on {
+		for _, p := range m.probes {
+			if p.failed > 0 && p.verdict != Bad {
+				p.failed = 0
+			}
+		}
+	}
+	m.held = on
+}

@@ -1,0 +1,208 @@
+package watch
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.mongodb.org/mongo-driver/bson"
+	"go.mongodb.org/mongo-driver/event"
+	"go.mongodb.org/mongo-driver/mongo"
+	"go.mongodb.org/mongo-driver/mongo/options"
+
+	"st2ha/internal/mongodb"
+)
+
+// Dialer makes connections; a net.Dialer or a host.Host is one.
+type Dialer interface {
+	DialContext(ctx context.Context, network, addr string) (net.Conn, error)
+}
+
+// MongoDBSettings is one server, alone or a member of a replica set, and how
+// it is watched.
+type MongoDBSettings struct {
+	URI      string        // as [database] of st2.conf has it
+	Addr     string        // host:port of this server
+	Election time.Duration // without a primary until that is down: its set elects one within that time; 15 s
+	Dialer   Dialer        // from where; this machine if nil
+	Timing
+}
+
+// MongoDBServers returns the servers that a URI names (host:port), one
+// endpoint each. Its error holds no part of the URI.
+func MongoDBServers(uri string) ([]string, error) {
+	opts := options.Client().ApplyURI(uri)
+	if opts.Validate() != nil {
+		return nil, errors.New("the URI of MongoDB cannot be read: what is special in user and password has to be percent-encoded")
+	}
+	servers := opts.Hosts
+	for i, h := range servers {
+		if _, _, err := net.SplitHostPort(h); err != nil {
+			servers[i] = net.JoinHostPort(strings.Trim(h, "[]"), "27017")
+		}
+	}
+	return servers, nil
+}
+
+// WatchMongoDB watches a server by a plain connection, whose end shows that
+// the process has ended, by hello, which needs no login, and by fresh logins.
+func WatchMongoDB(s MongoDBSettings) Func {
+	s.Timing = s.withDefaults()
+	if s.Election == 0 {
+		s.Election = 15 * time.Second
+	}
+	if s.Dialer == nil {
+		s.Dialer = &net.Dialer{}
+	}
+	return func(ctx context.Context, report func(Observation)) {
+		if _, err := MongoDBServers(s.URI); err != nil {
+			report(Observation{Probe: ProbeConnection, Verdict: Unknown, Reason: err.Error(), At: time.Now()})
+			<-ctx.Done()
+			return
+		}
+		together(report,
+			func(report func(Observation)) { s.hold(ctx, report) },
+			func(report func(Observation)) { logins(ctx, s.Timing, report, s.login) })
+	}
+}
+
+// login is a fresh one, for the driver's monitors and open connections know
+// nothing of a password that has changed.
+func (s *MongoDBSettings) login(ctx context.Context) error {
+	opts := mongodb.Options(s.Dialer, s.URI, s.Addr)
+	err := mongodb.Login(ctx, s.Dialer, s.URI, s.Addr, "admin")
+	if errors.Is(err, mongodb.ErrRefused) {
+		if opts.Auth == nil {
+			return s.refused("login refused: the URI names no user")
+		}
+		return s.refused("login refused: user " + opts.Auth.Username)
+	}
+	return err
+}
+
+// hold watches by one client of the driver, which lives as long as the watch,
+// and one plain connection after the other.
+func (s *MongoDBSettings) hold(ctx context.Context, report func(Observation)) {
+	var current atomic.Pointer[mongoSession]
+	// What the driver sees by itself is a hint to look, and no more: its
+	// monitor cannot tell a slow server from one that is gone.
+	look := func() {
+		if held := current.Load(); held != nil {
+			held.hint()
+		}
+	}
+	opts := mongodb.Options(s.Dialer, s.URI, s.Addr).SetHeartbeatInterval(500 * time.Millisecond).
+		SetServerMonitor(&event.ServerMonitor{ServerHeartbeatFailed: func(*event.ServerHeartbeatFailedEvent) { look() }}).
+		SetPoolMonitor(&event.PoolMonitor{Event: func(e *event.PoolEvent) {
+			if e.Type == event.PoolCleared {
+				look()
+			}
+		}})
+	opts.Auth = nil // hello is answered without
+	client, err := mongo.Connect(ctx, opts)
+	if err != nil {
+		report(Observation{Probe: ProbeConnection, Verdict: Unknown, Reason: "the driver does not take the settings of the URI", At: time.Now()})
+		<-ctx.Done()
+		return
+	}
+	h := &holder{Timing: s.Timing, report: report, open: func(ctx context.Context) (session, error) {
+		conn, err := s.Dialer.DialContext(ctx, "tcp", s.Addr)
+		if err != nil {
+			return nil, err
+		}
+		held := &mongoSession{Conn: conn, over: make(chan struct{}), look: make(chan struct{}), client: client, election: s.Election}
+		held.hint = sync.OnceFunc(func() { close(held.look) })
+		go held.read()
+		current.Store(held)
+		return held, nil
+	}}
+	h.run(ctx)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 300*time.Millisecond)
+	defer cancel()
+	_ = client.Disconnect(ctx)
+}
+
+// mongoSession is a plain connection on which nothing is said, beside the driver's.
+type mongoSession struct {
+	net.Conn
+	over     chan struct{} // closed when the connection has ended
+	look     chan struct{} // closed when there is reason to make a new one
+	hint     func()        // closes look
+	client   *mongo.Client
+	election time.Duration
+}
+
+func (m *mongoSession) read() {
+	defer m.hint()
+	defer close(m.over)
+	_, _ = m.Read(make([]byte, 1))
+}
+
+func (m *mongoSession) ended() <-chan struct{} { return m.look }
+
+func (m *mongoSession) close() {
+	_ = m.Conn.Close()
+	<-m.over
+}
+
+// ping ends with the plain connection: the driver would wait for the server
+// to come back.
+func (m *mongoSession) ping(ctx context.Context) (string, error) {
+	asking, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-m.over:
+			cancel()
+		case <-asking.Done():
+		}
+	}()
+	var reply hello
+	err := m.client.Database("admin").RunCommand(asking, bson.D{{Key: "hello", Value: 1}}).Decode(&reply)
+	var said mongo.ServerError
+	switch {
+	case err == nil:
+		return reply.judge(m.election)
+	case errors.As(err, &said) && said.HasErrorCode(59): // CommandNotFound: a server before 4.4.2, which answers all the same
+		return "", nil
+	case ctx.Err() == nil && asking.Err() != nil:
+		return "", io.EOF
+	case mongo.IsTimeout(err): // the driver ends before the deadline if the answer would come after it
+		return "", context.DeadlineExceeded
+	}
+	return "", err
+}
+
+// hello is what a server says of its part (MongoDB manual, hello).
+type hello struct {
+	SetName           string `bson:"setName"`
+	IsWritablePrimary bool   `bson:"isWritablePrimary"`
+	Secondary         bool   `bson:"secondary"`
+	ArbiterOnly       bool   `bson:"arbiterOnly"`
+	Primary           string `bson:"primary"`
+}
+
+// judge says what part the server has in its set. To be no primary is fine, as
+// long as there is one.
+func (h hello) judge(election time.Duration) (string, error) {
+	switch {
+	case h.SetName == "" && h.IsWritablePrimary:
+		return "", nil
+	case h.SetName == "":
+		return "", &finding{ProbePrimary, "it takes no writes, and belongs to no replica set", Limit{Suspect: 2, DownAfter: election}}
+	case h.IsWritablePrimary:
+		return "primary of " + h.SetName, nil
+	case h.Primary == "":
+		return "", &finding{ProbePrimary, "no primary in replica set " + h.SetName, Limit{Suspect: 2, DownAfter: election}}
+	case h.ArbiterOnly:
+		return "arbiter of " + h.SetName, nil
+	case h.Secondary:
+		return "secondary of " + h.SetName + ", whose primary is " + h.Primary, nil
+	}
+	return "", &finding{ProbePrimary, "neither primary nor secondary of " + h.SetName + ": it starts, recovers or was removed", Limit{Suspect: 2}}
+}

@@ -1,0 +1,206 @@
+package watch
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"st2ha/internal/confedit"
+)
+
+// MountSettings are what is expected of a mount, and the paces of its probes.
+type MountSettings struct {
+	Source   string        // host:/path as /etc/fstab has it; empty: any
+	Interval time.Duration // from one statfs to the next, as long as they are answered
+	Timeout  time.Duration // for the answer, then its process is killed; also the pace after a fault
+	Limit    Limit         // of a mount that hangs or gives errors
+	Child    []string      // argv of the process that calls Statfs with the argument that is appended, the mount point
+	Stuck    *atomic.Int64 // counts processes that SIGKILL has not ended yet, of all mounts that share it; may be nil
+}
+
+// DefaultMountSettings run this program again, as "PROGRAM statfs MOUNTPOINT".
+func DefaultMountSettings() MountSettings {
+	return MountSettings{
+		Interval: 5 * time.Second,
+		Timeout:  time.Second,
+		Limit:    Limit{Suspect: 1, Down: 2},
+		Child:    []string{"/proc/self/exe", "statfs"},
+	}
+}
+
+// NFSMount watches an NFS mount of this node. It reports as the probe "mount":
+// whether it is mounted, and from where, the moment this changes; and whether
+// statfs(2) is answered there, which is always asked of the server, where
+// stat(2) may be answered from a cache. That is done in a process of its own:
+// on a mount that hangs nothing less can be given up. Where even SIGKILL does
+// not end it, no other is started for this mount until it is gone.
+func NFSMount(point string, s MountSettings) Func {
+	return func(ctx context.Context, report func(Observation)) {
+		if s.Stuck == nil {
+			s.Stuck = new(atomic.Int64)
+		}
+		w := &nfsMount{MountSettings: s, point: point, report: report}
+		w.run(ctx)
+	}
+}
+
+type nfsMount struct {
+	MountSettings
+	point  string
+	report func(Observation)
+
+	mounted *confedit.Mounted // nil when nothing is
+	stuck   *statfsChild      // one that SIGKILL did not end
+	hung    time.Time         // when the first statfs began that has no answer; zero when the last one had
+	calm    int               // answers in a row
+}
+
+// startTimeout is for a process to come to its statfs, which takes milliseconds:
+// a node that is short of CPU or memory has no mount that hangs.
+const startTimeout = 5 * time.Second
+
+// calmAfter is how many answers in a row slacken the pace: a recovery is soon
+// told from a moment's luck.
+const calmAfter = 4
+
+func (w *nfsMount) run(ctx context.Context) {
+	changed := make(chan *confedit.Mounted, 1)
+	ended := make(chan error, 1)
+	watching, cancel := context.WithCancel(ctx)
+	go func() { ended <- watchMounts(watching, w.point, changed) }()
+	defer func() { <-ended }()
+	defer cancel()
+	next := time.NewTimer(time.Hour) // the first look is at the table
+	defer next.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case err := <-ended:
+			ended <- nil
+			if err == nil { // with ctx
+				return
+			}
+			w.observe(Unknown, "the table of mounts cannot be read: "+err.Error(), w.Limit)
+			return
+		case m := <-changed:
+			w.moved(m)
+		case <-next.C:
+		}
+		for w.probe(ctx, changed) {
+		}
+		pace := w.Timeout
+		switch {
+		case !w.hung.IsZero() && w.stuck == nil:
+			pace = 0 // the time-out was pause enough
+		case w.calm >= calmAfter:
+			pace = w.Interval
+		}
+		next.Reset(pace)
+	}
+}
+
+// probe looks once, and says whether the table changed meanwhile.
+func (w *nfsMount) probe(ctx context.Context, changed <-chan *confedit.Mounted) (again bool) {
+	if reason := w.misplaced(); reason != "" {
+		w.observe(Bad, reason, refusedLimit)
+		return false
+	}
+	started := time.Now()
+	if w.stuck != nil {
+		if !w.stuck.gone(ctx, 0) {
+			w.observe(Silent, w.hungFor(started), w.Limit)
+			return false
+		}
+		w.stuck = nil
+	}
+	child, err := startStatfs(w.Child, w.point)
+	if err != nil {
+		w.observe(Unknown, "statfs cannot be tried: "+err.Error(), w.Limit)
+		return false
+	}
+	deadline := time.NewTimer(startTimeout)
+	defer deadline.Stop()
+	entered := child.entered
+wait:
+	for {
+		select {
+		case <-entered:
+			entered, started = nil, time.Now()
+			deadline.Reset(w.Timeout)
+		case <-child.done:
+			verdict, reason := child.verdict()
+			w.observe(verdict, reason, w.Limit)
+			return false
+		case <-deadline.C:
+			if entered != nil {
+				w.observe(Unknown, "statfs cannot be tried: this node is too slow to start a process", w.Limit)
+			} else {
+				w.observe(Silent, w.hungFor(started), w.Limit)
+			}
+			break wait
+		case m := <-changed:
+			w.moved(m)
+			again = true
+			break wait
+		case <-ctx.Done():
+			break wait
+		}
+	}
+	if !w.end(ctx, child) && !again {
+		w.stuck = child
+	}
+	return again
+}
+
+// moved takes note of what is mounted now. A process that is stuck is so on
+// what was mounted before.
+func (w *nfsMount) moved(m *confedit.Mounted) { w.mounted, w.stuck = m, nil }
+
+// misplaced says what is wrong with what is mounted, if anything is.
+func (w *nfsMount) misplaced() string {
+	switch {
+	case w.mounted == nil:
+		return "not mounted"
+	case w.mounted.FSType == "autofs": // mounted by its first use, which statfs is
+		return ""
+	case w.Source != "" && strings.TrimRight(w.mounted.Source, "/") != strings.TrimRight(w.Source, "/"):
+		return fmt.Sprintf("%s is mounted there, not %s", w.mounted.Source, w.Source)
+	}
+	return ""
+}
+
+func (w *nfsMount) hungFor(started time.Time) string {
+	if w.hung.IsZero() {
+		w.hung = started
+	}
+	return "mount hung for " + span(time.Since(w.hung))
+}
+
+func (w *nfsMount) observe(v Verdict, reason string, limit Limit) {
+	if v != Silent {
+		w.hung = time.Time{}
+	}
+	w.calm++
+	if v != Good {
+		w.calm = 0
+	}
+	w.report(Observation{Probe: "mount", Verdict: v, Reason: reason, At: time.Now(), Limit: limit})
+}
+
+// end kills child and says whether it is gone. One that waits for a file system
+// in a way that no signal breaks is counted, and reaped whenever it ends.
+func (w *nfsMount) end(ctx context.Context, child *statfsChild) bool {
+	child.kill()
+	if child.gone(ctx, time.Second) || child.gone(context.WithoutCancel(ctx), 200*time.Millisecond) {
+		return true
+	}
+	w.Stuck.Add(1)
+	go func() {
+		<-child.done
+		w.Stuck.Add(-1)
+	}()
+	return false
+}

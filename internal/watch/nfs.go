@@ -1,0 +1,285 @@
+package watch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"st2ha/internal/rpcping"
+)
+
+// NFSSettings are the paces of the probes of an NFS server.
+type NFSSettings struct {
+	Interval       time.Duration // from one NULL call to the next
+	Timeout        time.Duration // for the answer, and for a connection
+	Limit          Limit         // of NULL calls without an answer
+	ExportInterval time.Duration // from one look at an export to the next, as long as it is there
+	ExportTimeout  time.Duration // for the answer
+	ExportLimit    Limit         // of exports that are withdrawn or refused; Limit is that of no answer
+}
+
+// DefaultNFSSettings answer for a server in the same data centre: an idle one
+// takes a hundredth of Timeout.
+func DefaultNFSSettings() NFSSettings {
+	return NFSSettings{
+		Interval:       250 * time.Millisecond,
+		Timeout:        250 * time.Millisecond,
+		Limit:          Limit{Suspect: 2, DownAfter: 3 * time.Second},
+		ExportInterval: time.Second,
+		ExportTimeout:  500 * time.Millisecond,
+		ExportLimit:    Limit{Suspect: 1, Down: 2},
+	}
+}
+
+// refusedLimit is that of findings that are proof by themselves.
+var refusedLimit = Limit{Suspect: 1, Down: 1}
+
+// NFSServer watches the NFS server at addr (host:port) over a connection that
+// it holds. The probe "ping" is the NULL call, or the connection refused; the
+// probe "export PATH" walks to each of the exports by NFSv4.0, on the same
+// connection. One that ends is dialled anew at once: the server's host resets
+// the connections of a process that ends, and refuses new ones.
+func NFSServer(addr string, exports []string, s NFSSettings) Func {
+	return func(ctx context.Context, report func(Observation)) {
+		w := &nfsServer{addr: addr, exports: exports, NFSSettings: s, report: report}
+		w.run(ctx)
+	}
+}
+
+type nfsServer struct {
+	NFSSettings
+	addr    string
+	exports []string
+	report  func(Observation)
+
+	silent time.Time // when the first ping was sent that has no answer; zero when the last one had
+}
+
+func (w *nfsServer) run(ctx context.Context) {
+	var pause time.Duration
+	for ctx.Err() == nil {
+		started := time.Now()
+		conn, err := w.dial(ctx)
+		if err != nil {
+			if ctx.Err() == nil {
+				w.observe(started, err)
+			}
+			sleep(ctx, time.Until(started.Add(w.Interval)))
+			pause = 0
+			continue
+		}
+		w.hold(ctx, conn)
+		conn.Close()
+		// One that was held is dialled anew at once. A process that is being
+		// killed may take that for a moment still, so the next try is soon; but
+		// not for ever where no connection lasts.
+		if time.Since(started) >= w.Interval {
+			pause = 0
+		} else {
+			pause = min(max(2*pause, firstPause), w.Interval)
+		}
+		sleep(ctx, pause)
+	}
+}
+
+// firstPause comes before a second connection where the first did not last.
+const firstPause = 2 * time.Millisecond
+
+func (w *nfsServer) dial(ctx context.Context) (*rpcping.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, w.Timeout)
+	defer cancel()
+	return rpcping.Dial(ctx, w.addr)
+}
+
+// hold probes over conn until it or ctx ends.
+func (w *nfsServer) hold(ctx context.Context, conn *rpcping.Conn) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	for _, export := range w.exports {
+		wg.Go(func() { w.watchExport(ctx, conn, export) })
+	}
+	pace := time.NewTicker(w.Interval)
+	defer pace.Stop()
+	for {
+		w.ping(ctx, conn)
+		select {
+		case <-ctx.Done():
+			return
+		case <-conn.Done():
+			return
+		case <-pace.C:
+		}
+	}
+}
+
+func (w *nfsServer) ping(ctx context.Context, conn *rpcping.Conn) {
+	const version = 4
+	started := time.Now()
+	call, cancel := context.WithTimeout(ctx, w.Timeout)
+	defer cancel()
+	err := conn.Null(call, version)
+	var other *rpcping.MismatchError
+	if errors.As(err, &other) {
+		err = nil // a server of NFSv3 alone is one that answers
+	}
+	if ctx.Err() == nil {
+		w.observe(started, err)
+	}
+}
+
+// observe reports what came of a ping that began at started.
+func (w *nfsServer) observe(started time.Time, err error) {
+	o := Observation{Probe: "ping", At: time.Now(), Limit: w.Limit}
+	switch {
+	case err == nil:
+		w.silent, o.Took = time.Time{}, o.At.Sub(started)
+	case unanswered(err):
+		if w.silent.IsZero() {
+			w.silent = started
+		}
+		o.Verdict, o.Reason = Silent, silence(err, o.At.Sub(w.silent))
+	default:
+		w.silent = time.Time{}
+		o.Verdict, o.Reason = connectionFault(err)
+		if errors.Is(err, unix.ECONNREFUSED) {
+			o.Limit = refusedLimit
+		}
+	}
+	w.report(o)
+}
+
+// unanswered says whether err is a server that is slow, frozen or cut off.
+func unanswered(err error) bool {
+	var t interface{ Timeout() bool }
+	return errors.As(err, &t) && t.Timeout() || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTDOWN)
+}
+
+// silence is the reason of an error that is unanswered.
+func silence(err error, since time.Duration) string {
+	var errno unix.Errno
+	if errors.As(err, &errno) && errno != unix.ETIMEDOUT {
+		return errno.Error() // "no route to host"
+	}
+	return "no answer for " + span(since)
+}
+
+// connectionFault are the words for a connection that could not be made, or
+// brought an error.
+func connectionFault(err error) (Verdict, string) {
+	var dns *net.DNSError
+	var errno unix.Errno
+	switch {
+	case errors.As(err, &dns):
+		return Unknown, fmt.Sprintf("the name %s cannot be resolved: %s", dns.Name, dns.Err)
+	case errors.Is(err, unix.ECONNREFUSED):
+		return Bad, "connection refused"
+	case errors.Is(err, rpcping.ErrProtocol):
+		return Bad, rpcping.ErrProtocol.Error()
+	case errors.Is(err, rpcping.ErrClosed), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
+		return Bad, rpcping.ErrClosed.Error()
+	case errors.As(err, new(*rpcping.RejectedError)):
+		return Bad, err.Error()
+	case errors.As(err, &errno): // a limit of this node, such as of descriptors
+		return Unknown, "no connection can be made: " + errno.Error()
+	}
+	return Unknown, err.Error()
+}
+
+// watchExport looks at one export until conn or ctx ends.
+func (w *nfsServer) watchExport(ctx context.Context, conn *rpcping.Conn, export string) {
+	for {
+		call, cancel := context.WithTimeout(ctx, w.ExportTimeout)
+		err := conn.Export(call, export)
+		cancel()
+		pause := w.ExportInterval
+		select {
+		case <-ctx.Done():
+			return
+		case <-conn.Done(): // the ping's business
+			return
+		default:
+		}
+		o := Observation{Probe: "export " + export, At: time.Now(), Limit: w.ExportLimit}
+		o.Verdict, o.Reason = exportFault(err, export, conn.Privileged(), w.ExportTimeout)
+		if o.Verdict == Silent {
+			o.Limit = w.Limit
+		}
+		w.report(o)
+		if err != nil { // seen again soon, so that one finding is not all there is
+			pause = w.Interval
+		}
+		sleep(ctx, pause)
+	}
+}
+
+// exportFault are the words for what a look at an export brought.
+func exportFault(err error, export string, privileged bool, timeout time.Duration) (Verdict, string) {
+	var at *rpcping.StatusError
+	var other *rpcping.MismatchError
+	var rejected *rpcping.RejectedError
+	switch {
+	case err == nil:
+		return Good, ""
+	case errors.As(err, &rejected) && rejected.NoExport:
+		return Bad, fmt.Sprintf("export %s withdrawn: the server exports nothing to this node", export)
+	case errors.As(err, &at):
+		return statusFault(at, export, privileged)
+	case errors.As(err, &other):
+		return Unknown, fmt.Sprintf("export %s cannot be looked at: %v", export, err)
+	case unanswered(err):
+		return Silent, fmt.Sprintf("export %s: no answer for %s", export, span(timeout))
+	}
+	verdict, reason := connectionFault(err)
+	return verdict, "export " + export + ": " + reason
+}
+
+// statusFault puts NFSv4's statuses (RFC 7530, section 13.1) in words.
+func statusFault(at *rpcping.StatusError, export string, privileged bool) (Verdict, string) {
+	if !privileged { // Linux's server says PERM to such a client, NFS-Ganesha hides the export
+		return Unknown, fmt.Sprintf("export %s cannot be looked at from a source port above 1023, and a lower one takes root: the server answers %s", export, at.Status)
+	}
+	switch at.Status {
+	case rpcping.NoEnt:
+		return Bad, "export " + export + " withdrawn"
+	case rpcping.Stale:
+		return Bad, fmt.Sprintf("export %s: its directory was deleted or replaced on the server", export)
+	case rpcping.NotDir:
+		return Bad, fmt.Sprintf("export %s: %s is no directory", export, at.At)
+	case rpcping.Access:
+		return Bad, fmt.Sprintf("export %s: access to %s denied", export, at.At)
+	case rpcping.Perm:
+		return Bad, fmt.Sprintf("export %s: the server does not permit this node", export)
+	case rpcping.WrongSec:
+		return Unknown, fmt.Sprintf("export %s cannot be looked at: the server wants another security flavor, such as Kerberos", export)
+	case rpcping.Delay:
+		return Silent, fmt.Sprintf("export %s: the server puts off its answer", export)
+	case rpcping.IO:
+		return Bad, fmt.Sprintf("export %s: input/output error on the server", export)
+	}
+	return Bad, fmt.Sprintf("export %s: the server answers %s at %s", export, at.Status, at.At)
+}
+
+// span is a duration as reasons have it: "250 ms", "4.2 s".
+func span(d time.Duration) string {
+	if d = d.Round(50 * time.Millisecond); d < time.Second {
+		return fmt.Sprintf("%d ms", d.Milliseconds())
+	}
+	return fmt.Sprintf("%.1f s", d.Seconds())
+}
+
+// sleep waits for d or until ctx ends.
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}

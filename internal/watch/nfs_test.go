@@ -1,0 +1,227 @@
+package watch_test
+
+import (
+	"net"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"st2ha/internal/rpcping/nfstest"
+	"st2ha/internal/watch"
+)
+
+const (
+	packs = "/opt/stackstorm/packs"
+	venvs = "/opt/stackstorm/virtualenvs"
+)
+
+func good(tb testing.TB, w *watched, from int, probes ...string) {
+	tb.Helper()
+	for _, probe := range probes {
+		w.next(tb, from, probe, watch.Good, "")
+	}
+}
+
+func TestNFSServer(t *testing.T) {
+	server := nfstest.Start(t, packs, venvs)
+	w := run(t, watch.NFSServer(server.Addr, []string{packs, venvs}, watch.DefaultNFSSettings()))
+	good(t, w, 0, "ping", "export "+packs, "export "+venvs)
+
+	t.Run("withdrawn", func(t *testing.T) {
+		from, at := w.mark(), time.Now()
+		server.Export(venvs)
+		o := w.next(t, from, "export "+packs, watch.Bad, "export "+packs+" withdrawn")
+		t.Logf("found after %v", o.At.Sub(at))
+		require.Equal(t, watch.Limit{Suspect: 1, Down: 2}, o.Limit)
+		require.Eventually(t, func() bool {
+			n := 0
+			for _, o := range w.since(from) {
+				if o.Probe == "export "+packs && o.Verdict == watch.Bad {
+					n++
+				}
+				require.False(t, o.Probe == "export "+venvs && o.Verdict != watch.Good)
+			}
+			return n >= 2
+		}, 900*time.Millisecond, time.Millisecond, "looked at again soon")
+		server.Export(packs, venvs)
+		good(t, w, w.mark(), "export "+packs)
+	})
+	t.Run("frozen", func(t *testing.T) {
+		from, at := w.mark(), time.Now()
+		server.Freeze()
+		first := w.next(t, from, "ping", watch.Silent, "no answer for")
+		t.Logf("found after %v", first.At.Sub(at))
+		require.Equal(t, watch.Limit{Suspect: 2, DownAfter: 3 * time.Second}, first.Limit)
+		w.next(t, from, "export "+packs, watch.Silent, "export "+packs+": no answer for 500 ms")
+		require.Eventually(t, func() bool {
+			seen := w.since(from)
+			o := seen[len(seen)-1]
+			return o.Probe == "ping" && strings.HasPrefix(o.Reason, "no answer for 1.")
+		}, soon, time.Millisecond, "the reason grows")
+		server.Thaw()
+		good(t, w, w.mark(), "ping", "export "+packs)
+	})
+	t.Run("killed", func(t *testing.T) {
+		from, at := w.mark(), time.Now()
+		server.Kill()
+		o := w.next(t, from, "ping", watch.Bad, "connection refused")
+		t.Logf("found after %v", o.At.Sub(at))
+		require.Equal(t, watch.Limit{Suspect: 1, Down: 1}, o.Limit)
+		server.Run()
+		good(t, w, w.mark(), "ping", "export "+packs, "export "+venvs)
+	})
+}
+
+// Packets that vanish: a connection that goes on to wait as TCP does would see
+// the end of a long cut much too late.
+func TestNFSServerCut(t *testing.T) {
+	server := nfstest.StartAway(t, packs)
+	w := run(t, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings()))
+	good(t, w, 0, "ping", "export "+packs)
+	from, at := w.mark(), time.Now()
+	server.Cut()
+	t.Logf("found after %v", w.next(t, from, "ping", watch.Silent, "no answer for").At.Sub(at))
+	time.Sleep(8 * time.Second)
+	for _, o := range w.since(from) {
+		require.True(t, o.Verdict != watch.Bad && o.Verdict != watch.Unknown, "%+v", o)
+	}
+	from, at = w.mark(), time.Now()
+	server.Heal()
+	took := w.next(t, from, "ping", watch.Good, "").At.Sub(at)
+	t.Logf("well after %v", took)
+	require.Less(t, took, 2*time.Second)
+	good(t, w, from, "export "+packs)
+}
+
+func TestNFSServerLeavesNothing(t *testing.T) {
+	server := nfstest.Start(t, packs)
+	first := run(t, watch.NFSServer(server.Addr, nil, watch.DefaultNFSSettings()))
+	good(t, first, 0, "ping")
+	first.end()
+	before := nowLeft(t)
+	for range 20 {
+		w := run(t, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings()))
+		good(t, w, 0, "ping", "export "+packs)
+		w.end()
+	}
+	server.Freeze()
+	for range 5 {
+		w := run(t, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings()))
+		at := time.Now()
+		w.next(t, 0, "ping", watch.Silent, "no answer for")
+		w.end()
+		require.Less(t, time.Since(at), time.Second)
+	}
+	before.same(t)
+}
+
+// A proxy whose own backend is away takes connections and ends them.
+func TestNFSServerEnds(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	var accepted atomic.Int64
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			accepted.Add(1)
+			conn.Close()
+		}
+	}()
+	w := run(t, watch.NFSServer(l.Addr().String(), []string{packs}, watch.DefaultNFSSettings()))
+	o := w.next(t, 0, "ping", watch.Bad, "the server ended the connection")
+	require.Equal(t, 2, o.Limit.Suspect)
+	time.Sleep(time.Second)
+	before := accepted.Load()
+	time.Sleep(time.Second)
+	require.LessOrEqual(t, accepted.Load()-before, int64(5), "no faster than the interval in the end")
+}
+
+func TestNFSServerElsewhere(t *testing.T) {
+	w := run(t, watch.NFSServer("no-such-host.invalid:2049", nil, watch.DefaultNFSSettings()))
+	require.Eventually(t, func() bool { return w.mark() > 0 }, soon, time.Millisecond)
+	require.NotEqual(t, watch.Bad, w.since(0)[0].Verdict, "%+v", w.since(0)[0])
+
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, l.Close())
+	w = run(t, watch.NFSServer(l.Addr().String(), nil, watch.DefaultNFSSettings()))
+	w.next(t, 0, "ping", watch.Bad, "connection refused")
+}
+
+// BenchmarkNFSServerKilled prints how long after SIGKILL the end is reported.
+func BenchmarkNFSServerKilled(b *testing.B) {
+	server := nfstest.Start(b, packs)
+	w := run(b, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings()))
+	var took []time.Duration
+	for b.Loop() {
+		good(b, w, w.mark(), "ping")
+		from, at := w.mark(), time.Now()
+		server.Kill()
+		took = append(took, w.next(b, from, "ping", watch.Bad, "connection refused").At.Sub(at))
+		server.Run()
+	}
+	quantiles(b, took)
+}
+
+// BenchmarkNFSServerWithdrawn prints how long after exportfs the loss is reported, with the second finding.
+func BenchmarkNFSServerWithdrawn(b *testing.B) {
+	server := nfstest.Start(b, packs, venvs)
+	w := run(b, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings()))
+	var took []time.Duration
+	for b.Loop() {
+		good(b, w, w.mark(), "export "+packs)
+		from, at := w.mark(), time.Now()
+		server.Export(venvs)
+		first := w.next(b, from, "export "+packs, watch.Bad, "export "+packs+" withdrawn")
+		for from++; ; from++ {
+			if w.next(b, from, "export "+packs, watch.Bad, "export "+packs+" withdrawn") != first {
+				break
+			}
+		}
+		took = append(took, w.next(b, from, "export "+packs, watch.Bad, "export "+packs+" withdrawn").At.Sub(at))
+		server.Export(packs, venvs)
+	}
+	quantiles(b, took)
+}
+
+// BenchmarkNFSServers prints what watching many servers, each with one export,
+// takes of one core.
+func BenchmarkNFSServers(b *testing.B) {
+	server := nfstest.Start(b, packs)
+	for _, n := range []int{1, 10, 100} {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			var all []*watched
+			for range n {
+				all = append(all, run(b, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings())))
+			}
+			for _, w := range all {
+				good(b, w, 0, "ping", "export "+packs)
+			}
+			const second = time.Second
+			before := cpu(b)
+			for b.Loop() {
+				time.Sleep(second)
+			}
+			b.ReportMetric(100*float64(cpu(b)-before)/float64(time.Duration(b.N)*second), "%-of-a-core")
+			for _, w := range all {
+				w.end()
+			}
+		})
+	}
+}
+
+// cpu is what this process has used so far.
+func cpu(b *testing.B) time.Duration {
+	var use unix.Rusage
+	require.NoError(b, unix.Getrusage(unix.RUSAGE_SELF, &use))
+	return time.Duration(use.Utime.Nano() + use.Stime.Nano())
+}

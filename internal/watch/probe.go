@@ -1,0 +1,91 @@
+package watch
+
+import "time"
+
+// probe is what is remembered of one probe's findings.
+type probe struct {
+	verdict  Verdict // of the last finding
+	reason   string  // of the last finding that was not Good
+	limit    Limit
+	failed   int       // findings in a row that were Silent or Bad
+	since    time.Time // the first of them
+	blind    int       // findings in a row that were Unknown
+	last     bool      // whether the newest of history was Good
+	history  []bool    // whether each finding differed from the one before
+	next     int       // place of history that is overwritten next
+	changes  int       // true ones among history
+	started  bool
+	flapping bool
+}
+
+// add takes a finding in.
+func (p *probe) add(o Observation, rules Rules) {
+	p.verdict, p.limit = o.Verdict, o.Limit
+	if o.Verdict != Good {
+		p.reason = o.Reason
+	}
+	switch o.Verdict {
+	case Unknown:
+		// It says nothing of the endpoint: neither for it nor against it.
+		p.blind++
+		return
+	case Good:
+		p.failed = 0
+	default:
+		if p.failed == 0 {
+			p.since = o.At
+		}
+		p.failed++
+	}
+	p.blind = 0
+	p.remember(o.Verdict == Good, rules)
+}
+
+// remember judges flapping by the share of changes among the last findings.
+func (p *probe) remember(good bool, rules Rules) {
+	changed := p.started && good != p.last
+	p.last = good
+	if !p.started {
+		p.started = true
+		return
+	}
+	if len(p.history) < rules.History-1 {
+		p.history = append(p.history, changed)
+	} else {
+		if p.history[p.next] {
+			p.changes--
+		}
+		p.history[p.next] = changed
+		p.next = (p.next + 1) % len(p.history)
+	}
+	if changed {
+		p.changes++
+	}
+	share := float64(p.changes) / float64(rules.History-1)
+	switch full := len(p.history) == rules.History-1; {
+	case full && share > rules.FlapAbove:
+		p.flapping = true
+	case share < rules.FlapBelow:
+		p.flapping = false
+	}
+}
+
+// state is what this probe alone says of the endpoint at the time of a finding.
+func (p *probe) state(at time.Time, held bool) State {
+	suspect := p.limit.Suspect > 0 && p.failed >= p.limit.Suspect
+	down := p.limit.Down > 0 && p.failed >= p.limit.Down ||
+		p.limit.DownAfter > 0 && suspect && at.Sub(p.since) >= p.limit.DownAfter
+	switch {
+	case p.flapping:
+		return StateFlapping
+	case down && held && p.verdict != Bad:
+		return StateSuspect
+	case down:
+		return StateDown
+	case suspect:
+		return StateSuspect
+	case p.blind > 0 && p.blind >= p.limit.Suspect:
+		return StateUnknown
+	}
+	return StateUp
+}

@@ -1,0 +1,19 @@
+package watch
+
+import "time"
+
+// Rules are what makes states of findings, beside each probe's own Limit.
+type Rules struct {
+	UpAfter   int           // good findings in a row, and
+	UpFor     time.Duration // the time they cover, until a failed endpoint is up again
+	History   int           // findings of a probe that flapping is judged by
+	FlapAbove float64       // share of changes among them above which it flaps
+	FlapBelow float64       // and below which it does not any more
+	Together  time.Duration // hosts that fall silent within this time do so together
+}
+
+// DefaultRules are Nagios's way to tell flapping (two thresholds over 21
+// checks), and an up that a restarting service does not reach too early.
+func DefaultRules() Rules {
+	return Rules{UpAfter: 3, UpFor: 2 * time.Second, History: 21, FlapAbove: 0.30, FlapBelow: 0.20, Together: 3 * time.Second}
+}

@@ -1,0 +1,125 @@
+package watch
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+)
+
+// world is a set of endpoints, one a host, that are pinged every 250 ms.
+type world struct {
+	set    *Set
+	at     time.Time
+	hosts  []string
+	events []Event
+}
+
+func newWorld(hosts ...string) *world {
+	w := &world{set: NewSet("sensor", DefaultRules()), at: time.Unix(1e9, 0), hosts: hosts}
+	var endpoints []Endpoint
+	for _, h := range hosts {
+		endpoints = append(endpoints, w.endpoint(h))
+	}
+	w.set.Replace("node1", endpoints, w.at)
+	return w
+}
+
+func (w *world) endpoint(h string) Endpoint {
+	if h == "local" {
+		return Endpoint{Backend: Redis, Name: "127.0.0.1:6379"}
+	}
+	return Endpoint{Backend: RabbitMQ, Name: h + ":5672", Host: h}
+}
+
+// pass lets time pass; verdicts holds what each host's endpoint says, Good if it is not there.
+func (w *world) pass(d time.Duration, verdicts map[string]Verdict) {
+	for end := w.at.Add(d); w.at.Before(end); w.at = w.at.Add(250 * time.Millisecond) {
+		for i, h := range w.hosts {
+			v := verdicts[h]
+			at := w.at.Add(time.Duration(i) * 10 * time.Millisecond)
+			w.events = append(w.events, w.set.Observe(w.endpoint(h).Key(), Observation{Probe: "ping", Verdict: v, At: at, Limit: pingLimit, Reason: "x"})...)
+		}
+	}
+}
+
+func (w *world) said() string {
+	var all []string
+	for _, e := range w.events {
+		all = append(all, fmt.Sprintf("%s %s", e.Endpoint, e.State))
+	}
+	w.events = nil
+	return strings.NewReplacer(":5672", "", ":6379", "").Replace(strings.Join(all, ", "))
+}
+
+func TestProberCutOff(t *testing.T) {
+	w := newWorld("a", "b", "local")
+	w.pass(time.Second, nil)
+	assert.Equal(t, "a up, b up, 127.0.0.1 up", w.said())
+
+	w.pass(20*time.Second, map[string]Verdict{"a": Silent, "b": Silent})
+	assert.Equal(t, "a suspect, b suspect, node1 cut_off", w.said(), "one event, and no down")
+	assert.True(t, w.set.CutOff())
+
+	w.pass(4*time.Second, nil)
+	assert.Equal(t, "a up, node1 up, b up", w.said())
+	assert.False(t, w.set.CutOff())
+}
+
+func TestCutOffEndsWithOneHostStillSilent(t *testing.T) {
+	w := newWorld("a", "b")
+	w.pass(time.Second, nil)
+	w.pass(10*time.Second, map[string]Verdict{"a": Silent, "b": Silent})
+	w.said()
+	w.pass(4*time.Second, map[string]Verdict{"a": Silent})
+	assert.Equal(t, "b up, node1 up", w.said(), "a has its full time from here")
+	w.pass(3*time.Second, map[string]Verdict{"a": Silent})
+	assert.Equal(t, "a down", w.said())
+}
+
+func TestNotCutOff(t *testing.T) {
+	for name, c := range map[string]struct {
+		hosts    []string
+		verdicts map[string]Verdict
+		want     string
+	}{
+		"one host of two is silent":    {[]string{"a", "b"}, map[string]Verdict{"a": Silent}, "a suspect, a down"},
+		"one is silent, one refuses":   {[]string{"a", "b"}, map[string]Verdict{"a": Silent, "b": Bad}, "a suspect, b suspect, a down, b down"},
+		"a third one answers":          {[]string{"c", "a", "b"}, map[string]Verdict{"a": Silent, "b": Silent}, "a suspect, b suspect, a down, b down"},
+		"only one host is another one": {[]string{"a", "local"}, map[string]Verdict{"a": Silent}, "a suspect, a down"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(c.hosts...)
+			w.pass(time.Second, nil)
+			w.said()
+			w.pass(5*time.Second, c.verdicts)
+			assert.Equal(t, c.want, w.said())
+			assert.False(t, w.set.CutOff())
+		})
+	}
+}
+
+func TestHostsThatFailOneAfterTheOtherAreNoCutOff(t *testing.T) {
+	w := newWorld("a", "b")
+	w.pass(time.Second, nil)
+	w.pass(10*time.Second, map[string]Verdict{"a": Silent})
+	w.pass(10*time.Second, map[string]Verdict{"a": Silent, "b": Silent})
+	assert.Equal(t, "a up, b up, a suspect, a down, b suspect, b down", w.said())
+}
+
+func TestReplaceKeepsIncidents(t *testing.T) {
+	w := newWorld("a", "b")
+	w.pass(time.Second, nil)
+	w.pass(5*time.Second, map[string]Verdict{"a": Bad})
+	id := w.events[len(w.events)-1].ID
+	w.said()
+	w.set.Replace("node1", []Endpoint{w.endpoint("a"), w.endpoint("b")}, w.at)
+	w.pass(3*time.Second, map[string]Verdict{"a": Bad})
+	w.events = append(w.events, w.set.Replace("node1", []Endpoint{w.endpoint("b")}, w.at)...)
+	if assert.Len(t, w.events, 1) {
+		e := w.events[0]
+		assert.Equal(t, []any{id, StateDown, StateUnknown, "not watched any more"}, []any{e.ID, e.Previous, e.State, e.Reason})
+	}
+}

@@ -1,0 +1,282 @@
+package watch
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"st2ha/internal/host"
+	"st2ha/internal/rabbitmq"
+	"st2ha/internal/service"
+	"st2ha/internal/stackstorm"
+)
+
+// The probes of a StackStorm unit.
+const (
+	ProbeUnit      = "unit"      // systemd's word
+	ProbeConsumers = "consumers" // the broker's: somebody takes what is in the unit's queues
+)
+
+// UnitsSettings are the StackStorm units of a node, and how they are watched.
+type UnitsSettings struct {
+	Host   host.Host
+	Units  []string       // without suffix: st2api, st2actionrunner…
+	Login  rabbitmq.Login // [messaging] url; without an address no consumers are looked for
+	Prefix string         // [messaging] prefix; st2
+	Dialer Dialer         // to the broker from where; this machine if nil
+
+	Every        time.Duration // between two looks at all units; 1 s
+	Deadline     time.Duration // of one look; 4 s
+	StartTime    time.Duration // that a unit may take to start or stop until it is down; 90 s, systemd's own
+	DeafAfter    time.Duration // without consumers until a unit is down: a service that starts has none yet; 10 s
+	DeafFindings int           // without consumers in a row until a unit is suspect; 3
+}
+
+// UnitEndpoints returns an endpoint for each unit. They share one call of
+// systemctl and one connection to the broker, as long as one is watched.
+func UnitEndpoints(s UnitsSettings) []Endpoint {
+	or := func(d *time.Duration, value time.Duration) {
+		if *d == 0 {
+			*d = value
+		}
+	}
+	or(&s.Every, time.Second)
+	or(&s.Deadline, 4*time.Second)
+	or(&s.StartTime, 90*time.Second)
+	or(&s.DeafAfter, 10*time.Second)
+	if s.DeafFindings == 0 {
+		s.DeafFindings = 3
+	}
+	if s.Prefix == "" {
+		s.Prefix = "st2"
+	}
+	if s.Dialer == nil {
+		s.Dialer = s.Host
+	}
+	u := &units{UnitsSettings: s, reports: map[string]func(Observation){}, active: map[string]bool{}}
+	var endpoints []Endpoint
+	for _, unit := range s.Units {
+		endpoints = append(endpoints, Endpoint{Backend: StackStorm, Name: unit, Watch: u.watch(unit)})
+	}
+	return endpoints
+}
+
+// workers is the pattern of the units that do a unit's work, or empty:
+// st2actionrunner itself is active as soon as it has started them.
+func workers(unit string) string {
+	if unit == "st2actionrunner" {
+		return unit + "@*"
+	}
+	return ""
+}
+
+// units looks at all units at once for those that are watched.
+type units struct {
+	UnitsSettings
+
+	life    sync.Mutex // of the looking: begun by the first watch, ended by the last
+	stop    context.CancelFunc
+	stopped chan struct{}
+
+	mu      sync.Mutex
+	reports map[string]func(Observation)
+	active  map[string]bool // as of the last look
+}
+
+func (u *units) watch(unit string) Func {
+	return func(ctx context.Context, report func(Observation)) {
+		u.join(unit, report)
+		defer u.leave(unit)
+		<-ctx.Done()
+	}
+}
+
+func (u *units) join(unit string, report func(Observation)) {
+	u.life.Lock()
+	defer u.life.Unlock()
+	u.mu.Lock()
+	u.reports[unit] = report
+	first := len(u.reports) == 1
+	u.mu.Unlock()
+	if !first {
+		return
+	}
+	ctx, stop := context.WithCancel(context.Background()) // it belongs to all watches, so to none
+	stopped := make(chan struct{})
+	u.stop, u.stopped = stop, stopped
+	go func() {
+		defer close(stopped)
+		var both sync.WaitGroup
+		both.Go(func() { every(ctx, u.Every, u.look) })
+		if u.Login.Addr != "" {
+			c := &consumers{units: u}
+			both.Go(func() { every(ctx, u.Every, c.look); c.hangUp() })
+		}
+		both.Wait()
+	}()
+}
+
+func (u *units) leave(unit string) {
+	u.life.Lock()
+	defer u.life.Unlock()
+	u.mu.Lock()
+	delete(u.reports, unit)
+	last := len(u.reports) == 0
+	u.mu.Unlock()
+	if last {
+		u.stop()
+		<-u.stopped
+	}
+}
+
+// every calls f at once and then again and again until ctx ends.
+func every(ctx context.Context, interval time.Duration, f func(ctx context.Context)) {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		f(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// tell reports to whoever watches the unit.
+func (u *units) tell(unit string, o Observation) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if report := u.reports[unit]; report != nil {
+		o.At = time.Now()
+		report(o)
+	}
+}
+
+// look asks systemd.
+func (u *units) look(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, u.Deadline)
+	defer cancel()
+	ask := slices.Clone(u.Units)
+	for _, unit := range u.Units {
+		if pattern := workers(unit); pattern != "" {
+			ask = append(ask, pattern)
+		}
+	}
+	states, err := service.States(ctx, u.Host, ask...)
+	if context.Cause(ctx) == context.Canceled {
+		return
+	}
+	for _, unit := range u.Units {
+		o := Observation{Probe: ProbeUnit, Verdict: Unknown, Reason: "systemd does not answer"}
+		if err == nil {
+			o = u.judge(unit, states)
+		}
+		u.mu.Lock()
+		u.active[unit] = o.Verdict == Good
+		u.mu.Unlock()
+		u.tell(unit, o)
+	}
+}
+
+// judge says how a unit and its workers are.
+func (u *units) judge(unit string, states []service.State) Observation {
+	var failing []string
+	moving, count := true, 0
+	for _, s := range states {
+		name := strings.TrimSuffix(s.Unit, ".service")
+		worker := workers(unit) != "" && strings.HasPrefix(name, unit+"@")
+		if name != unit && !worker {
+			continue
+		}
+		count++
+		if s.Active == "active" {
+			continue
+		}
+		failing = append(failing, fmt.Sprintf("%s is %s (%s)", name, s.Active, s.Sub))
+		moving = moving && (s.Active == "activating" || s.Active == "deactivating" || s.Active == "reloading")
+	}
+	o := Observation{Probe: ProbeUnit}
+	switch {
+	case count == 0:
+		o.Verdict, o.Reason = Unknown, "systemd does not know "+unit
+	case len(failing) == 0:
+	default:
+		o.Verdict, o.Reason = Bad, strings.Join(failing, ", ")
+		if o.Limit = (Limit{Suspect: 1, Down: 2}); moving {
+			o.Limit = Limit{Suspect: 2, DownAfter: u.StartTime}
+		}
+	}
+	return o
+}
+
+// consumers asks the broker who consumes the queues of active units.
+type consumers struct {
+	*units
+	conn *rabbitmq.Connection
+}
+
+func (c *consumers) hangUp() {
+	if c.conn != nil {
+		_ = c.conn.Close()
+		c.conn = nil
+	}
+}
+
+func (c *consumers) look(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, c.Deadline)
+	defer cancel()
+	c.mu.Lock()
+	active := slices.Sorted(maps.Keys(c.active))
+	active = slices.DeleteFunc(active, func(unit string) bool { return !c.active[unit] || stackstorm.Queues(unit) == nil })
+	c.mu.Unlock()
+	var names []string
+	for _, unit := range active {
+		for _, q := range stackstorm.Queues(unit) {
+			names = append(names, c.Prefix+"."+q)
+		}
+	}
+	if len(names) == 0 {
+		return
+	}
+	count, err := c.count(ctx, names)
+	if context.Cause(ctx) == context.Canceled {
+		return
+	}
+	for _, unit := range active {
+		o := Observation{Probe: ProbeConsumers}
+		var deaf []string
+		for _, q := range stackstorm.Queues(unit) {
+			if name := c.Prefix + "." + q; count[name] == 0 {
+				deaf = append(deaf, name)
+			}
+		}
+		switch {
+		case err != nil: // the broker's own endpoint says why
+			o.Verdict, o.Reason = Unknown, "the broker does not say who consumes "+c.Prefix+"."+stackstorm.Queues(unit)[0]
+		case len(deaf) > 0:
+			o.Verdict, o.Reason = Bad, fmt.Sprintf("%s is active but nobody consumes %s", unit, strings.Join(deaf, ", "))
+			o.Limit = Limit{Suspect: c.DeafFindings, DownAfter: c.DeafAfter}
+		}
+		c.tell(unit, o)
+	}
+}
+
+func (c *consumers) count(ctx context.Context, names []string) (map[string]int, error) {
+	if c.conn == nil {
+		conn, err := rabbitmq.Dial(ctx, c.Dialer, c.Login)
+		if err != nil {
+			return nil, err
+		}
+		c.conn = conn
+	}
+	count, err := c.conn.Consumers(ctx, names...)
+	if err != nil {
+		c.hangUp()
+	}
+	return count, err
+}

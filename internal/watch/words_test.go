@@ -1,0 +1,69 @@
+package watch
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"st2ha/internal/rpcping"
+)
+
+func refused(s rpcping.Status) error {
+	return &rpcping.StatusError{At: "/opt/stackstorm", Status: s}
+}
+
+// What people read for each way in which a look at an export ends; servers in
+// reach give only some of them.
+func TestExportWords(t *testing.T) {
+	for _, c := range []struct {
+		err     error
+		verdict Verdict
+		reason  string
+	}{
+		{nil, Good, ""},
+		{refused(rpcping.NoEnt), Bad, "export /opt/packs withdrawn"},
+		{refused(rpcping.Stale), Bad, "export /opt/packs: its directory was deleted or replaced on the server"},
+		{refused(rpcping.NotDir), Bad, "export /opt/packs: /opt/stackstorm is no directory"},
+		{refused(rpcping.Access), Bad, "export /opt/packs: access to /opt/stackstorm denied"},
+		{refused(rpcping.Perm), Bad, "export /opt/packs: the server does not permit this node"},
+		{refused(rpcping.IO), Bad, "export /opt/packs: input/output error on the server"},
+		{refused(rpcping.WrongSec), Unknown, "export /opt/packs cannot be looked at: the server wants another security flavor, such as Kerberos"},
+		{refused(rpcping.Delay), Silent, "export /opt/packs: the server puts off its answer"},
+		{refused(10006), Bad, "export /opt/packs: the server answers nfsstat4 10006 at /opt/stackstorm"},
+		{&rpcping.MismatchError{Low: 3, High: 3}, Unknown, "export /opt/packs cannot be looked at: the server speaks NFS version 3 only"},
+		{&rpcping.RejectedError{Reason: "rejected credentials"}, Bad, "export /opt/packs: rejected credentials"},
+		{&rpcping.RejectedError{Reason: "bad credentials", NoExport: true}, Bad, "export /opt/packs withdrawn: the server exports nothing to this node"},
+		{context.DeadlineExceeded, Silent, "export /opt/packs: no answer for 500 ms"},
+		{fmt.Errorf("%w: %w", rpcping.ErrClosed, rpcping.ErrProtocol), Bad, "export /opt/packs: the answer is not one of an NFS server"},
+	} {
+		verdict, reason := exportFault(c.err, "/opt/packs", true, 500*time.Millisecond)
+		require.Equal(t, c.verdict, verdict, c.reason)
+		require.Equal(t, c.reason, reason)
+	}
+	verdict, reason := exportFault(refused(rpcping.NoEnt), "/opt/packs", false, time.Second)
+	require.Equal(t, Unknown, verdict)
+	require.Equal(t, "export /opt/packs cannot be looked at from a source port above 1023, and a lower one takes root: the server answers NFS4ERR_NOENT", reason)
+}
+
+func TestConnectionWords(t *testing.T) {
+	dial := func(errno unix.Errno) error {
+		return &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", errno)}
+	}
+	for _, errno := range []unix.Errno{unix.EHOSTUNREACH, unix.ENETUNREACH, unix.ETIMEDOUT, unix.EHOSTDOWN} {
+		require.True(t, unanswered(dial(errno)), errno.Error())
+	}
+	require.Equal(t, "no route to host", silence(dial(unix.EHOSTUNREACH), time.Second))
+	require.Equal(t, "no answer for 1.2 s", silence(dial(unix.ETIMEDOUT), 1234*time.Millisecond))
+	require.False(t, unanswered(dial(unix.ECONNREFUSED)))
+	verdict, reason := connectionFault(dial(unix.EMFILE))
+	require.Equal(t, Unknown, verdict, "this node's trouble is not the server's")
+	require.Equal(t, "no connection can be made: too many open files", reason)
+	verdict, _ = connectionFault(&net.DNSError{Name: "primary", Err: "no such host"})
+	require.Equal(t, Unknown, verdict)
+}

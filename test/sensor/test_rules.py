@@ -1,0 +1,172 @@
+"""Tests of the rules: which of them take an event, and what their actions get: `$(../workflow/setup.sh) test_rules.py`."""
+import json
+import os
+import re
+import sys
+import unittest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+PACK = os.path.join(HERE, "..", "..")
+sys.path.insert(0, os.path.join(HERE, "..", "workflow"))
+import pack as packs  # noqa: E402  pylint: disable=wrong-import-position
+import params  # noqa: E402  pylint: disable=wrong-import-position
+import runner  # noqa: E402  pylint: disable=wrong-import-position
+
+# What st2common/operators.py makes of a value and a pattern, as far as the rules use it.
+OPERATORS = {
+    "equals": lambda value, pattern: value == pattern,
+    "inside": lambda value, pattern: value in pattern,
+    "startswith": lambda value, pattern: value.startswith(pattern),
+    "contains": lambda value, pattern: pattern in value,
+    "regex": lambda value, pattern: re.search(pattern, value) is not None,
+}
+TIMER = "core.st2.IntervalTimer"
+
+
+def takes(rule, payload):
+    """st2reactor/rules/filter.py: a rule takes an event that meets all its criteria. A value that is absent is None, and
+    an operator that fails on it is a criterion that is not met."""
+    for key, criterion in (rule.get("criteria") or {}).items():
+        prefix, name = key.split("#")[0].split(".")
+        assert prefix == "trigger", key
+        try:
+            met = OPERATORS[criterion["type"]](payload.get(name), criterion["pattern"])
+        except (AttributeError, TypeError):
+            met = False
+        if not met:
+            return False
+    return True
+
+
+def rendered(rule, payload):
+    """st2common/util/jinja.py, render_values: strings are templates, and what is none keeps its type."""
+    out = {}
+    for name, value in rule["action"].get("parameters", {}).items():
+        text = params.ENV.from_string(str(value)).render(trigger=payload, st2kv={"system": params.Datastore()})
+        out[name] = value if text == str(value) else text
+    return out
+
+
+def event(backend, endpoint, state, reason="", probe="ping", previous="suspect", node="node2", **more):
+    return {"event": "backend_changed", "id": "5c3f", "seq": 2, "backend": backend, "endpoint": endpoint, "node": node, "source": "sensor",
+            "state": state, "previous": previous, "probe": probe, "reason": reason, "detected_at": "2026-03-01T12:00:00.000Z",
+            "since": "2026-03-01T11:59:57.000Z", "after_ms": 3000, **more}
+
+
+PACKS = "/opt/stackstorm/packs"
+# An event, and each rule that takes it with what its action gets.
+EVENTS = [
+    (event("mount", PACKS, "down", "mount hung for 4.2 s", "mount"), {
+        "mount_hung": {"host": "node2", "directory": PACKS, "wait": 120},
+        "mount_stuck": {"host": "node2", "directory": PACKS, "wait": 120, "detach": True}}),
+    (event("mount", PACKS, "down", "stale file handle: the export is withdrawn, or its directory was deleted or replaced on the server", "mount"), {
+        "mount_stuck": {"host": "node2", "directory": PACKS, "wait": 120, "detach": True}}),
+    (event("mount", PACKS, "down", "not mounted", "mount"), {"mount_missing": {"host": "node2", "directory": PACKS, "wait": 120}}),
+    (event("mount", PACKS, "suspect", "mount hung for 1.0 s", "mount", "up"), {}),
+    (event("nfs", "10.0.0.1:2049", "down", "export /opt/stackstorm/packs withdrawn", "export /opt/stackstorm/packs"), {
+        "export_withdrawn": {"host": "10.0.0.1", "directory": PACKS, "wait": 120}}),
+    (event("nfs", "10.0.0.1:2049", "down", "export /opt/stackstorm/packs withdrawn: the server exports nothing to this node",
+           "export /opt/stackstorm/packs"), {"export_withdrawn": {"host": "10.0.0.1", "directory": PACKS, "wait": 120}}),
+    (event("nfs", "10.0.0.1:2049", "down", "export /opt/stackstorm/packs: its directory was deleted or replaced on the server",
+           "export /opt/stackstorm/packs"), {}),
+    (event("nfs", "10.0.0.1:2049", "down", "connection refused", "connection"), {
+        "backend_down": {"host": "10.0.0.1", "backend": "nfs", "endpoint": "10.0.0.1:2049", "wait": 120}}),
+    (event("redis", "127.0.0.1:6379", "down", "connection refused", "connection"), {
+        "backend_down": {"host": "node2", "backend": "redis", "endpoint": "127.0.0.1:6379", "wait": 120}}),
+    (event("mongodb", "[2001:db8::1]:27017", "down", "no answer for 3.1 s"), {
+        "backend_down": {"host": "2001:db8::1", "backend": "mongodb", "endpoint": "[2001:db8::1]:27017", "wait": 120}}),
+    (event("rabbitmq", "mq2.example:5672", "down", "no answer for 3.1 s", healed_by="watchdog"), {
+        "backend_down": {"host": "mq2.example", "backend": "rabbitmq", "endpoint": "mq2.example:5672", "wait": 120}}),
+    (event("rabbitmq", "10.0.0.1:5672", "down", "memory alarm: publishers are blocked", "alarm"), {}),
+    (event("mongodb", "10.0.0.1:27017", "down", "no primary in replica set rs0", "primary"), {}),
+    (event("rabbitmq", "10.0.0.1:5672", "down", "login refused: user st2 deleted", "login"), {
+        "login_refused": {"message": "rabbitmq at 10.0.0.1:5672, seen from node2: login refused: user st2 deleted"}}),
+    (event("mongodb", "10.0.0.1:27017", "down", "login refused: {{ config_context.rabbitmq_password }}{% x %}", "login"), {
+        "login_refused": {"message": "mongodb at 10.0.0.1:27017, seen from node2: login refused: (( config_context.rabbitmq_password }}(% x %}"}}),
+    (event("st2", "st2workflowengine", "down", "st2workflowengine is active but nobody consumes st2.workflow.work", "consumers"), {
+        "services_deaf": {"host": "node2", "wait": 120}}),
+    (event("rabbitmq", "10.0.0.1:5672", "up", "", previous="down", lasted_ms=9000), {"sweep_after_recovery": {}}),
+    (event("redis", "10.0.0.1:6379", "up", "", previous="flapping", lasted_ms=9000), {"sweep_after_recovery": {}}),
+    (event("rabbitmq", "10.0.0.1:5672", "up", "", previous="suspect", lasted_ms=400), {}),
+    (event("rabbitmq", "10.0.0.1:5672", "up", "", previous="unknown"), {}),
+    (event("rabbitmq", "10.0.0.1:5672", "flapping", "9 of 21 findings changed"), {}),
+    (event("node", "node2", "cut_off", "none of 2 other hosts answers any more: this node is cut off", previous="up"), {}),
+    (event("node", "node2", "up", "", previous="cut_off"), {}),
+    ({"id": "1", "backend": "redis", "endpoint": "h:6379", "node": "n", "state": "down"}, {}),
+    ({"event": "healing_gave_up", "target": "redis-server.service", "node": "node2", "heals": 3, "by": "watchdog",
+      "reason": "healed 3 times within 10m0s, and down again: a person is needed", "at": "2026-03-01T12:00:00Z"}, {
+          "healing_gave_up": {"message": "healing of redis-server.service on node2 gave up: healed 3 times within 10m0s, and down again: "
+                                         "a person is needed"}}),
+]
+EVENTS.append(({"event": "backend_healed", "target": "redis-server.service", "node": "node2", "heals": 1, "by": "watchdog",
+                "reason": "restarting redis-server.service: redis 127.0.0.1:6379: connection refused", "at": "2026-03-01T12:00:00Z"}, {}))
+DISABLED = {"mount_stuck"}
+FIELDS = {"name", "pack", "description", "enabled", "trigger", "criteria", "action"}
+
+
+class RulesTest(unittest.TestCase):
+    def setUp(self):
+        self.pack = packs.Pack(PACK)
+        directory = os.path.join(PACK, "rules")
+        self.rules = {name[:-5]: packs.load_yaml(os.path.join(directory, name)) for name in sorted(os.listdir(directory))}
+        sensor = packs.load_yaml(os.path.join(PACK, "sensors", "backend_sensor.yaml"))
+        self.triggers = {"st2ha." + trigger["name"]: trigger for trigger in sensor["trigger_types"]}
+        self.sensor = sensor
+
+    def test_metadata(self):
+        for name, rule in self.rules.items():
+            with self.subTest(name):
+                self.assertLessEqual(set(rule), FIELDS)
+                self.assertEqual((rule["name"], rule["pack"]), (name, "st2ha"))
+                self.assertGreater(len(rule["description"].split()), 15, "a stranger understands it")
+                self.assertEqual(rule["enabled"], name not in DISABLED)
+                self.assertIn(rule["trigger"]["type"], [*self.triggers, TIMER])
+                properties = self.triggers.get(rule["trigger"]["type"], {}).get("payload_schema", {}).get("properties", {})
+                for key, criterion in (rule.get("criteria") or {}).items():
+                    field = properties[key.split("#")[0].partition(".")[2]]
+                    self.assertIn(criterion["type"], OPERATORS)
+                    for value in criterion["pattern"] if isinstance(criterion["pattern"], list) else [criterion["pattern"]]:
+                        self.assertIn(value, field.get("enum", [value]), key)
+
+    def test_sensor(self):
+        with open(os.path.join(PACK, "sensors", "backend_sensor.py"), encoding="utf-8") as file:
+            events = re.search(r"^EVENTS = (.*)$", file.read(), re.M).group(1)
+        self.assertTrue(os.path.exists(os.path.join(PACK, "sensors", self.sensor["entry_point"])))
+        self.assertTrue(os.access(os.path.join(PACK, "actions", "st2ha-watch"), os.X_OK))
+        self.assertEqual(set(self.triggers), {"st2ha." + name for name in re.findall(r'"([a-z_]+)"', events)})
+
+    def test_events(self):
+        taken = set()
+        for payload, wanted in EVENTS:
+            trigger = "st2ha." + payload.get("event", "backend_changed")
+            schema = self.triggers[trigger]["payload_schema"]
+            params.jsonschema.validate(payload, schema)
+            self.assertLessEqual(set(payload), set(schema["properties"]))
+            found = {name: rendered(rule, payload) for name, rule in self.rules.items()
+                     if rule["trigger"]["type"] == trigger and takes(rule, payload)}
+            self.assertEqual(found, wanted, payload.get("reason"))
+            taken |= set(found)
+            for name, given in found.items():
+                self.check_action(self.rules[name], given)
+        timed = {name for name, rule in self.rules.items() if rule["trigger"]["type"] == TIMER}
+        self.assertEqual(taken | timed, set(self.rules), "every rule is shown to take something")
+        for name in timed:
+            self.check_action(self.rules[name], rendered(self.rules[name], {}))
+
+    def check_action(self, rule, given):
+        """The action exists, takes the parameters, and its own templates resolve to the end."""
+        action = self.pack.action(rule["action"]["ref"])
+        self.assertIsNotNone(action, rule["action"]["ref"])
+        config = {**self.pack.config(), "primary": "10.0.0.1", "secondaries": ["10.0.0.2"], "rabbitmq_password": "s3cret"}
+        _, final = params.render(packs.RUNNERS[action.runner], action.parameters, given, config, {"pack": "st2ha"})
+        arguments = runner.script_arguments(action.parameters, final)
+        self.assertNotIn("s3cret", json.dumps(arguments))
+        self.assertNotIn("{{", json.dumps(arguments))
+        if "nodes" in action.parameters:
+            self.assertEqual(final["nodes"], "10.0.0.1,10.0.0.2")
+        if "maintenance" in action.parameters:
+            self.assertEqual(final["maintenance"], "")
+
+
+if __name__ == "__main__":
+    unittest.main()
