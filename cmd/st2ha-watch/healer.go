@@ -9,6 +9,7 @@ import (
 
 	"st2ha/internal/heal"
 	"st2ha/internal/service"
+	"st2ha/internal/step"
 	"st2ha/internal/watch"
 )
 
@@ -148,6 +149,12 @@ func (h *healer) heal(ctx context.Context, s watch.Status) {
 	if wait, err := settling(ctx, h.p, unit); err != nil || wait {
 		return // it is starting, or has just started: systemd is at it
 	}
+	release, err := step.TryLock(ctx, h.p.host, source+", "+unit)
+	if err != nil {
+		h.refuse(s, unit, err.Error(), false) // a run is at work here, and restarts what it changes
+		return
+	}
+	defer release()
 	full, err := heal.DiskFull(ctx, h.p.host, string(s.Backend))
 	if err != nil {
 		h.p.log.Error("look at a disk", "error", err)

@@ -188,6 +188,11 @@ func TestWatchdogLeavesAlone(t *testing.T) {
 		"in maintenance": {func(t *testing.T, n *node) {
 			require.NoError(t, os.WriteFile(n.Path(heal.MaintenanceFile), nil, 0o600))
 		}, "maintenance is on"},
+		"while a run is at work": {func(t *testing.T, n *node) {
+			release, err := step.Lock(t.Context(), n, "run one, step configure_rabbitmq", 0)
+			require.NoError(t, err)
+			t.Cleanup(release)
+		}, "run one, step configure_rabbitmq"},
 		"while systemd is at it": {func(t *testing.T, n *node) { n.state = "activating" }, ""},
 		"when it has just begun": {func(t *testing.T, n *node) {
 			n.state = "active"
