@@ -396,7 +396,7 @@ func TestLargeFiles(t *testing.T) {
 			took := time.Since(start)
 			require.NoError(t, err, e.kind)
 			assert.Greater(t, len(out), len(src))
-			assert.Less(t, took, 20*time.Second, e.kind)
+			assert.Less(t, took, 2*time.Minute, e.kind)
 			t.Logf("%s %.12q: %d ms", e.kind, body, took.Milliseconds())
 		}
 	}

@@ -34,8 +34,6 @@ func (s *init1) Run(_ context.Context, _ []byte, argv ...string) ([]byte, error)
 	s.ran = append(s.ran, line)
 	inactive := &host.ExitError{Program: "systemctl", Code: 3}
 	switch {
-	case strings.Contains(line, "is-active") && !s.active, strings.Contains(line, "is-enabled") && !s.enabled:
-		return nil, inactive
 	case strings.Contains(line, "enable --now"):
 		if _, err := os.Stat(s.root + "/etc/systemd/system/st2ha-watchdog.service"); err != nil {
 			return nil, inactive
@@ -46,10 +44,14 @@ func (s *init1) Run(_ context.Context, _ []byte, argv ...string) ([]byte, error)
 	case strings.Contains(line, " disable "):
 		s.enabled = false
 	case strings.Contains(line, "--property=ActiveState"):
+		state, file := "ActiveState=failed\nSubState=failed\n", "UnitFileState=disabled\n"
 		if s.active {
-			return []byte("ActiveState=active\nSubState=running\n"), nil
+			state = "ActiveState=active\nSubState=running\n"
 		}
-		return []byte("ActiveState=failed\nSubState=failed\n"), nil
+		if s.enabled {
+			file = "UnitFileState=enabled\n"
+		}
+		return []byte(state + file), nil
 	}
 	return nil, nil
 }
