@@ -173,6 +173,9 @@ func (m *machine) close(e *Event) {
 	if !m.goods.since.IsZero() {
 		e.Since = Time{m.goods.since}
 	}
+	if e.Since.Before(m.incident.Began) { // flapping begins with a good finding as well
+		e.Since = Time{m.incident.Began}
+	}
 	if e.Seq > 1 {
 		lasted := e.Since.Sub(m.incident.Began)
 		e.LastedMS = lasted.Milliseconds()
