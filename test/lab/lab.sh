@@ -54,7 +54,7 @@ config() { # of ssh: one connection per node stays open, so that a command costs
     printf 'Host %s %s\n HostName %s\n HostKeyAlias %s\n' "$x" "${ADDR[$x]}" "${ADDR[$x]}" "$x"
   done
   printf 'Host *\n User root\n IdentityFile "%s"\n IdentitiesOnly yes\n UserKnownHostsFile "%s"\n' "$(base).key" "$(base).known_hosts"
-  printf ' GlobalKnownHostsFile /dev/null\n StrictHostKeyChecking yes\n BatchMode yes\n LogLevel ERROR\n ConnectTimeout 5\n'
+  printf ' GlobalKnownHostsFile /dev/null\n StrictHostKeyChecking yes\n BatchMode yes\n LogLevel ERROR\n ConnectTimeout 20\n'
   printf ' ServerAliveInterval 5\n ServerAliveCountMax 6\n Ciphers aes128-gcm@openssh.com\n'
   printf ' ControlMaster auto\n ControlPersist 300\n ControlPath "%s/ssh/%%r@%%n"\n' "$LAB"
   printf ' ProxyCommand nsenter --net=/run/netns/%s nc %%h %%p\n' "$NS"
