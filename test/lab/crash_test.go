@@ -32,6 +32,8 @@ type crash struct {
 
 const crashPassword = "crash-pass"
 
+var addresses = map[string]string{"primary": primary, "secondary": secondary, "secondary2": secondary2}
+
 // crashers puts the binary that can be killed, and the stand-ins for restarts
 // that take long, on the nodes. The stand-in of the broker's restart opens and
 // closes a listener in front of the real broker, where its files say; that of
@@ -48,18 +50,18 @@ func crashers(t *testing.T, nodes ...string) {
 	for _, n := range nodes {
 		out, err := command(program, "./lab.sh", "ssh", n, "cat > /usr/local/bin/st2ha-crash; chmod 755 /usr/local/bin/st2ha-crash").CombinedOutput()
 		require.NoError(t, err, "%s", out)
-		out, err = command(fmt.Appendf(nil, crashStandIns, map[string]string{"primary": primary, "secondary": secondary}[n]), "./lab.sh", "ssh", n, "sh -eu").CombinedOutput()
+		out, err = command(fmt.Appendf(nil, crashStandIns, addresses[n]), "./lab.sh", "ssh", n, "sh -eu").CombinedOutput()
 		require.NoError(t, err, "%s", out)
 	}
 	t.Cleanup(func() {
 		for _, n := range nodes {
-			on(t, n, "rm -rf /usr/local/sbin/systemctl /usr/local/bin/st2ha-crash /run/crash /run/systemd/system/lab-amqp.* /srv/shared; systemctl daemon-reload; ! mountpoint -q /usr/bin/st2ctl || umount /usr/bin/st2ctl")
+			on(t, n, "! mountpoint -q /usr/bin/st2ctl || umount /usr/bin/st2ctl; rm -rf /usr/local/sbin/systemctl /usr/local/bin/st2ha-crash /usr/local/lib/crash /run/crash /run/systemd/system/lab-amqp.* /mnt/shared /var/lib/st2ha; systemctl daemon-reload")
 		}
 	})
 }
 
-const crashStandIns = `mkdir -p /run/crash
-install -d -g st2packs -m 2775 /srv/shared
+const crashStandIns = `mkdir -p /run/crash /usr/local/lib/crash
+install -d -g st2packs -m 2775 /mnt/shared
 cat > /run/systemd/system/lab-amqp.socket <<END
 [Socket]
 ListenStream=%s:5672
@@ -78,16 +80,16 @@ if [ "$*" = "restart rabbitmq-server.service" ] && [ ! -e /run/crash/real ]; the
 fi
 exec /usr/bin/systemctl "$@"
 END
-cp -p /usr/bin/st2ctl /run/crash/st2ctl.real
-cat > /run/crash/st2ctl <<'END'
+cp -p /usr/bin/st2ctl /usr/local/lib/crash/st2ctl.real
+cat > /usr/local/lib/crash/st2ctl <<'END'
 #!/bin/sh
-[ ! -e /run/crash/real ] || /run/crash/st2ctl.real "$@" || exit
+[ ! -e /run/crash/real ] || /usr/local/lib/crash/st2ctl.real "$@" || exit
 sleep 0.4
 sha256sum < /etc/st2/st2.conf > /run/crash/started
 END
-chmod 755 /usr/local/sbin/systemctl /run/crash/st2ctl
+chmod 755 /usr/local/sbin/systemctl /usr/local/lib/crash/st2ctl
 sha256sum < /etc/st2/st2.conf > /run/crash/started
-mount --bind /run/crash/st2ctl /usr/bin/st2ctl
+mount --bind /usr/local/lib/crash/st2ctl /usr/bin/st2ctl
 `
 
 // st2ha runs the binary and returns its exit status and what it said.
@@ -105,11 +107,7 @@ func (c *crash) done(t *testing.T, command, where string) {
 	require.Equal(t, "0", status, "%s: %s: %s", where, command, said)
 }
 
-func (c *crash) address() string {
-	return map[string]string{"primary": primary, "secondary": secondary}[c.node]
-}
-
-func (c *crash) rollback() string { return "rollback --host=" + c.address() }
+func (c *crash) rollback() string { return "rollback --host=" + addresses[c.node] }
 
 // is compares the node with what it was.
 func (c *crash) is(t *testing.T, files []string, state, where string) {
@@ -169,7 +167,8 @@ func (c *crash) left(t *testing.T, where string) {
 	if c.from == c.node {
 		return
 	}
-	on(t, c.node, `for i in $(seq 50); do pgrep -f '[s]ftp-server|[f]lock --exclusive' >/run/crash/left || break; sleep 0.1; done; ! test -s /run/crash/left
+	on(t, c.node, `for i in $(seq 50); do pgrep -f '[s]ftp-server|[f]lock --exclusive' >/run/crash/left || break; sleep 0.1; done
+		test ! -s /run/crash/left || exit
 		test ! -e /var/lib/st2ha/lock || flock --nonblock /var/lib/st2ha/lock true`)
 }
 
@@ -209,17 +208,40 @@ func (c *crash) run(t *testing.T) {
 }
 
 // TestKilled kills each step at each change of the node and each write of the
-// journal, and in the middle of each program that it runs. The two nodes share
-// the points, each being an all-in-one of its own.
+// journal, and in the middle of each program that it runs: on the node itself,
+// and over SSH. Each node has a part of it, being an all-in-one of its own.
 func TestKilled(t *testing.T) {
-	nodes := []string{"primary", "secondary"}
+	nodes := []string{"primary", "secondary", "secondary2"}
 	crashers(t, nodes...)
-	t.Run("locally", func(t *testing.T) {
-		for i, n := range nodes {
-			t.Run(n, func(t *testing.T) {
+	// For the mounts; with the server running, which the secondary's export_nfs starts.
+	on(t, "primary", "cp -p /etc/exports /run/crash/exports; echo '/mnt/shared "+secondary2+"(rw,sync,no_subtree_check,no_root_squash)' >> /etc/exports; systemctl start nfs-server; exportfs -ra")
+	parts := map[string][]crash{
+		"primary": append([]crash{
+			{name: "configure_mongodb", command: "configure_mongodb --host=" + primary,
+				state: `ss -Hltn sport = :27017 | awk '{print $4}' | sort`},
+			{name: "configure_st2, restart later", state: "true",
+				command: "configure_st2 --restart=later --role=primary --host=" + primary + " --primary=" + primary},
+		}, brokerCrashes(primary, 0)...),
+		"secondary": append([]crash{
+			{name: "export_nfs", command: "export_nfs --host=" + secondary + " --secondaries=" + primary,
+				state: "systemctl is-active nfs-server; systemctl is-enabled nfs-server; exportfs -v"},
+		}, brokerCrashes(secondary, 1)...),
+		"secondary2": {
+			{name: "configure_st2, over SSH", from: "primary", real: "st2ctl restart",
+				command: "configure_st2 --restart=inline --role=primary --host=" + secondary2 + " --primary=" + secondary2,
+				state:   "sha256sum < /etc/st2/st2.conf | cmp - /run/crash/started && cat /run/crash/started"},
+			{name: "mount_nfs, over SSH", from: "primary", prepare: "echo here > /mnt/shared/file", state: "lab-tree /mnt; mount -t nfs4",
+				command: "mount_nfs --host=" + secondary2 + " --primary=" + primary + " --directories=/mnt/shared"},
+		},
+	}
+	t.Run("at each point", func(t *testing.T) {
+		for node, crashes := range parts {
+			t.Run(node, func(t *testing.T) {
 				t.Parallel()
-				for _, c := range localCrashes(map[string]string{"primary": primary, "secondary": secondary}[n]) {
-					c.from, c.node, c.every = n, n, [2]int{2, i}
+				for _, c := range crashes {
+					if c.node = node; c.from == "" {
+						c.from = node
+					}
 					if !t.Run(c.name, c.run) {
 						return
 					}
@@ -227,41 +249,26 @@ func TestKilled(t *testing.T) {
 			})
 		}
 	})
-	t.Run("over SSH", func(t *testing.T) {
-		on(t, "primary", "st2ha-crash export_nfs --host="+primary+" --secondaries="+secondary+" --directories=/srv/shared")
-		for _, c := range []crash{
-			{name: "configure_st2", command: "configure_st2 --restart=inline --role=secondary --host=" + secondary + " --primary=" + primary,
-				state: "sha256sum < /etc/st2/st2.conf | cmp - /run/crash/started && cat /run/crash/started"},
-			{name: "mount_nfs", command: "mount_nfs --host=" + secondary + " --primary=" + primary + " --directories=/srv/shared",
-				prepare: "echo here > /srv/shared/file", state: "mount -t nfs4"},
-		} {
-			c.from, c.node = "primary", "secondary"
-			t.Run(c.name, c.run)
-		}
-		require.Empty(t, on(t, "primary", "ls -A /srv/shared"), "the proofs of killed runs are gone")
-		on(t, "primary", "st2ha-crash rollback --host="+primary)
-	})
+	require.Empty(t, on(t, "primary", "ls -A /mnt/shared"), "the proofs of killed runs are gone")
+	on(t, "primary", "cp -p /run/crash/exports /etc/exports; exportfs -ra; systemctl stop nfs-server")
 }
 
-// localCrashes are the steps of a primary. RabbitMQ's restart and rabbitmqctl
-// take seconds, so one step is made two: the listener with the user there
-// already, and the user with the listener there. The broker is restarted for
-// real around its restart, and there its stand-in does the rest.
-func localCrashes(address string) []crash {
-	rabbitmq := "configure_rabbitmq --host=" + address + " --secondaries=" + address
+// brokerCrashes are every second point of configure_rabbitmq, from the first
+// or the second. RabbitMQ's restart and rabbitmqctl take seconds, so it is
+// two: the listener with the user there already, and the user with the
+// listener there. Around its restart the broker is restarted for real; else a
+// stand-in does it.
+func brokerCrashes(address string, from int) []crash {
+	command, every := "configure_rabbitmq --host="+address+" --secondaries="+address, [2]int{2, from}
 	return []crash{
-		{name: "configure_mongodb", command: "configure_mongodb --host=" + address,
-			state: `ss -Hltn sport = :27017 | awk '{print $4}' | sort`},
-		{name: "configure_st2", command: "configure_st2 --restart=later --role=primary --host=" + address + " --primary=" + address,
-			state: "true"},
-		{name: "export_nfs", command: "export_nfs --host=" + address + " --secondaries=192.168.0.102",
-			state: "systemctl is-active nfs-server; systemctl is-enabled nfs-server; exportfs -v"},
-		{name: "configure_rabbitmq, listener", command: rabbitmq, real: "(during|run) systemctl restart|remove .*owed",
+		{name: "configure_rabbitmq, listener", command: command, every: every, real: "systemctl restart|remove .*owed",
 			prepare: "rabbitmqctl --quiet add_user st2 " + crashPassword + "; rabbitmqctl --quiet set_permissions st2 '.*' '.*' '.*'",
 			state:   `ss -Hltn sport = :5672 | awk '{print $4}' | sort`},
-		{name: "configure_rabbitmq, user", command: rabbitmq,
+		{name: "configure_rabbitmq, user", command: command, every: every,
 			prepare: "rabbitmqctl --quiet delete_user st2; systemctl start lab-amqp.socket", state: "true",
-			tidy: `! rabbitmqctl --quiet list_users | grep '^st2\s'; systemctl stop lab-amqp.socket lab-amqp.service`},
+			tidy: `rabbitmqctl --quiet list_users > /run/crash/users; test -s /run/crash/users || exit
+				! grep '^st2\s' /run/crash/users || exit 1
+				systemctl stop lab-amqp.socket lab-amqp.service`},
 	}
 }
 
