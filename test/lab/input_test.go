@@ -18,10 +18,8 @@ import (
 func TestBadInput(t *testing.T) {
 	untouched := installed(t, "primary", "secondary")
 	preflight := []string{"preflight", "--primary=" + primary, "--secondaries=" + secondary}
-	hosts := func(lines string) []string { // a known_hosts file of its own
-		on(t, "primary", "printf '%s' '"+lines+"' > /tmp/known_hosts")
-		return append(slices.Clone(preflight), "--known_hosts=/tmp/known_hosts")
-	}
+	const knownHosts = "/root/known_hosts"
+	knows := func(address string) string { return "echo '" + address + " " + hostKey(t) + "' > $f" }
 
 	for _, c := range []struct {
 		name         string
@@ -41,8 +39,8 @@ func TestBadInput(t *testing.T) {
 		{name: "not root", user: "stanley@primary", args: []string{"configure_mongodb", "--host=" + primary}, exit: 3, code: "not_root", says: primary + " is this machine, and changing it takes root"},
 		{name: "a secondary that is not there", args: []string{"preflight", "--primary=" + primary, "--secondaries=192.168.0.77"}, exit: 3, code: "unreachable", says: "connect to 192.168.0.77 port 22 by SSH"},
 		{name: "an address that is not the node's", args: []string{"preflight", "--primary=" + primary, "--secondaries=127.0.0.1"}, exit: 3, code: "address", says: "127.0.0.1 is none of the node's addresses ("},
-		{name: "a wrong host key", args: hosts(secondary + " " + hostKey(t)), exit: 3, code: "host_key_changed", says: "another machine may answer in its place"},
-		{name: "an unknown host key", args: hosts(secondary2 + " " + hostKey(t)), exit: 3, code: "host_key_unknown", says: "which is not in /tmp/known_hosts"},
+		{name: "a wrong host key", node: "primary", file: knownHosts, change: knows(secondary), args: append(slices.Clone(preflight), "--known_hosts="+knownHosts), exit: 3, code: "host_key_changed", says: "another machine may answer in its place"},
+		{name: "an unknown host key", node: "primary", file: knownHosts, change: knows(secondary2), args: append(slices.Clone(preflight), "--known_hosts="+knownHosts), exit: 3, code: "host_key_unknown", says: "which is not in " + knownHosts},
 		{name: "no sudo", node: "secondary", file: "/etc/sudoers.d/st2", change: "rm $f", exit: 3, code: "sudo"},
 		{name: "another clock", node: "secondary", spoil: "date -s '+1 hour'", mend: "date -s '-1 hour'", exit: 3, code: "clock", says: "the clock differs from the primary's by"},
 		{name: "another gid", node: "secondary", file: "/etc/group", change: "sed -i s/:1499:/:1777:/ $f", exit: 3, code: "ids", says: "group st2packs has gid 1777 here and 1499 on the primary"},
