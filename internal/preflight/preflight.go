@@ -92,7 +92,7 @@ func of(n *Node, name string, err error) step.Finding {
 	if fix == "" {
 		fix = "mend the cause, then run preflight again"
 	}
-	return step.Finding{Severity: step.Error, Host: n.Address, Check: code, Message: f.Error(), Fix: fix}
+	return step.Finding{Severity: step.Error, Host: n.Address, Check: code, Message: strings.TrimPrefix(f.Error(), n.Address+": "), Fix: fix}
 }
 
 // single makes the checks that need one node only.

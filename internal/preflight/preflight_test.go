@@ -157,7 +157,7 @@ func TestSingle(t *testing.T) {
 			m.answers["find /opt/stackstorm"] = ""
 		}, []string{"error 192.168.0.100 stackstorm: StackStorm is not installed in /opt/stackstorm/st2", "error 192.168.0.100 ids: passwd has no entry st2"}},
 		{"no clock", func(_ *testing.T, m *machine, _ *Node) { delete(m.answers, "date +%s.%N") },
-			[]string{"error 192.168.0.100 clock: 192.168.0.100: clock: date ended with status 2"}},
+			[]string{"error 192.168.0.100 clock: clock: date ended with status 2"}},
 		{"another run", func(t *testing.T, m *machine, _ *Node) {
 			require.NoError(t, os.MkdirAll(m.root+"/var/lib", 0o755))
 			release, err := step.Lock(ctx, m, "run other", 0)
