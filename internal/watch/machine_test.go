@@ -82,6 +82,10 @@ func TestMachine(t *testing.T) {
 			"0.00 up, 0.25 suspect, 0.50 down, 8.25 up"},
 		"a probe that cannot be made is told, and never is down": {
 			[]part{{quarter, "ping", pingLimit, "gsuuuuuuuuuuuuuuuug"}}, "0.00 up, 0.75 unknown"},
+		"beside one that can be made it is nothing, also after trouble": {
+			[]part{{quarter, "ping", pingLimit, "g"}, {quarter, "export /a", loginLimit, "uuu"}, {quarter, "connection", heldLimit, "bg"},
+				{quarter, "ping", pingLimit, "gggg"}, {quarter, "export /a", loginLimit, "u"}, {quarter, "ping", pingLimit, "gggg"}},
+			"0.00 up, 1.00 down, 3.25 up"},
 		"nor does it interrupt a row of misses": {
 			[]part{{quarter, "ping", pingLimit, "gsus"}}, "0.00 up, 0.75 suspect"},
 		"down from the start": {

@@ -59,7 +59,8 @@ type fault struct {
 	also   []watch.Backend              // others that may be down meanwhile
 	healer string
 	within time.Duration // all is well again by then; 90 s
-	check  func(t *testing.T, f *faults, events []seen)
+	check  func(t *testing.T, events []seen)
+	custom func(t *testing.T, f *faults, l *line) // in place of all that
 }
 
 // faults is the joined pair with all that watches it.
@@ -84,24 +85,25 @@ func TestFaults(t *testing.T) {
 	})
 	require.True(t, f.until(0, 90*time.Second, func(all []seen) bool { return len(all) > 0 }), f.log())
 	f.writer = newWriter(t)
-	for _, row := range rows(f) {
+	for _, row := range rows() {
 		t.Run(row.name, func(t *testing.T) { f.run(t, row) })
 	}
 }
 
-// joined has the two nodes joined, unless they are so already.
+// joined has the two nodes joined by today's program.
 func joined(t *testing.T) {
 	t.Helper()
-	if on(t, "secondary", "mount -t nfs4; systemctl is-active st2ha-watchdog || true") == "" ||
-		!strings.Contains(on(t, "secondary", "mount -t nfs4; systemctl is-active st2ha-watchdog || true"), "packs") {
-		installed(t, "primary", "secondary")
+	nodes := []string{"primary", "secondary"}
+	if !strings.Contains(on(t, "secondary", "systemctl is-active st2ha-watchdog || true; mount -t nfs4"), packs) {
+		installed(t, nodes...)
 		o := action(t, "join_secondary", nil)
 		require.Equal(t, "succeeded", o.Status, o.raw)
 		settle(t, "primary")
 	}
-	for _, n := range []string{"primary", "secondary"} {
+	for _, n := range nodes {
 		on(t, n, "touch "+inUse)
-		require.Equal(t, "active\n", on(t, n, "systemctl is-active st2ha-watchdog"))
+		o := action(t, "install_watchdog", map[string]any{"host": map[string]string{"primary": primary, "secondary": secondary}[n]})
+		require.Equal(t, "succeeded", o.Status, o.raw)
 	}
 }
 
@@ -114,9 +116,21 @@ func (f *faults) run(t *testing.T, r fault) {
 	for _, n := range []string{"primary", "secondary"} {
 		forget(t, n)
 	}
-	line := &line{fault: r.name}
+	line := &line{fault: r.name, reported: "NOT TO THE END"}
 	f.table.add(line)
+	f.writer.late(t)
 	mark, began := f.mark(), time.Now()
+	defer func() {
+		if t.Failed() {
+			f.show(t, mark, began)
+		}
+	}()
+	if r.custom != nil {
+		r.custom(t, f, line)
+		line.lost = f.writer.check(t)
+		line.note, line.ok = notes(f.ranSince(began)), !t.Failed()
+		return
+	}
 	at := r.inject(t)
 	over := at
 	seenDown := f.until(mark, 30*time.Second, func(events []seen) bool {
@@ -146,6 +160,7 @@ func (f *faults) run(t *testing.T, r fault) {
 	assert.Empty(t, f.calm(r.within), "not all is well again")
 	events := f.from(mark)
 	actions := f.ranSince(began)
+	line.late = f.writer.late(t)
 	for i, w := range r.wants {
 		w.judge(t, events, at, over, line, i == 0)
 	}
@@ -154,18 +169,27 @@ func (f *faults) run(t *testing.T, r fault) {
 	assert.Equal(t, r.healer, line.healer, "healed by")
 	line.lost = f.writer.check(t)
 	if r.check != nil {
-		r.check(t, f, events)
+		r.check(t, events)
 	}
-	line.note = notes(actions)
-	line.ok = !t.Failed()
-	if t.Failed() {
-		for _, e := range events {
-			t.Logf("%s %s", e.At.Format("05.000"), e.line)
-		}
-		for _, a := range actions {
-			t.Logf("rule: %+v", a)
-		}
+	line.note, line.ok = notes(actions), !t.Failed()
+}
+
+// show logs all that was seen and done, for people to find out why.
+func (f *faults) show(t *testing.T, mark int, began time.Time) {
+	for _, e := range f.from(mark) {
+		t.Logf("%s %s", e.At.Format("05.000"), e.line)
 	}
+	for _, a := range f.ranSince(began) {
+		t.Logf("rule: %+v", a)
+	}
+}
+
+// within fails if something took longer than its limit and the time by which a
+// process that only sleeps was late on the node.
+func (f *faults) within(t *testing.T, l *line, took, limit time.Duration, what string) {
+	t.Helper()
+	l.late = max(l.late, f.writer.late(t))
+	assert.LessOrEqual(t, took, limit+l.late, what)
 }
 
 // of returns the events of a want's endpoint, by its observer.
@@ -178,6 +202,17 @@ func (w want) of(events []seen) []seen {
 	}
 	return all
 }
+
+// sequence is the states that were seen, each with a blank after it.
+func (w want) sequence(events []seen) string {
+	var states strings.Builder
+	for _, e := range w.of(events) {
+		states.WriteString(string(e.State) + " ")
+	}
+	return states.String()
+}
+
+func arrows(states string) string { return strings.ReplaceAll(strings.TrimSpace(states), " ", " → ") }
 
 func (w want) hasDown() bool { return regexp.MustCompile(`\bdown( |$)`).MatchString(w.states) }
 
@@ -195,10 +230,8 @@ func (w want) first(events []seen, s watch.State) *seen {
 // also makes its line.
 func (w want) judge(t *testing.T, events []seen, at, over time.Time, l *line, first bool) {
 	all := w.of(events)
-	var states []string
 	ids, downs := map[string]bool{}, 0
 	for _, e := range all {
-		states = append(states, string(e.State))
 		ids[e.ID] = true
 		if e.State == watch.StateDown {
 			downs++
@@ -206,7 +239,7 @@ func (w want) judge(t *testing.T, events []seen, at, over time.Time, l *line, fi
 	}
 	who := fmt.Sprintf("%s %s, seen by %s", w.backend, w.endpoint, w.by)
 	pattern := "^" + regexp.MustCompile(`(\w+)(\??) ?`).ReplaceAllString(w.states, "(?:$1 )$2") + "$"
-	assert.Regexp(t, pattern, strings.Join(states, " ")+" ", who)
+	assert.Regexp(t, pattern, w.sequence(events), who)
 	wantDowns := 0
 	if w.hasDown() {
 		wantDowns = 1
@@ -230,7 +263,7 @@ func (w want) judge(t *testing.T, events []seen, at, over time.Time, l *line, fi
 		said := fmt.Sprintf("%s %s", c.name, human(took))
 		if c.limit > 0 {
 			said += " ≤ " + human(c.limit)
-			assert.LessOrEqual(t, took, c.limit, "%s: %s", who, c.name)
+			assert.LessOrEqual(t, took, c.limit+l.late, "%s: %s", who, c.name)
 		}
 		after = append(after, said)
 	}
@@ -238,10 +271,10 @@ func (w want) judge(t *testing.T, events []seen, at, over time.Time, l *line, fi
 		assert.Contains(t, down.Reason, w.reason, who)
 	}
 	if !first {
-		t.Logf("%s: %s; %s", who, strings.Join(states, " → "), strings.Join(after, ", "))
+		t.Logf("%s: %s; %s", who, arrows(w.sequence(events)), strings.Join(after, ", "))
 		return
 	}
-	l.states, l.detected = strings.Join(states, " → "), strings.Join(after, ", ")
+	l.states, l.detected = arrows(w.sequence(events)), strings.Join(after, ", ")
 	l.reported = fmt.Sprintf("%d incident, %d down", len(ids), downs)
 	if up != nil {
 		l.healed = human(max(0, up.Since.Sub(over)))
@@ -402,8 +435,37 @@ func newWriter(t *testing.T) *writer {
 	require.NoError(t, err, string(out))
 	w := &writer{}
 	w.start(t)
-	t.Cleanup(func() { w.in.Close(); _ = w.cmd.Wait() })
+	t.Cleanup(func() { w.stop() })
 	return w
+}
+
+// stop ends it, as before a reboot.
+func (w *writer) stop() {
+	w.in.Close()
+	_ = w.cmd.Wait()
+}
+
+// late is by how much a process that only sleeps has overslept on the node, at
+// most, since it was asked last.
+func (w *writer) late(t *testing.T) time.Duration {
+	t.Helper()
+	var answer struct{ Late int64 }
+	w.ask(t, "late", &answer)
+	return time.Duration(answer.Late) * time.Millisecond
+}
+
+func (w *writer) ask(t *testing.T, question string, answer any) {
+	t.Helper()
+	_, err := io.WriteString(w.in, question+"\n")
+	require.NoError(t, err)
+	done := make(chan error, 1)
+	go func() { done <- w.out.Decode(answer) }()
+	select {
+	case err := <-done:
+		require.NoError(t, err)
+	case <-time.After(2 * time.Minute):
+		require.Fail(t, "the writer does not answer", question)
+	}
 }
 
 // start begins anew, as after a reboot.
@@ -424,20 +486,11 @@ func (w *writer) start(t *testing.T) {
 // check compares what was acknowledged with what is there.
 func (w *writer) check(t *testing.T) string {
 	t.Helper()
-	_, err := io.WriteString(w.in, "check\n")
-	require.NoError(t, err)
 	var all map[string]struct {
 		Acknowledged int
 		Missing      []int
 	}
-	done := make(chan error, 1)
-	go func() { done <- w.out.Decode(&all) }()
-	select {
-	case err := <-done:
-		require.NoError(t, err)
-	case <-time.After(2 * time.Minute):
-		require.Fail(t, "the writer does not come to an end")
-	}
+	w.ask(t, "check", &all)
 	var total, lost int
 	for kind, k := range all {
 		total += k.Acknowledged

@@ -4,12 +4,14 @@ import (
 	"fmt"
 	"os"
 	"text/tabwriter"
+	"time"
 )
 
 // line is a row of the table of faults, as it came out.
 type line struct {
 	fault, detected, states, reported, healer, healed, lost, note string
 	ok                                                            bool
+	late                                                          time.Duration // by which the node's own kernel delayed things
 }
 
 // table is what make lab-faults prints.
@@ -22,13 +24,13 @@ func (t *table) add(l *line) { t.lines = append(t.lines, l) }
 // print writes it to stdout.
 func (t *table) print() {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "\nFAULT\tDETECTED AFTER\tSTATES\tREPORTED\tHEALED BY\tHEALED AFTER\tDATA LOST\tAS REQUIRED\tRULES")
+	fmt.Fprintln(w, "\nFAULT\tDETECTED AFTER\tSTATES\tREPORTED\tHEALED BY\tHEALED AFTER\tDATA LOST\tNODE LATE\tAS REQUIRED\tRULES")
 	for _, l := range t.lines {
 		ok := "yes"
 		if !l.ok {
 			ok = "NO"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", l.fault, l.detected, l.states, l.reported, l.healer, l.healed, l.lost, ok, l.note)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", l.fault, l.detected, l.states, l.reported, l.healer, l.healed, l.lost, human(l.late), ok, l.note)
 	}
 	_ = w.Flush()
 }

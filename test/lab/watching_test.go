@@ -63,6 +63,7 @@ type observer struct {
 	busy    int    // actions and decisions under way
 	ran     []ran
 	off     bool // the rules are disabled
+	runner  sync.Mutex
 
 	stop func()
 }
@@ -203,6 +204,7 @@ func (o *observer) decide(s seen) {
 		if strings.HasPrefix(m.Rule, "sweep_") {
 			continue // it asks StackStorm's API, which the lab has not
 		}
+		o.runner.Lock() // one at a time: the lab has two CPUs
 		r := ran{Rule: m.Rule, Began: time.Now()}
 		r.Host, _ = m.Parameters["host"].(string)
 		out, err := stackstorm{node: "primary"}.try(o.t, strings.TrimPrefix(m.Action, "st2ha."), m.Parameters)
@@ -215,6 +217,7 @@ func (o *observer) decide(s seen) {
 		default:
 			r.Changed = out.Output.Stdout.Changed
 		}
+		o.runner.Unlock()
 		o.mu.Lock()
 		o.ran = append(o.ran, r)
 		o.mu.Unlock()

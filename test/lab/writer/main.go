@@ -6,9 +6,10 @@
 //	writer FILE COPY
 //
 // COPY, on the node's own disk, gets the bytes whose fsync in FILE succeeded.
-// For each line on stdin it stops writing, reads the database and the queue back,
-// prints one JSON object with what was acknowledged and what of it is missing, and
-// goes on. It ends with stdin.
+// For a line "check" on stdin it stops writing, reads the database and the queue
+// back, prints one JSON object with what was acknowledged and what of it is
+// missing, and goes on. For "late" it says by how many milliseconds a sleep was
+// late at most since the last time: the node's own slowness. It ends with stdin.
 package main
 
 import (
@@ -34,7 +35,7 @@ import (
 )
 
 const (
-	pace     = 200 * time.Millisecond // between two writes of one kind
+	pace     = 400 * time.Millisecond // between two writes of one kind
 	patience = 5 * time.Second        // for an answer of the database or the broker
 	queue    = "lab.writer"
 )
@@ -85,7 +86,13 @@ func main() {
 	for _, w := range all {
 		go w.run()
 	}
+	slow := &slowness{}
+	go slow.run()
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		if lines.Text() == "late" {
+			fmt.Printf("{\"late\": %d}\n", slow.take().Milliseconds())
+			continue
+		}
 		out := map[string]kept{}
 		for name, w := range all {
 			k, err := w.check()
@@ -110,6 +117,31 @@ func (w *writing) run() {
 		w.mu.Unlock()
 		time.Sleep(pace)
 	}
+}
+
+// slowness is the most that a sleep was late.
+type slowness struct {
+	mu   sync.Mutex
+	most time.Duration
+}
+
+func (s *slowness) run() {
+	for {
+		began := time.Now()
+		time.Sleep(20 * time.Millisecond)
+		late := time.Since(began) - 20*time.Millisecond
+		s.mu.Lock()
+		s.most = max(s.most, late)
+		s.mu.Unlock()
+	}
+}
+
+func (s *slowness) take() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	late := s.most
+	s.most = 0
+	return late
 }
 
 // check reads back what was acknowledged since the last one.
