@@ -160,6 +160,9 @@ func (m *machine) change(next State, by string) (Event, bool) {
 			e.Since = Time{p.since}
 		}
 	}
+	if m.incident == nil && next != StateUp {
+		m.goods = run{} // those of before say nothing of its end
+	}
 	m.open(e.Since.Time)
 	m.state = next
 	e.ID, e.Seq, e.HealedBy = m.incident.ID, m.incident.Seq, m.incident.HealedBy

@@ -110,6 +110,25 @@ func TestMachine(t *testing.T) {
 	}
 }
 
+func TestIncidentEndsAfterItsBeginning(t *testing.T) {
+	m, at := newMachine(DefaultRules()), time.Unix(1e9, 0)
+	for range 40 { // it has been well for long
+		m.observe(Observation{Probe: "mount", At: at})
+		at = at.Add(time.Second)
+	}
+	m.observe(Observation{Probe: "mount", Verdict: Unknown, Reason: "no process can be started", At: at})
+	require.Equal(t, StateUnknown, m.state)
+	var up Event
+	for range 10 {
+		at = at.Add(time.Second)
+		if e, changed := m.observe(Observation{Probe: "mount", At: at}); changed {
+			up = e
+		}
+	}
+	require.Equal(t, StateUp, up.State)
+	require.Equal(t, int64(1000), up.LastedMS)
+}
+
 func TestIncidentKeepsItsID(t *testing.T) {
 	m, at := newMachine(DefaultRules()), time.Unix(1e9, 0)
 	var events []Event

@@ -76,6 +76,7 @@ func TestFaults(t *testing.T) {
 	joined(t)
 	f := &faults{observer: newObserver(t), table: newTable()}
 	t.Cleanup(f.table.print)
+	f.enable(false) // the queue may hold what happened before
 	f.watchFrom("secondary")
 	t.Cleanup(func() {
 		f.stop()
@@ -84,6 +85,8 @@ func TestFaults(t *testing.T) {
 		}
 	})
 	require.True(t, f.until(0, 90*time.Second, func(all []seen) bool { return len(all) > 0 }), f.log())
+	require.Empty(t, f.calm(3*time.Minute), "not all is well to begin with")
+	f.enable(true)
 	f.writer = newWriter(t)
 	for _, row := range rows() {
 		t.Run(row.name, func(t *testing.T) { f.run(t, row) })
@@ -498,7 +501,8 @@ func (w *writer) check(t *testing.T) string {
 		assert.Empty(t, k.Missing, "%s: acknowledged, and lost", kind)
 		assert.NotZero(t, k.Acknowledged, "%s: nothing was written", kind)
 	}
-	if there, own := on(t, "primary", "cat "+written), on(t, "secondary", "cat "+writtenCopy); !bytes.HasPrefix([]byte(there), []byte(own)) {
+	own := on(t, "secondary", "cat "+writtenCopy) // first: it goes on being written
+	if there := on(t, "primary", "cat "+written); !bytes.HasPrefix([]byte(there), []byte(own)) {
 		assert.Fail(t, "the file on the primary is not what was written on the secondary")
 		lost++
 	}
