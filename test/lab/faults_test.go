@@ -75,7 +75,7 @@ type faults struct {
 func TestFaults(t *testing.T) {
 	joined(t)
 	f := &faults{observer: newObserver(t), table: newTable()}
-	t.Cleanup(f.table.print)
+	t.Cleanup(func() { f.table.print(t) })
 	f.enable(false) // the queue may hold what happened before
 	f.watchFrom("secondary")
 	t.Cleanup(func() {
