@@ -217,7 +217,7 @@ func nobodysChild(t *testing.T) []string {
 }
 
 // servers are the processes of all tests of this package (proc(5), stat).
-var servers = regexp.MustCompile(`\((sshfs|sftp-server|ganesha\.nfsd|epmd|rabbitmq-server|redis-server|mongod)\)`)
+var servers = regexp.MustCompile(`\((sshfs|sftp-server|ganesha\.nfsd|epmd|rabbitmq-server|beam\.smp|redis-server|mongod)\)`)
 
 // children are the child processes of this one that probe, dead or alive.
 func children(tb testing.TB) []string {

@@ -70,8 +70,7 @@ type observer struct {
 
 func newObserver(t *testing.T) *observer {
 	t.Helper()
-	o := &observer{t: t, dir: t.TempDir(), rules: newRules(t), news: make(chan struct{}), states: map[string]watch.State{}}
-	return o
+	return &observer{t: t, dir: t.TempDir(), rules: newRules(t), news: make(chan struct{}), states: map[string]watch.State{}}
 }
 
 // watchFrom runs the sensor on a node, as the user whom StackStorm's sensor
@@ -94,7 +93,13 @@ func (o *observer) watchFrom(node string) {
 			}
 		}
 	}()
-	o.stop = func() { close(stopped); <-ended }
+	o.stop = func() {
+		close(stopped)
+		<-ended
+		for o.working() {
+			time.Sleep(100 * time.Millisecond)
+		}
+	}
 }
 
 // run runs the sensor until it ends or is stopped. It has an ssh connection of
@@ -283,6 +288,13 @@ func (o *observer) calm(limit time.Duration) []string {
 			return not
 		}
 	}
+}
+
+// working says whether an action of a rule is under way.
+func (o *observer) working() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.busy > 0
 }
 
 // enable switches the rules off or on.
