@@ -229,26 +229,39 @@ func (w want) first(events []seen, s watch.State) *seen {
 	return nil
 }
 
+// incident is the events of the incident that a fault made: the one with a down,
+// if that is wanted. slow counts the others, in which nothing was down: on a node
+// that is short of CPU an answer may be late at any time.
+func (w want) incident(events []seen) (its []seen, slow int) {
+	all := w.of(events)
+	id := ""
+	ids := map[string]bool{}
+	for _, e := range all {
+		ids[e.ID] = true
+		if id == "" || w.hasDown() && e.State == watch.StateDown {
+			id = e.ID
+		}
+	}
+	return slices.DeleteFunc(all, func(e seen) bool { return e.ID != id }), max(0, len(ids)-1)
+}
+
 // judge compares what was seen with what is wanted; the first want of a row
 // also makes its line.
 func (w want) judge(t *testing.T, events []seen, at, over time.Time, l *line, first bool) {
-	all := w.of(events)
-	ids, downs := map[string]bool{}, 0
-	for _, e := range all {
-		ids[e.ID] = true
+	downs, wantDowns := 0, 0
+	for _, e := range w.of(events) {
 		if e.State == watch.StateDown {
 			downs++
 		}
 	}
-	who := fmt.Sprintf("%s %s, seen by %s", w.backend, w.endpoint, w.by)
-	pattern := "^" + regexp.MustCompile(`(\w+)(\??) ?`).ReplaceAllString(w.states, "(?:$1 )$2") + "$"
-	assert.Regexp(t, pattern, w.sequence(events), who)
-	wantDowns := 0
 	if w.hasDown() {
 		wantDowns = 1
 	}
-	assert.LessOrEqual(t, len(ids), 1, "%s: incidents", who)
-	assert.LessOrEqual(t, downs, wantDowns, "%s: times it was down", who)
+	who := fmt.Sprintf("%s %s, seen by %s", w.backend, w.endpoint, w.by)
+	pattern := "^" + regexp.MustCompile(`(\w+)(\??) ?`).ReplaceAllString(w.states, "(?:$1 )$2") + "$"
+	events, slow := w.incident(events)
+	assert.Regexp(t, pattern, w.sequence(events), who)
+	assert.Equal(t, wantDowns, downs, "%s: times it was down", who)
 	suspect, down, up := w.first(events, watch.StateSuspect), w.first(events, watch.StateDown), w.first(events, watch.StateUp)
 	var after []string
 	for _, c := range []struct {
@@ -278,7 +291,10 @@ func (w want) judge(t *testing.T, events []seen, at, over time.Time, l *line, fi
 		return
 	}
 	l.states, l.detected = arrows(w.sequence(events)), strings.Join(after, ", ")
-	l.reported = fmt.Sprintf("%d incident, %d down", len(ids), downs)
+	l.reported = fmt.Sprintf("1 incident, %d down", downs)
+	if slow > 0 {
+		l.reported += fmt.Sprintf("; %d slow moments", slow)
+	}
 	if up != nil {
 		l.healed = human(max(0, up.Since.Sub(over)))
 	}
