@@ -9,7 +9,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # Executions, not seconds: at the end of a time, go test -fuzz may fail with "context deadline exceeded" (golang/go#75804).
 FUZZTIME ?= 20000x
 
-.PHONY: build pack release lab lab-down test setup lint vuln unit install-test workflow sensor lab-test fuzz bench clean
+.PHONY: build pack release lab lab-down test setup lint vuln unit install-test workflow sensor lab-test lab-faults fuzz bench clean
 
 build: ## the programs that the launcher actions/st2ha runs, static and the same wherever they are built
 	@for program in cmd/*; do \
@@ -61,8 +61,13 @@ sensor: ## the sensor, as it is and with StackStorm's eventlet patching; its rul
 	EVENTLET=1 $$(test/workflow/setup.sh) -W ignore::DeprecationWarning test/sensor/test_sensor.py
 	$$(test/workflow/setup.sh) test/sensor/test_rules.py
 
-lab-test: ## join, again, rollback and failures on the two nodes
-	go test -count=1 -timeout 40m -v ./test/lab
+lab-test: ## join, again, rollback, failures and the table of faults on the two nodes
+	go test -count=1 -timeout 60m -v ./test/lab
+
+lab-faults: ## the table of faults alone, printed last; SOAK=1h makes its soak longer
+	@table=$$(mktemp); code=0; \
+	TABLE=$$table go test -count=1 -timeout 120m -v -run '^TestFaults$$' ./test/lab || code=$$?; \
+	cat $$table; rm $$table; exit $$code
 
 fuzz: ## each fuzz target for FUZZTIME
 	@test/fuzz.sh $(FUZZTIME)

@@ -71,7 +71,7 @@ func (h *healer) look(ctx context.Context) {
 		switch {
 		case s.State == watch.StateUp:
 			h.begin(s.Key, func() { h.recovered(ctx, s.Key) })
-		case s.State == watch.StateDown && healable(s, all) && !h.p.watcher.CutOff():
+		case s.State == watch.StateDown && healable(s, all) && !h.p.watcher.CutOff() && !h.starved(s, all):
 			h.begin(s.Key, func() { h.heal(ctx, s) })
 		}
 	}
@@ -96,7 +96,7 @@ func (h *healer) begin(key watch.Key, f func()) {
 // healable says whether a restart of a unit of this node could help. A login
 // that is refused, an alarm, an export or a set without primary it does not.
 func healable(s watch.Status, all []watch.Status) bool {
-	if s.Host != "" {
+	if s.Host != "" || s.Answers {
 		return false
 	}
 	switch s.Backend {
@@ -105,6 +105,18 @@ func healable(s watch.Status, all []watch.Status) bool {
 	case watch.StackStorm:
 		// Without its backends a service cannot run, and comes back when they do.
 		return answers(watch.MongoDB, all) && answers(watch.RabbitMQ, all)
+	}
+	return false
+}
+
+// starved says whether several backends of this node are silent together: then
+// the node has no CPU or disk for them, which a restart would take more of.
+func (h *healer) starved(s watch.Status, all []watch.Status) bool {
+	for _, other := range all {
+		if s.Silent && other.Silent && other.Host == "" && other.Key != s.Key {
+			h.refuse(s, "", fmt.Sprintf("%s is silent too: this node is overloaded", other.Key), false)
+			return true
+		}
 	}
 	return false
 }
@@ -155,6 +167,9 @@ func (h *healer) heal(ctx context.Context, s watch.Status) {
 		return
 	}
 	defer release()
+	if h.answersAgain(s.Key) {
+		return
+	}
 	full, err := heal.DiskFull(ctx, h.p.host, string(s.Backend))
 	if err != nil {
 		h.p.log.Error("look at a disk", "error", err)
@@ -175,6 +190,17 @@ func (h *healer) heal(ctx context.Context, s watch.Status) {
 	default:
 		h.mend(ctx, s, unit, d.Heals)
 	}
+}
+
+// answersAgain is asked last before a restart: on a node that is short of CPU,
+// what comes before it takes seconds.
+func (h *healer) answersAgain(key watch.Key) bool {
+	for _, s := range h.p.watcher.Statuses() {
+		if s.Key == key {
+			return s.Answers
+		}
+	}
+	return true // it is not watched any more
 }
 
 func (h *healer) unit(ctx context.Context, key watch.Key) (string, error) {

@@ -218,6 +218,31 @@ func TestWatchdogLeavesAlone(t *testing.T) {
 	}
 }
 
+func TestHealable(t *testing.T) {
+	down := func(backend watch.Backend, change func(*watch.Status)) watch.Status {
+		s := watch.Status{Key: watch.Key{Backend: backend, Name: string(backend)}, State: watch.StateDown, Probe: watch.ProbePing, Silent: true}
+		if change != nil {
+			change(&s)
+		}
+		return s
+	}
+	frozen := down(watch.RabbitMQ, nil)
+	assert.True(t, healable(frozen, nil))
+	assert.False(t, healable(down(watch.RabbitMQ, func(s *watch.Status) { s.Host = "10.0.0.2" }), nil), "another node's")
+	assert.False(t, healable(down(watch.RabbitMQ, func(s *watch.Status) { s.Silent, s.Answers = false, true }), nil), "it answers again, and is not up yet")
+	assert.False(t, healable(down(watch.RabbitMQ, func(s *watch.Status) { s.Probe = watch.ProbeAlarm }), nil), "a restart frees no memory")
+
+	var said buffer
+	h := newHealer(newProber("n1", watch.Config{}, slog.New(slog.NewTextHandler(&said, nil))), nil)
+	quiet := down(watch.Redis, func(s *watch.Status) { s.State = watch.StateUp })
+	assert.False(t, h.starved(frozen, []watch.Status{frozen}))
+	assert.False(t, h.starved(frozen, []watch.Status{frozen, down(watch.NFS, func(s *watch.Status) { s.Host = "10.0.0.2" })}))
+	assert.True(t, h.starved(frozen, []watch.Status{frozen, quiet}), "two at once are the node's fault")
+	assert.Contains(t, said.String(), "this node is overloaded")
+	refused := down(watch.RabbitMQ, func(s *watch.Status) { s.Silent, s.Probe = false, watch.ProbeConnection })
+	assert.False(t, h.starved(refused, []watch.Status{refused, quiet}), "refused is no matter of time")
+}
+
 func restart(s *backendtest.Server) error {
 	s.Kill()
 	return s.Start()

@@ -67,8 +67,8 @@ func (m *machine) observe(o Observation) (Event, bool) {
 			m.silent = o.At
 		}
 	}
-	m.goods.add(o.Verdict == Good, o.At)
-	if o.Verdict != Unknown {
+	if o.Verdict != Unknown { // that says nothing of the endpoint
+		m.goods.add(o.Verdict == Good, o.At)
 		m.answers.add(o.Verdict != Silent, o.At)
 	}
 	next, by := m.next()
@@ -91,7 +91,9 @@ func rank(s State) int {
 }
 
 // worst is the worst that any probe says, and which one says so. Of two that
-// say the same the one that said so first counts.
+// say the same the one that said so first counts. A probe that cannot be made
+// counts only where none can: without root's source ports exports cannot be
+// looked at, and the server answers all the same.
 func (m *machine) worst() (State, string) {
 	state, by := StateUp, ""
 	for name, p := range m.probes {
@@ -104,7 +106,20 @@ func (m *machine) worst() (State, string) {
 		}
 		state, by = s, name
 	}
+	if state == StateUnknown && m.known() {
+		return StateUp, ""
+	}
 	return state, by
+}
+
+// known says whether the newest finding of any probe was good.
+func (m *machine) known() bool {
+	for _, p := range m.probes {
+		if p.verdict == Good {
+			return true
+		}
+	}
+	return false
 }
 
 // next is the state that follows from all findings. Trouble is taken back only
@@ -124,17 +139,13 @@ func (m *machine) next() (State, string) {
 
 // wellAgain says whether what is known is enough to call the endpoint up.
 func (m *machine) wellAgain() bool {
-	known := false
 	for _, p := range m.probes {
 		if p.failed > 0 || p.verdict == Silent {
 			return false
 		}
-		known = known || p.verdict == Good
 	}
-	if m.incident == nil {
-		return known // it was never in trouble
-	}
-	return known && m.goods.enough(m.rules, m.now)
+	// One that was never in trouble needs no row of good findings.
+	return m.known() && (m.incident == nil || m.goods.enough(m.rules, m.now))
 }
 
 // change enters a state.
@@ -148,6 +159,9 @@ func (m *machine) change(next State, by string) (Event, bool) {
 		if p.failed > 0 {
 			e.Since = Time{p.since}
 		}
+	}
+	if m.incident == nil && next != StateUp {
+		m.goods = run{} // those of before say nothing of its end
 	}
 	m.open(e.Since.Time)
 	m.state = next

@@ -82,6 +82,10 @@ func TestMachine(t *testing.T) {
 			"0.00 up, 0.25 suspect, 0.50 down, 8.25 up"},
 		"a probe that cannot be made is told, and never is down": {
 			[]part{{quarter, "ping", pingLimit, "gsuuuuuuuuuuuuuuuug"}}, "0.00 up, 0.75 unknown"},
+		"beside one that can be made it is nothing, also after trouble": {
+			[]part{{quarter, "ping", pingLimit, "g"}, {quarter, "export /a", loginLimit, "uuu"}, {quarter, "connection", heldLimit, "bg"},
+				{quarter, "ping", pingLimit, "gggg"}, {quarter, "export /a", loginLimit, "u"}, {quarter, "ping", pingLimit, "gggg"}},
+			"0.00 up, 1.00 down, 3.25 up"},
 		"nor does it interrupt a row of misses": {
 			[]part{{quarter, "ping", pingLimit, "gsus"}}, "0.00 up, 0.75 suspect"},
 		"down from the start": {
@@ -104,6 +108,25 @@ func TestMachine(t *testing.T) {
 			assert.Equal(t, c.want, strings.Join(got, ", "))
 		})
 	}
+}
+
+func TestIncidentEndsAfterItsBeginning(t *testing.T) {
+	m, at := newMachine(DefaultRules()), time.Unix(1e9, 0)
+	for range 40 { // it has been well for long
+		m.observe(Observation{Probe: "mount", At: at})
+		at = at.Add(time.Second)
+	}
+	m.observe(Observation{Probe: "mount", Verdict: Unknown, Reason: "no process can be started", At: at})
+	require.Equal(t, StateUnknown, m.state)
+	var up Event
+	for range 10 {
+		at = at.Add(time.Second)
+		if e, changed := m.observe(Observation{Probe: "mount", At: at}); changed {
+			up = e
+		}
+	}
+	require.Equal(t, StateUp, up.State)
+	require.Equal(t, int64(1000), up.LastedMS)
 }
 
 func TestIncidentKeepsItsID(t *testing.T) {

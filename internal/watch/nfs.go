@@ -102,7 +102,14 @@ func (w *nfsServer) hold(ctx context.Context, conn *rpcping.Conn) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	for _, export := range w.exports {
+	exports := w.exports
+	// To other ports Linux's server says PERM, and NFS-Ganesha hides the export.
+	if !conn.Privileged() && len(exports) > 0 {
+		exports = nil
+		w.report(Observation{Probe: "exports", Verdict: Unknown, At: time.Now(),
+			Reason: "exports are not looked at: the server answers that to source ports below 1024 only, which take root"})
+	}
+	for _, export := range exports {
 		wg.Go(func() { w.watchExport(ctx, conn, export) })
 	}
 	pace := time.NewTicker(w.Interval)
@@ -207,7 +214,7 @@ func (w *nfsServer) watchExport(ctx context.Context, conn *rpcping.Conn, export 
 		default:
 		}
 		o := Observation{Probe: "export " + export, At: time.Now(), Limit: w.ExportLimit}
-		o.Verdict, o.Reason = exportFault(err, export, conn.Privileged(), w.ExportTimeout)
+		o.Verdict, o.Reason = exportFault(err, export, w.ExportTimeout)
 		if o.Verdict == Silent {
 			o.Limit = w.Limit
 		}
@@ -220,7 +227,7 @@ func (w *nfsServer) watchExport(ctx context.Context, conn *rpcping.Conn, export 
 }
 
 // exportFault are the words for what a look at an export brought.
-func exportFault(err error, export string, privileged bool, timeout time.Duration) (Verdict, string) {
+func exportFault(err error, export string, timeout time.Duration) (Verdict, string) {
 	var at *rpcping.StatusError
 	var other *rpcping.MismatchError
 	var rejected *rpcping.RejectedError
@@ -230,7 +237,7 @@ func exportFault(err error, export string, privileged bool, timeout time.Duratio
 	case errors.As(err, &rejected) && rejected.NoExport:
 		return Bad, fmt.Sprintf("export %s withdrawn: the server exports nothing to this node", export)
 	case errors.As(err, &at):
-		return statusFault(at, export, privileged)
+		return statusFault(at, export)
 	case errors.As(err, &other):
 		return Unknown, fmt.Sprintf("export %s cannot be looked at: %v", export, err)
 	case unanswered(err):
@@ -241,10 +248,7 @@ func exportFault(err error, export string, privileged bool, timeout time.Duratio
 }
 
 // statusFault puts NFSv4's statuses (RFC 7530, section 13.1) in words.
-func statusFault(at *rpcping.StatusError, export string, privileged bool) (Verdict, string) {
-	if !privileged { // Linux's server says PERM to such a client, NFS-Ganesha hides the export
-		return Unknown, fmt.Sprintf("export %s cannot be looked at from a source port above 1023, and a lower one takes root: the server answers %s", export, at.Status)
-	}
+func statusFault(at *rpcping.StatusError, export string) (Verdict, string) {
 	switch at.Status {
 	case rpcping.NoEnt:
 		return Bad, "export " + export + " withdrawn"

@@ -26,6 +26,9 @@ type Status struct {
 	State  State
 	Probe  string // whose finding is the worst, if it is not up
 	Reason string // of that finding
+
+	Answers bool // the newest finding was good, of whatever probe; it may take more of them to be up
+	Silent  bool // the newest finding that says anything was no answer
 }
 
 // Set makes states of all endpoints of one prober, and tells a prober that is
@@ -129,7 +132,7 @@ func (s *Set) Statuses() []Status {
 	var all []Status
 	for _, key := range s.keys() {
 		m := s.members[key]
-		status := Status{Key: key, Host: m.host, State: m.state}
+		status := Status{Key: key, Host: m.host, State: m.state, Answers: m.goods.count > 0, Silent: !m.silent.IsZero()}
 		if _, by := m.worst(); by != "" {
 			status.Probe, status.Reason = by, m.probes[by].reason
 		}

@@ -207,6 +207,7 @@ type outcome struct {
 		Changed bool
 		Run     string
 		Failure struct{ Host, Step, Code, Message, Hint string }
+		Stdout  result // of an action that is no workflow
 		Nodes   map[string]struct {
 			Changed, Failed bool
 			Steps           map[string]string
@@ -236,27 +237,49 @@ func action(t *testing.T, name string, params map[string]any) outcome {
 
 func (s stackstorm) action(t *testing.T, name string, params map[string]any) outcome {
 	t.Helper()
-	config := filepath.Join(t.TempDir(), "st2ha.yaml")
+	o, err := s.try(t, name, params)
+	require.NoError(t, err)
+	return o
+}
+
+// try is action for other goroutines than the test's.
+func (s stackstorm) try(t *testing.T, name string, params map[string]any) (outcome, error) {
+	t.Helper()
 	secret, err := json.Marshal(password)
-	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(config, fmt.Appendf(nil, "primary: %s\nsecondaries: [%s]\nrabbitmq_password: %s\n%s", primary, secondary, secret, s.settings), 0o600))
+	if err != nil {
+		return outcome{}, err
+	}
+	config, err := os.CreateTemp(t.TempDir(), "st2ha-*.yaml")
+	if err != nil {
+		return outcome{}, err
+	}
+	defer config.Close()
+	if _, err := fmt.Fprintf(config, "primary: %s\nsecondaries: [%s]\nrabbitmq_password: %s\n%s", primary, secondary, secret, s.settings); err != nil {
+		return outcome{}, err
+	}
 	python, err := command(nil, "../workflow/setup.sh").Output()
-	require.NoError(t, err)
+	if err != nil {
+		return outcome{}, err
+	}
 	if params == nil {
 		params = map[string]any{}
 	}
 	encoded, err := json.Marshal(params)
-	require.NoError(t, err)
-	c := command(encoded, strings.TrimSpace(string(python)), "../workflow/run.py", "--pack", "../..", "--config", config, "--params", "-",
+	if err != nil {
+		return outcome{}, err
+	}
+	c := command(encoded, strings.TrimSpace(string(python)), "../workflow/run.py", "--pack", "../..", "--config", config.Name(), "--params", "-",
 		"--exec", "ssh -F "+os.Getenv("LAB")+"/ssh_config "+s.node, name)
 	var stderr bytes.Buffer
 	c.Stderr = &stderr
 	out, _ := c.Output() // a failed workflow is judged by its output
 	t.Log(stderr.String())
 	var o outcome
-	require.NoError(t, json.Unmarshal(out, &o), "%s\n%s", out, &stderr)
+	if err := json.Unmarshal(out, &o); err != nil {
+		return outcome{}, fmt.Errorf("%w: %s\n%s", err, out, &stderr)
+	}
 	o.raw = string(out) + stderr.String()
-	return o
+	return o, nil
 }
 
 // result is what the program prints, with its exit code.

@@ -10,41 +10,10 @@ PACK = os.path.join(HERE, "..", "..")
 sys.path.insert(0, os.path.join(HERE, "..", "workflow"))
 import pack as packs  # noqa: E402  pylint: disable=wrong-import-position
 import params  # noqa: E402  pylint: disable=wrong-import-position
+import rules as engine  # noqa: E402  pylint: disable=wrong-import-position
 import runner  # noqa: E402  pylint: disable=wrong-import-position
 
-# What st2common/operators.py makes of a value and a pattern, as far as the rules use it.
-OPERATORS = {
-    "equals": lambda value, pattern: value == pattern,
-    "inside": lambda value, pattern: value in pattern,
-    "startswith": lambda value, pattern: value.startswith(pattern),
-    "contains": lambda value, pattern: pattern in value,
-    "regex": lambda value, pattern: re.search(pattern, value) is not None,
-}
 TIMER = "core.st2.IntervalTimer"
-
-
-def takes(rule, payload):
-    """st2reactor/rules/filter.py: a rule takes an event that meets all its criteria. A value that is absent is None, and
-    an operator that fails on it is a criterion that is not met."""
-    for key, criterion in (rule.get("criteria") or {}).items():
-        prefix, name = key.split("#")[0].split(".")
-        assert prefix == "trigger", key
-        try:
-            met = OPERATORS[criterion["type"]](payload.get(name), criterion["pattern"])
-        except (AttributeError, TypeError):
-            met = False
-        if not met:
-            return False
-    return True
-
-
-def rendered(rule, payload):
-    """st2common/util/jinja.py, render_values: strings are templates, and what is none keeps its type."""
-    out = {}
-    for name, value in rule["action"].get("parameters", {}).items():
-        text = params.ENV.from_string(str(value)).render(trigger=payload, st2kv={"system": params.Datastore()})
-        out[name] = value if text == str(value) else text
-    return out
 
 
 def event(backend, endpoint, state, reason="", probe="ping", previous="suspect", node="node2", **more):
@@ -107,8 +76,7 @@ FIELDS = {"name", "pack", "description", "enabled", "trigger", "criteria", "acti
 class RulesTest(unittest.TestCase):
     def setUp(self):
         self.pack = packs.Pack(PACK)
-        directory = os.path.join(PACK, "rules")
-        self.rules = {name[:-5]: packs.load_yaml(os.path.join(directory, name)) for name in sorted(os.listdir(directory))}
+        self.rules = engine.load(PACK)
         sensor = packs.load_yaml(os.path.join(PACK, "sensors", "backend_sensor.yaml"))
         self.triggers = {"st2ha." + trigger["name"]: trigger for trigger in sensor["trigger_types"]}
         self.sensor = sensor
@@ -124,7 +92,7 @@ class RulesTest(unittest.TestCase):
                 properties = self.triggers.get(rule["trigger"]["type"], {}).get("payload_schema", {}).get("properties", {})
                 for key, criterion in (rule.get("criteria") or {}).items():
                     field = properties[key.split("#")[0].partition(".")[2]]
-                    self.assertIn(criterion["type"], OPERATORS)
+                    self.assertIn(criterion["type"], engine.OPERATORS)
                     for value in criterion["pattern"] if isinstance(criterion["pattern"], list) else [criterion["pattern"]]:
                         self.assertIn(value, field.get("enum", [value]), key)
 
@@ -142,8 +110,8 @@ class RulesTest(unittest.TestCase):
             schema = self.triggers[trigger]["payload_schema"]
             params.jsonschema.validate(payload, schema)
             self.assertLessEqual(set(payload), set(schema["properties"]))
-            found = {name: rendered(rule, payload) for name, rule in self.rules.items()
-                     if rule["trigger"]["type"] == trigger and takes(rule, payload)}
+            found = {name: engine.rendered(rule, payload) for name, rule in self.rules.items()
+                     if rule["trigger"]["type"] == trigger and engine.takes(rule, payload)}
             self.assertEqual(found, wanted, payload.get("reason"))
             taken |= set(found)
             for name, given in found.items():
@@ -151,7 +119,7 @@ class RulesTest(unittest.TestCase):
         timed = {name for name, rule in self.rules.items() if rule["trigger"]["type"] == TIMER}
         self.assertEqual(taken | timed, set(self.rules), "every rule is shown to take something")
         for name in timed:
-            self.check_action(self.rules[name], rendered(self.rules[name], {}))
+            self.check_action(self.rules[name], engine.rendered(self.rules[name], {}))
 
     def check_action(self, rule, given):
         """The action exists, takes the parameters, and its own templates resolve to the end."""

@@ -1,0 +1,343 @@
+package lab
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"st2ha/internal/heal"
+	"st2ha/internal/watch"
+)
+
+// Endpoints as the secondary sees them once it is joined.
+const (
+	mongo       = primary + ":27017"
+	rabbit      = primary + ":5672"
+	redis       = "127.0.0.1:6379"
+	nfsServer   = primary + ":2049"
+	packs       = "/opt/stackstorm/packs"
+	virtualenvs = "/opt/stackstorm/virtualenvs"
+	configs     = "/opt/stackstorm/configs"
+)
+
+const (
+	cheapKills  = 20
+	shortSoak   = 20 * time.Second // SOAK=1h makes it longer
+	loginLimit  = 15 * time.Second // a fresh login every 10 s, and another to be sure
+	closedLimit = time.Second      // a broker that ends its connections
+)
+
+// rows are the faults. Restarts of one backend are kept apart, for the watchdog
+// leaves what has just started alone.
+func rows() []fault {
+	all := []watch.Backend{watch.MongoDB, watch.RabbitMQ, watch.Redis, watch.NFS, watch.Mount, watch.StackStorm}
+	// reached is what the secondary sees of a primary that it cannot reach.
+	reached := []want{
+		{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect down up", suspect: suspectLimit, down: downLimit},
+		{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect down up", suspect: suspectLimit, down: downLimit},
+		{by: sensor, backend: watch.NFS, endpoint: nfsServer, states: "suspect down up", suspect: suspectLimit, down: downLimit},
+	}
+	hung := want{by: sensor, backend: watch.Mount, endpoint: packs, states: "suspect down up", down: hungLimit, reason: "mount hung"}
+	doubted := []want{
+		{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect up", suspect: suspectLimit},
+		{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect up", suspect: suspectLimit},
+	}
+	return []fault{
+		{name: "MongoDB killed", inject: signalling("primary", "KILL", "mongod"), healer: "watchdog",
+			wants: []want{
+				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect? down up", down: killedLimit, reason: "connection refused"},
+				{by: onPrimary, backend: watch.MongoDB, states: "suspect? down up"},
+			}},
+		{name: "Redis killed", inject: signalling("secondary", "KILL", "redis-server"), healer: "itself",
+			wants: []want{
+				{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect? down up", down: killedLimit, reason: "connection refused"},
+				{by: onSecondary, backend: watch.Redis, states: "suspect? down up"},
+			}},
+		{name: "NFS server stopped", inject: running("primary", "rpc.nfsd 0"), healer: "watchdog",
+			wants: []want{
+				{by: sensor, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up", reason: "connection refused"},
+				{by: onPrimary, backend: watch.NFS, states: "suspect? down up"},
+			}, also: []watch.Backend{watch.Mount}},
+		{name: "export withdrawn", inject: running("primary", "exportfs -u "+secondary+":"+virtualenvs), healer: "rule export_withdrawn",
+			wants: []want{
+				{by: onSecondary, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up", down: withdrawnLimit, reason: "export " + virtualenvs + " withdrawn"},
+			}, also: []watch.Backend{watch.Mount}},
+		{name: "exported directory deleted", healer: "people",
+			inject: func(t *testing.T) time.Time {
+				return moment(t, "primary", "cp -a "+configs+" "+configs+".kept", "rm -rf "+configs)
+			},
+			repair: func(t *testing.T) time.Time {
+				at := running("primary", "mv "+configs+".kept "+configs+" && exportfs -ra")(t)
+				r := st2ha(t, "primary", "recover_nfs_mount", "--host="+secondary, "--directory="+configs, "--detach", "--wait=60")
+				require.Zero(t, r.exit, r.raw)
+				return at
+			},
+			wants: []want{
+				{by: onSecondary, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up", down: withdrawnLimit, reason: "export " + configs},
+				{by: sensor, backend: watch.Mount, endpoint: configs, states: "suspect? down up"},
+			}},
+		{name: "mount unmounted by hand", inject: running("secondary", "umount "+virtualenvs), healer: "rule mount_missing",
+			wants: []want{
+				{by: sensor, backend: watch.Mount, endpoint: virtualenvs, states: "suspect? down up", reason: "not mounted"},
+			}},
+		{name: "Redis frozen", inject: signalling("secondary", "STOP", "redis-server"), healer: "watchdog",
+			wants: []want{
+				{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect down up", suspect: suspectLimit, down: downLimit},
+				{by: onSecondary, backend: watch.Redis, states: "suspect down up", suspect: suspectLimit, down: downLimit},
+			}},
+		{name: "MongoDB frozen", inject: signalling("primary", "STOP", "mongod"), healer: "watchdog",
+			wants: []want{
+				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect down up", suspect: suspectLimit, down: downLimit},
+				{by: onPrimary, backend: watch.MongoDB, states: "suspect down up"},
+			}},
+		{name: "RabbitMQ memory alarm", healer: "people",
+			inject: erlang("vm_memory_monitor:set_vm_memory_high_watermark({absolute, 1000000})"),
+			repair: erlang("vm_memory_monitor:set_vm_memory_high_watermark(0.4)"),
+			wants: []want{
+				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", down: alarmLimit, reason: "memory"},
+			}},
+		{name: "RabbitMQ user deleted", healer: "people",
+			inject: erlang(`rabbit_auth_backend_internal:delete_user(<<"st2">>, <<"lab">>)`), repair: acting("configure_rabbitmq"),
+			wants: []want{
+				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", down: closedLimit, reason: "login refused: user st2 deleted"},
+			}, also: []watch.Backend{watch.StackStorm}},
+		{name: "RabbitMQ password changed", healer: "people",
+			inject: erlang(`rabbit_auth_backend_internal:change_password(<<"st2">>, <<"another">>, <<"lab">>)`), repair: acting("configure_rabbitmq"),
+			wants: []want{
+				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", down: loginLimit, reason: "login refused"},
+			}, also: []watch.Backend{watch.StackStorm}},
+		{name: "MongoDB user dropped", healer: "people",
+			inject: running("primary", mongocmd(`{"dropUser": "stackstorm"}`)),
+			repair: running("primary", mongocmd(`{"createUser": "stackstorm", "pwd": "prim4ry-s3cret", "roles": []}`)),
+			wants: []want{
+				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect? down up", down: loginLimit, reason: "login refused"},
+			}, also: []watch.Backend{watch.StackStorm}},
+		{name: "packets to the primary dropped", inject: dropping("secondary", "primary"), end: passing, healer: "itself", wants: reached, also: all},
+		{name: "packets from the primary dropped", inject: dropping("primary", "secondary"), end: passing, healer: "itself", wants: reached, also: all},
+		{name: "link down for 2 s", inject: scripted("part"), lasts: 2 * time.Second, end: ending("join"), healer: "itself", wants: doubted},
+		{name: "link down for 20 s", inject: scripted("part"), lasts: 20 * time.Second, end: ending("join"), healer: "itself", wants: append(slices.Clone(reached), hung), also: all},
+		{name: "link down for 60 s", inject: scripted("part"), lasts: 60 * time.Second, end: ending("join"), healer: "itself", wants: append(slices.Clone(reached), hung), also: all},
+		{name: "primary's kernel frozen", inject: scripted("freeze", "primary"), lasts: 10 * time.Second, end: ending("thaw", "primary"), healer: "itself",
+			wants: append([]want{reached[2], hung}, reached[:2]...), also: all},
+		{name: "Redis flapping", healer: "itself",
+			inject: running("secondary", "p=$(pidof redis-server); for i in 1 2 3 4 5 6 7 8 9 10 11 12; do kill -STOP $p; sleep 0.45; kill -CONT $p; sleep 0.3; done"),
+			wants:  []want{{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect? flapping up"}}},
+		{name: "sensor's watcher killed", custom: watcherKilled},
+		{name: "watchdog killed in an outage", healer: "people",
+			inject: func(t *testing.T) time.Time {
+				on(t, "secondary", "touch "+heal.MaintenanceFile)
+				at := signalling("secondary", "STOP", "redis-server")(t)
+				time.Sleep(6 * time.Second)
+				on(t, "secondary", "kill -KILL $(systemctl show --property=MainPID --value st2ha-watchdog)")
+				return at
+			},
+			lasts: 12 * time.Second,
+			repair: func(t *testing.T) time.Time {
+				at := signalling("secondary", "CONT", "redis-server")(t)
+				on(t, "secondary", "rm "+heal.MaintenanceFile)
+				return at
+			},
+			wants: []want{
+				{by: onSecondary, backend: watch.Redis, states: "suspect down up"},
+				{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect down up"},
+			}},
+		{name: fmt.Sprintf("Redis killed %d times", cheapKills), custom: killing("secondary", "redis-server",
+			want{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect? down up", down: killedLimit})},
+		{name: "RabbitMQ killed", inject: signalling("primary", "KILL", "beam.smp"), healer: "itself", within: 2 * time.Minute,
+			wants: []want{
+				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", down: killedLimit, reason: "connection refused"},
+				{by: onPrimary, backend: watch.RabbitMQ, states: "suspect? down up"},
+			}, also: []watch.Backend{watch.StackStorm}},
+		{name: fmt.Sprintf("MongoDB killed %d times", cheapKills), custom: killing("primary", "mongod",
+			want{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect? down up", down: killedLimit})},
+		{name: "four busy loops beside it", custom: soak},
+		{name: "disk of the primary full", healer: "watchdog",
+			inject: func(t *testing.T) time.Time {
+				at := running("primary", `n=$(($(stat --file-system --format='%a*%S' /))); fallocate -l $((n - (4 << 20))) /var/lib/full`)(t)
+				on(t, "primary", "kill -KILL $(pidof mongod)")
+				return at
+			},
+			lasts:  15 * time.Second, // the broker looks at its disk every 10 s
+			repair: running("primary", "rm /var/lib/full"),
+			wants: []want{
+				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", reason: "disk"},
+				{by: onPrimary, backend: watch.MongoDB, states: "suspect? down up", reason: "connection refused"},
+			}, also: []watch.Backend{watch.StackStorm}, within: 2 * time.Minute,
+			check: func(t *testing.T, events []seen) {
+				assert.True(t, slices.ContainsFunc(events, func(e seen) bool {
+					return e.Heal.Event == heal.EventGaveUp && strings.Contains(e.Heal.Reason, "full")
+				}), "that nothing can be healed for want of room is told")
+			}},
+		{name: "RabbitMQ frozen", inject: signalling("primary", "STOP", "beam.smp"), healer: "watchdog", within: 3 * time.Minute,
+			wants: []want{
+				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect down up", suspect: suspectLimit, down: downLimit},
+				{by: onPrimary, backend: watch.RabbitMQ, states: "suspect down up"},
+			}, also: []watch.Backend{watch.StackStorm}},
+		{name: "broker and database down", inject: running("primary", "systemctl stop mongod rabbitmq-server"), healer: "watchdog", within: 3 * time.Minute,
+			wants: []want{
+				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect? down up"},
+				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up"},
+				{by: onPrimary, backend: watch.MongoDB, states: "suspect? down up"},
+				{by: onPrimary, backend: watch.RabbitMQ, states: "suspect? down up"},
+			}, also: []watch.Backend{watch.StackStorm}},
+		{name: "primary rebooted", inject: scripted("reboot", "primary"), healer: "itself", within: 3 * time.Minute,
+			wants: []want{
+				{by: sensor, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up"},
+				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect? down up"},
+				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up"},
+			}, also: all},
+		{name: "secondary boots without the primary", custom: rebootAlone},
+	}
+}
+
+// erlang has RabbitMQ do something, and returns when it did.
+func erlang(expression string) func(*testing.T) time.Time {
+	return func(t *testing.T) time.Time {
+		t.Helper()
+		out := on(t, "primary", "rabbitmqctl --quiet eval 'T = erlang:system_time(millisecond), "+expression+", T.'")
+		ms, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
+		require.NoError(t, err, out)
+		return time.UnixMilli(ms)
+	}
+}
+
+// mongocmd is a command of MongoDB's administrator.
+func mongocmd(command string) string {
+	return "mongocmd 'mongodb://admin:prim4ry-s3cret@" + mongo + "/st2?authSource=admin' '" + command + "'"
+}
+
+// acting runs an action of the pack by hand.
+func acting(name string) func(*testing.T) time.Time {
+	return func(t *testing.T) time.Time {
+		t.Helper()
+		at := time.Now()
+		o := action(t, name, map[string]any{"host": primary})
+		require.Equal(t, "succeeded", o.Status, o.raw)
+		return at
+	}
+}
+
+// ending runs one of the lab's verbs. It is over no later than is said.
+func ending(argv ...string) func(*testing.T) time.Time {
+	return func(t *testing.T) time.Time {
+		t.Helper()
+		lab(t, append([]string{"./lab.sh"}, argv...)...)
+		return time.Now()
+	}
+}
+
+// killing kills a process again and again while nothing heals it but systemd or
+// the test: the time from the kill to its event is taken each time.
+func killing(node, process string, w want) func(*testing.T, *faults, *line) {
+	return func(t *testing.T, f *faults, l *line) {
+		f.enable(false) // what the rules do would take time from the node
+		on(t, node, "touch "+heal.MaintenanceFile)
+		defer f.enable(true)
+		defer on(t, node, "rm "+heal.MaintenanceFile)
+		var took []time.Duration
+		for range cheapKills {
+			mark := f.mark()
+			at := signalling(node, "KILL", process)(t)
+			require.True(t, f.until(mark, 10*time.Second, func(events []seen) bool { return w.first(events, watch.StateDown) != nil }), "the kill was not seen")
+			if process == "mongod" {
+				on(t, node, "systemctl start mongod")
+			}
+			require.True(t, f.until(mark, 30*time.Second, func(events []seen) bool { return w.first(events, watch.StateUp) != nil }), "it did not come back")
+			events := f.from(mark)
+			assert.Regexp(t, "^(suspect )?down up $", w.sequence(events))
+			took = append(took, w.first(events, watch.StateDown).DetectedAt.Sub(at))
+		}
+		slices.Sort(took)
+		p50, p99 := took[len(took)/2], took[len(took)-1]
+		l.detected = fmt.Sprintf("p50 %s, p99 %s ≤ %s", human(p50), human(p99), human(killedLimit))
+		l.states, l.reported, l.healer = "down → up", fmt.Sprintf("%d times, once each", cheapKills), "itself"
+		if process == "mongod" {
+			l.healer = "people"
+		}
+		f.within(t, l, p99, w.down, "99 in 100")
+	}
+}
+
+// watcherKilled kills the sensor's watcher, which the sensor starts again.
+func watcherKilled(t *testing.T, f *faults, l *line) {
+	mark := f.mark()
+	at := moment(t, "secondary", "p=$(pgrep -u st2 -x st2ha-watch)", "kill -KILL $p")
+	back := want{by: sensor, backend: watch.Redis, endpoint: redis}
+	require.True(t, f.until(mark, 30*time.Second, func(events []seen) bool { return back.first(events, watch.StateUp) != nil }), "no watcher is there again")
+	require.Empty(t, f.calm(time.Minute))
+	l.detected, l.states, l.reported, l.healer = "-", "up", "no down", "the sensor"
+	l.healed = human(back.first(f.from(mark), watch.StateUp).DetectedAt.Sub(at))
+	fault{}.unexpected(t, f.from(mark))
+}
+
+// soak watches beside four busy loops on this machine.
+func soak(t *testing.T, f *faults, l *line) {
+	long := shortSoak
+	if text := os.Getenv("SOAK"); text != "" {
+		var err error
+		long, err = time.ParseDuration(text)
+		require.NoError(t, err, "SOAK, such as 10m")
+	}
+	mark := f.mark()
+	var loops []*exec.Cmd
+	for range 4 {
+		c := exec.Command("sh", "-c", "while :; do :; done")
+		require.NoError(t, c.Start())
+		loops = append(loops, c)
+	}
+	time.Sleep(long)
+	for _, c := range loops {
+		_ = c.Process.Kill()
+		_ = c.Wait()
+	}
+	events := f.from(mark)
+	count := map[watch.State]int{}
+	for _, e := range events {
+		count[e.State]++
+	}
+	l.detected, l.healer, l.healed = "-", "-", "-"
+	l.states = fmt.Sprintf("%d suspect", count[watch.StateSuspect])
+	l.reported = fmt.Sprintf("%d down in %s", count[watch.StateDown], long)
+	fault{}.unexpected(t, events)
+}
+
+// rebootAlone boots the secondary while the primary is off: it comes up, and
+// mounts when the primary is back.
+func rebootAlone(t *testing.T, f *faults, l *line) {
+	f.writer.stop()
+	mark := f.mark()
+	on(t, "primary", "systemctl --no-block poweroff")
+	reached := want{by: sensor, backend: watch.NFS, endpoint: nfsServer}
+	at := time.Now()
+	assert.True(t, f.until(mark, time.Minute, func(events []seen) bool { return reached.first(events, watch.StateDown) != nil }), "the primary was not missed")
+	if e := reached.first(f.from(mark), watch.StateDown); e != nil {
+		l.detected = "down " + human(e.DetectedAt.Sub(at))
+	}
+	require.Eventually(t, func() bool {
+		out, _ := command(nil, "./lab.sh", "status").Output() // it fails when a node is off
+		return bytes.Contains(out, []byte("primary "+primary+" off"))
+	}, time.Minute, time.Second, "the primary does not go off")
+	began := time.Now()
+	lab(t, "./lab.sh", "kill", "secondary") // in order it would wait for its mounts
+	lab(t, "env", "WAIT=ssh", "./lab.sh", "start", "secondary")
+	booted := time.Since(began)
+	require.Empty(t, on(t, "secondary", "grep ' nfs4 ' /proc/mounts || true"))
+	lab(t, "env", "WAIT=ssh", "./lab.sh", "start", "primary")
+	back := time.Now()
+	on(t, "secondary", "timeout 180 sh -c 'until [ $(grep -c \" nfs4 \" /proc/mounts) = 3 ]; do sleep 1; done'")
+	l.healed, l.healer = human(time.Since(back)), "itself"
+	l.states = "booted in " + human(booted)
+	require.Empty(t, f.calm(3*time.Minute))
+	l.reported = "-"
+	f.writer.start(t)
+	time.Sleep(3 * time.Second)
+}

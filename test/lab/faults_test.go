@@ -1,0 +1,529 @@
+package lab
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"st2ha/internal/watch"
+)
+
+// Who sees a fault.
+const (
+	sensor      = "sensor" // on the secondary
+	onPrimary   = primary  // the primary's watchdog
+	onSecondary = secondary
+)
+
+// The figures to reach, from the fault to the change of state.
+const (
+	killedLimit    = 25 * time.Millisecond // of 99 in 100
+	suspectLimit   = 750 * time.Millisecond
+	downLimit      = 3500 * time.Millisecond
+	withdrawnLimit = 1500 * time.Millisecond
+	hungLimit      = 7 * time.Second
+	alarmLimit     = 500 * time.Millisecond
+)
+
+// want is what one observer has to see of one endpoint.
+type want struct {
+	by       string
+	backend  watch.Backend
+	endpoint string // empty: any one
+	states   string // in their order; those with a question mark may be missing
+	suspect  time.Duration
+	down     time.Duration
+	reason   string // contained in that of down
+}
+
+// fault is a row of the table.
+type fault struct {
+	name   string
+	inject func(t *testing.T) time.Time // does it, and says when
+	end    func(t *testing.T) time.Time // ends a fault that is none of the backend's own; says when
+	repair func(t *testing.T) time.Time // what people do, where nothing heals by itself
+	lasts  time.Duration                // before end or repair, if nothing has to be seen before
+	wants  []want                       // the first one is the row's
+	also   []watch.Backend              // others that may be down meanwhile
+	healer string
+	within time.Duration // all is well again by then; 90 s
+	check  func(t *testing.T, events []seen)
+	custom func(t *testing.T, f *faults, l *line) // in place of all that
+}
+
+// faults is the joined pair with all that watches it.
+type faults struct {
+	*observer
+	writer *writer
+	table  *table
+}
+
+// TestFaults makes faults on a joined pair, one after the other, and shows how
+// each is seen and healed.
+func TestFaults(t *testing.T) {
+	joined(t)
+	f := &faults{observer: newObserver(t), table: newTable()}
+	t.Cleanup(func() { f.table.print(t) })
+	f.enable(false) // the queue may hold what happened before
+	f.watchFrom("secondary")
+	t.Cleanup(func() {
+		f.stop()
+		if t.Failed() {
+			t.Log(f.log())
+		}
+	})
+	require.True(t, f.until(0, 90*time.Second, func(all []seen) bool { return len(all) > 0 }), f.log())
+	require.Empty(t, f.calm(3*time.Minute), "not all is well to begin with")
+	f.enable(true)
+	f.writer = newWriter(t)
+	for _, row := range rows() {
+		t.Run(row.name, func(t *testing.T) { f.run(t, row) })
+	}
+}
+
+// joined has the two nodes joined by today's program.
+func joined(t *testing.T) {
+	t.Helper()
+	nodes := []string{"primary", "secondary"}
+	if !strings.Contains(on(t, "secondary", "systemctl is-active st2ha-watchdog || true; mount -t nfs4"), packs) {
+		installed(t, nodes...)
+		o := action(t, "join_secondary", nil)
+		require.Equal(t, "succeeded", o.Status, o.raw)
+		settle(t, "primary")
+	}
+	for _, n := range nodes {
+		on(t, n, "touch "+inUse)
+		o := action(t, "install_watchdog", map[string]any{"host": map[string]string{"primary": primary, "secondary": secondary}[n]})
+		require.Equal(t, "succeeded", o.Status, o.raw)
+	}
+}
+
+// run makes one row's fault, waits for what it asks for, and judges.
+func (f *faults) run(t *testing.T, r fault) {
+	if r.within == 0 {
+		r.within = 90 * time.Second
+	}
+	require.Empty(t, f.calm(2*time.Minute), "not all is well before the fault")
+	for _, n := range []string{"primary", "secondary"} {
+		forget(t, n)
+	}
+	line := &line{fault: r.name, reported: "NOT TO THE END"}
+	f.table.add(line)
+	f.writer.late(t)
+	mark, began := f.mark(), time.Now()
+	defer func() {
+		if t.Failed() {
+			f.show(t, mark, began)
+		}
+	}()
+	if r.custom != nil {
+		r.custom(t, f, line)
+		line.lost = f.writer.check(t)
+		line.note, line.ok = notes(f.ranSince(began)), !t.Failed()
+		return
+	}
+	at := r.inject(t)
+	over := at
+	seenDown := f.until(mark, 30*time.Second, func(events []seen) bool {
+		for _, w := range r.wants {
+			if e := w.first(events, watch.StateDown); w.hasDown() && e == nil {
+				return false
+			}
+		}
+		return true
+	})
+	assert.True(t, seenDown, "not all was seen that had to be")
+	time.Sleep(time.Until(at.Add(r.lasts)))
+	if r.end != nil {
+		over = r.end(t)
+	}
+	if r.repair != nil {
+		over = r.repair(t)
+	}
+	f.until(mark, r.within, func(events []seen) bool {
+		for _, w := range r.wants {
+			if w.first(events, watch.StateUp) == nil {
+				return false
+			}
+		}
+		return true
+	})
+	assert.Empty(t, f.calm(r.within), "not all is well again")
+	events := f.from(mark)
+	actions := f.ranSince(began)
+	line.late = f.writer.late(t)
+	for i, w := range r.wants {
+		w.judge(t, events, at, over, line, i == 0)
+	}
+	r.unexpected(t, events)
+	line.healer = r.healedBy(events, actions)
+	assert.Equal(t, r.healer, line.healer, "healed by")
+	line.lost = f.writer.check(t)
+	if r.check != nil {
+		r.check(t, events)
+	}
+	line.note, line.ok = notes(actions), !t.Failed()
+}
+
+// show logs all that was seen and done, for people to find out why.
+func (f *faults) show(t *testing.T, mark int, began time.Time) {
+	for _, e := range f.from(mark) {
+		t.Logf("%s %s", e.At.Format("05.000"), e.line)
+	}
+	for _, a := range f.ranSince(began) {
+		t.Logf("rule: %+v", a)
+	}
+}
+
+// within fails if something took longer than its limit and the time by which a
+// process that only sleeps was late on the node.
+func (f *faults) within(t *testing.T, l *line, took, limit time.Duration, what string) {
+	t.Helper()
+	l.late = max(l.late, f.writer.late(t))
+	assert.LessOrEqual(t, took, limit+l.late, what)
+}
+
+// of returns the events of a want's endpoint, by its observer.
+func (w want) of(events []seen) []seen {
+	var all []seen
+	for _, e := range events {
+		if e.Event.Event != "" && e.by() == w.by && e.Backend == w.backend && (w.endpoint == "" || e.Endpoint == w.endpoint) {
+			all = append(all, e)
+		}
+	}
+	return all
+}
+
+// sequence is the states that were seen, each with a blank after it.
+func (w want) sequence(events []seen) string {
+	var states strings.Builder
+	for _, e := range w.of(events) {
+		states.WriteString(string(e.State) + " ")
+	}
+	return states.String()
+}
+
+func arrows(states string) string { return strings.ReplaceAll(strings.TrimSpace(states), " ", " → ") }
+
+func (w want) hasDown() bool { return regexp.MustCompile(`\bdown( |$)`).MatchString(w.states) }
+
+// first returns the first of a want's events in a state.
+func (w want) first(events []seen, s watch.State) *seen {
+	for _, e := range w.of(events) {
+		if e.State == s {
+			return &e
+		}
+	}
+	return nil
+}
+
+// incident is the events of the incident that a fault made: the one with a down,
+// if that is wanted. slow counts the others, in which nothing was down: on a node
+// that is short of CPU an answer may be late at any time.
+func (w want) incident(events []seen) (its []seen, slow int) {
+	all := w.of(events)
+	id := ""
+	ids := map[string]bool{}
+	for _, e := range all {
+		ids[e.ID] = true
+		if id == "" || w.hasDown() && e.State == watch.StateDown {
+			id = e.ID
+		}
+	}
+	return slices.DeleteFunc(all, func(e seen) bool { return e.ID != id }), max(0, len(ids)-1)
+}
+
+// judge compares what was seen with what is wanted; the first want of a row
+// also makes its line.
+func (w want) judge(t *testing.T, events []seen, at, over time.Time, l *line, first bool) {
+	downs, wantDowns := 0, 0
+	for _, e := range w.of(events) {
+		if e.State == watch.StateDown {
+			downs++
+		}
+	}
+	if w.hasDown() {
+		wantDowns = 1
+	}
+	who := fmt.Sprintf("%s %s, seen by %s", w.backend, w.endpoint, w.by)
+	pattern := "^" + regexp.MustCompile(`(\w+)(\??) ?`).ReplaceAllString(w.states, "(?:$1 )$2") + "$"
+	events, slow := w.incident(events)
+	assert.Regexp(t, pattern, w.sequence(events), who)
+	assert.Equal(t, wantDowns, downs, "%s: times it was down", who)
+	suspect, down, up := w.first(events, watch.StateSuspect), w.first(events, watch.StateDown), w.first(events, watch.StateUp)
+	var after []string
+	for _, c := range []struct {
+		name  string
+		e     *seen
+		limit time.Duration
+	}{{"suspect", suspect, w.suspect}, {"down", down, w.down}} {
+		if c.e == nil {
+			if c.limit > 0 && c.name == "down" {
+				assert.Fail(t, "never down", who)
+			}
+			continue
+		}
+		took := c.e.DetectedAt.Sub(at)
+		said := fmt.Sprintf("%s %s", c.name, human(took))
+		if c.limit > 0 {
+			said += " ≤ " + human(c.limit)
+			assert.LessOrEqual(t, took, c.limit+l.late, "%s: %s", who, c.name)
+		}
+		after = append(after, said)
+	}
+	if w.reason != "" && down != nil {
+		assert.Contains(t, down.Reason, w.reason, who)
+	}
+	if !first {
+		t.Logf("%s: %s; %s", who, arrows(w.sequence(events)), strings.Join(after, ", "))
+		return
+	}
+	l.states, l.detected = arrows(w.sequence(events)), strings.Join(after, ", ")
+	l.reported = fmt.Sprintf("1 incident, %d down", downs)
+	if slow > 0 {
+		l.reported += fmt.Sprintf("; %d slow moments", slow)
+	}
+	if up != nil {
+		l.healed = human(max(0, up.Since.Sub(over)))
+	}
+}
+
+// unexpected fails on whatever else was down.
+func (r fault) unexpected(t *testing.T, events []seen) {
+	expected := slices.Clone(r.also)
+	for _, w := range r.wants {
+		expected = append(expected, w.backend)
+	}
+	for _, e := range events {
+		if e.State == watch.StateDown && !slices.Contains(expected, e.Backend) {
+			assert.Fail(t, "false down", "%s", e.line)
+		}
+	}
+}
+
+// healedBy is who healed, as events and rules tell.
+func (r fault) healedBy(events []seen, actions []ran) string {
+	var by []string
+	for _, w := range r.wants {
+		for _, e := range w.of(events) {
+			if e.HealedBy != "" && !slices.Contains(by, e.HealedBy) {
+				by = append(by, e.HealedBy)
+			}
+		}
+	}
+	for _, a := range actions {
+		if name := "rule " + a.Rule; a.Changed && strings.Contains(r.healer, name) && !slices.Contains(by, name) {
+			by = append(by, name)
+		}
+	}
+	switch {
+	case len(by) > 0:
+		return strings.Join(by, ", ")
+	case r.repair != nil:
+		return "people"
+	}
+	return "itself"
+}
+
+// notes are what rules did, for the end of a line.
+func notes(actions []ran) string {
+	count := map[string]int{}
+	var order []string
+	for _, a := range actions {
+		key := a.Rule + ": no need"
+		switch {
+		case a.Failed != "":
+			key = a.Rule + ": failed"
+		case a.Changed:
+			key = a.Rule + ": healed"
+		}
+		if count[key]++; count[key] == 1 {
+			order = append(order, key)
+		}
+	}
+	for i, key := range order {
+		if count[key] > 1 {
+			order[i] = fmt.Sprintf("%s (%d)", key, count[key])
+		}
+	}
+	slices.Sort(order)
+	return strings.Join(order, ", ")
+}
+
+// human is a duration with three digits.
+func human(d time.Duration) string {
+	switch {
+	case d < 10*time.Millisecond:
+		return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000)
+	case d < time.Second:
+		return fmt.Sprintf("%d ms", d.Milliseconds())
+	}
+	return fmt.Sprintf("%.1f s", d.Seconds())
+}
+
+// moment runs a command on a node and returns when it began there, by the
+// node's clock. before is done first.
+func moment(t *testing.T, node, before, line string) time.Time {
+	t.Helper()
+	out := on(t, node, before+"\necho \"@$EPOCHREALTIME\"\n"+line)
+	_, text, _ := strings.Cut(out, "@")
+	text, _, _ = strings.Cut(text, "\n")
+	seconds, micro, ok := strings.Cut(text, ".")
+	require.True(t, ok, out)
+	s, err := strconv.ParseInt(seconds, 10, 64)
+	require.NoError(t, err)
+	us, err := strconv.ParseInt(micro, 10, 64)
+	require.NoError(t, err)
+	return time.Unix(s, us*1000)
+}
+
+// signalling sends a signal to all processes of a name on a node.
+func signalling(node, signal, process string) func(*testing.T) time.Time {
+	return func(t *testing.T) time.Time {
+		return moment(t, node, "p=$(pidof "+process+")", "kill -"+signal+" $p")
+	}
+}
+
+// running runs a command on a node.
+func running(node, line string) func(*testing.T) time.Time {
+	return func(t *testing.T) time.Time { return moment(t, node, "", line) }
+}
+
+// scripted runs one of the lab's verbs. It begins no sooner than is said.
+func scripted(argv ...string) func(*testing.T) time.Time {
+	return func(t *testing.T) time.Time {
+		at := time.Now()
+		lab(t, append([]string{"./lab.sh"}, argv...)...)
+		return at
+	}
+}
+
+// dropping drops all packets from one node to another, on the bridge between them.
+func dropping(from, to string) func(*testing.T) time.Time {
+	return func(t *testing.T) time.Time {
+		t.Helper()
+		table := fmt.Sprintf("table bridge faults { chain forward { type filter hook forward priority 0; iifname \"tap-%s\" oifname \"tap-%s\" drop; }; }\n", from, to)
+		at := time.Now()
+		out, err := command([]byte(table), "./lab.sh", "exec", "nft", "-f", "-").CombinedOutput()
+		require.NoError(t, err, string(out))
+		return at
+	}
+}
+
+// passing has packets pass again.
+func passing(t *testing.T) time.Time {
+	t.Helper()
+	lab(t, "./lab.sh", "exec", "nft", "delete", "table", "bridge", "faults")
+	return time.Now()
+}
+
+// writer uses the backends all the time, on the secondary.
+type writer struct {
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *json.Decoder
+}
+
+const (
+	written     = "/opt/stackstorm/packs/lab-writer" // on the mount
+	writtenCopy = "/root/lab-writer-copy"
+)
+
+func newWriter(t *testing.T) *writer {
+	t.Helper()
+	program := t.TempDir() + "/writer"
+	build := command(nil, "go", "build", "-o", program, "./writer")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	out, err := build.CombinedOutput()
+	require.NoError(t, err, string(out))
+	data, err := os.ReadFile(program)
+	require.NoError(t, err)
+	out, err = command(data, "./lab.sh", "ssh", "secondary", "pkill -x lab-writer; cat > /usr/local/sbin/lab-writer && chmod 755 /usr/local/sbin/lab-writer").CombinedOutput()
+	require.NoError(t, err, string(out))
+	w := &writer{}
+	w.start(t)
+	t.Cleanup(func() { w.stop() })
+	return w
+}
+
+// stop ends it, as before a reboot.
+func (w *writer) stop() {
+	w.in.Close()
+	_ = w.cmd.Wait()
+}
+
+// late is by how much a process that only sleeps has overslept on the node, at
+// most, since it was asked last.
+func (w *writer) late(t *testing.T) time.Duration {
+	t.Helper()
+	var answer struct{ Late int64 }
+	w.ask(t, "late", &answer)
+	return time.Duration(answer.Late) * time.Millisecond
+}
+
+func (w *writer) ask(t *testing.T, question string, answer any) {
+	t.Helper()
+	_, err := io.WriteString(w.in, question+"\n")
+	require.NoError(t, err)
+	done := make(chan error, 1)
+	go func() { done <- w.out.Decode(answer) }()
+	select {
+	case err := <-done:
+		require.NoError(t, err)
+	case <-time.After(2 * time.Minute):
+		require.Fail(t, "the writer does not answer", question)
+	}
+}
+
+// start begins anew, as after a reboot.
+func (w *writer) start(t *testing.T) {
+	t.Helper()
+	on(t, "secondary", "rm -f "+written+" "+writtenCopy)
+	w.cmd = exec.Command("ssh", "-F", os.Getenv("LAB")+"/ssh_config", "-o", "ControlPath=none", "-o", "ServerAliveCountMax=40", "secondary", "exec lab-writer "+written+" "+writtenCopy)
+	w.cmd.Stderr = os.Stderr
+	var err error
+	w.in, err = w.cmd.StdinPipe()
+	require.NoError(t, err)
+	out, err := w.cmd.StdoutPipe()
+	require.NoError(t, err)
+	w.out = json.NewDecoder(out)
+	require.NoError(t, w.cmd.Start())
+}
+
+// check compares what was acknowledged with what is there.
+func (w *writer) check(t *testing.T) string {
+	t.Helper()
+	var all map[string]struct {
+		Acknowledged int
+		Missing      []int
+	}
+	w.ask(t, "check", &all)
+	var total, lost int
+	for kind, k := range all {
+		total += k.Acknowledged
+		lost += len(k.Missing)
+		assert.Empty(t, k.Missing, "%s: acknowledged, and lost", kind)
+		assert.NotZero(t, k.Acknowledged, "%s: nothing was written", kind)
+	}
+	own := on(t, "secondary", "cat "+writtenCopy) // first: it goes on being written
+	if there := on(t, "primary", "cat "+written); !bytes.HasPrefix([]byte(there), []byte(own)) {
+		assert.Fail(t, "the file on the primary is not what was written on the secondary")
+		lost++
+	}
+	if lost > 0 {
+		return fmt.Sprintf("%d of %d", lost, total)
+	}
+	return fmt.Sprintf("none of %d", total)
+}
