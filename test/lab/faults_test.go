@@ -124,6 +124,7 @@ func (f *faults) run(t *testing.T, r fault) {
 	f.writer.late(t)
 	mark, began := f.mark(), time.Now()
 	defer func() {
+		t.Logf("%+v", *line)
 		if t.Failed() {
 			f.show(t, mark, began)
 		}
