@@ -72,6 +72,9 @@ func (c *FileChange) SetImage(b []byte) { c.before = b }
 
 // Apply writes the file, unless somebody else changed it after the plan was made.
 func (c *FileChange) Apply(ctx context.Context, h host.Host) error {
+	if err := h.Sweep(ctx, c.Path); err != nil { // of a run that was killed here
+		return err
+	}
 	current, err := currentSum(ctx, h, c.Path)
 	if err != nil {
 		return err
@@ -84,6 +87,9 @@ func (c *FileChange) Apply(ctx context.Context, h host.Host) error {
 
 // Undo restores the file, unless somebody else changed it after the run.
 func (c *FileChange) Undo(ctx context.Context, h host.Host) error {
+	if err := h.Sweep(ctx, c.Path); err != nil {
+		return err
+	}
 	current, err := currentSum(ctx, h, c.Path)
 	if err != nil {
 		return err

@@ -394,7 +394,10 @@ func TestFileChange(t *testing.T) {
 			c := step.EditFile(f, existed, []byte(tc.after))
 			require.NotNil(t, c)
 			require.Equal(t, first, m.tree(t), "planned only")
+			const left = "/etc/.x.st2ha-0123456789abcdef" // by a run that was killed while it wrote
+			m.put(t, left, "half", 0o600)
 			require.NoError(t, c.Apply(ctx, m))
+			require.NoFileExists(t, m.root+left)
 			require.Equal(t, tc.after, m.get(t, "/etc/x"))
 			now, err := m.ReadFile(ctx, "/etc/x")
 			require.NoError(t, err)
@@ -410,6 +413,7 @@ func TestFileChange(t *testing.T) {
 			back.SetImage(c.Image())
 			require.NoError(t, back.Undo(ctx, m))
 			require.Equal(t, first, m.tree(t))
+			m.put(t, left, "half", 0o600)
 			require.NoError(t, back.Undo(ctx, m))
 			require.Equal(t, first, m.tree(t))
 		})
