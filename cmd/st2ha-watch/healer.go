@@ -18,6 +18,7 @@ const (
 	healEvery = time.Second      // a look at what is down
 	healTime  = 5 * time.Minute  // for a restart: RabbitMQ takes half a minute on a slow node
 	young     = 60 * time.Second // a unit that systemd calls active may still be recovering its data
+	patience  = 30 * time.Second // what is silent may be slow, and a restart of what is slow makes an outage of it
 )
 
 // healer restarts what is down on this node, within the limits that actions
@@ -33,11 +34,13 @@ type healer struct {
 	silent  map[watch.Key]string // what was said of an endpoint that is not healed
 	restart map[watch.Key]string // the unit that was restarted, until it is up
 	wait    sync.WaitGroup
+
+	quiet map[watch.Key]time.Time // since when an endpoint is down without an answer; of look alone
 }
 
 func newHealer(p *prober, queue *watch.Queue) *healer {
 	return &healer{p: p, queue: queue, ledger: heal.Default(), kicked: make(chan struct{}, 1),
-		healing: map[watch.Key]bool{}, silent: map[watch.Key]string{}, restart: map[watch.Key]string{}}
+		healing: map[watch.Key]bool{}, silent: map[watch.Key]string{}, restart: map[watch.Key]string{}, quiet: map[watch.Key]time.Time{}}
 }
 
 // kick has the healer look now.
@@ -68,13 +71,27 @@ func (h *healer) run(ctx context.Context) {
 func (h *healer) look(ctx context.Context) {
 	all := h.p.watcher.Statuses()
 	for _, s := range all {
+		patient := h.patient(s, time.Now())
 		switch {
 		case s.State == watch.StateUp:
 			h.begin(s.Key, func() { h.recovered(ctx, s.Key) })
-		case s.State == watch.StateDown && healable(s, all) && !h.p.watcher.CutOff() && !h.starved(s, all):
+		case s.State == watch.StateDown && !patient && healable(s, all) && !h.p.watcher.CutOff() && !h.starved(s, all):
 			h.begin(s.Key, func() { h.heal(ctx, s) })
 		}
 	}
+}
+
+// patient says whether an endpoint that is down by silence alone is to be
+// waited for. One that refuses is not: nobody is there.
+func (h *healer) patient(s watch.Status, now time.Time) bool {
+	if s.State != watch.StateDown || !s.Silent {
+		delete(h.quiet, s.Key)
+		return false
+	}
+	if h.quiet[s.Key].IsZero() {
+		h.quiet[s.Key] = now
+	}
+	return now.Sub(h.quiet[s.Key]) < patience
 }
 
 // begin does something for an endpoint unless something is being done.

@@ -241,6 +241,14 @@ func TestHealable(t *testing.T) {
 	assert.Contains(t, said.String(), "this node is overloaded")
 	refused := down(watch.RabbitMQ, func(s *watch.Status) { s.Silent, s.Probe = false, watch.ProbeConnection })
 	assert.False(t, h.starved(refused, []watch.Status{refused, quiet}), "refused is no matter of time")
+
+	now := time.Unix(1e9, 0)
+	assert.False(t, h.patient(refused, now))
+	assert.True(t, h.patient(frozen, now))
+	assert.True(t, h.patient(frozen, now.Add(patience-time.Second)))
+	assert.False(t, h.patient(frozen, now.Add(patience)))
+	h.patient(down(watch.RabbitMQ, func(s *watch.Status) { s.Silent, s.Answers = false, true }), now.Add(patience))
+	assert.True(t, h.patient(frozen, now.Add(patience)), "it answered in between")
 }
 
 func restart(s *backendtest.Server) error {
