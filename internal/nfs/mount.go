@@ -390,5 +390,11 @@ func (m *MountUnit) Undo(ctx context.Context, h host.Host) error {
 	if _, err := h.Run(ctx, nil, "nsenter", "--target=1", "--mount", "--", "umount", "--lazy", m.Dir); err != nil {
 		return fmt.Errorf("%s: unmount %s: %w, after %w", h.Name(), m.Dir, err, stopErr)
 	}
-	return nil
+	// The stop in vain is held against the unit, which would be listed as failed for good.
+	_, err = h.Run(ctx, nil, "systemctl", "reset-failed", m.unit())
+	var exit *host.ExitError
+	if errors.As(err, &exit) { // it is not loaded any more
+		return nil
+	}
+	return err
 }

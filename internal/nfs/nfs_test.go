@@ -383,7 +383,8 @@ func TestMountUnit(t *testing.T) {
 	m.ran = nil
 	busy = true
 	require.NoError(t, u.Undo(ctx, m))
-	require.Equal(t, []string{`systemctl stop opt-a\x2db.mount`, "nsenter --target=1 --mount -- umount --lazy /opt/a-b"}, m.ran)
+	require.Equal(t, []string{`systemctl stop opt-a\x2db.mount`, "nsenter --target=1 --mount -- umount --lazy /opt/a-b",
+		`systemctl reset-failed opt-a\x2db.mount`}, m.ran)
 	m.ran = nil
 	require.NoError(t, u.Undo(ctx, m), "twice")
 	require.Len(t, m.ran, 1)
