@@ -2,7 +2,6 @@ package step
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"st2ha/internal/host"
@@ -27,15 +26,7 @@ func Heal(ctx context.Context, s Step, h host.Host, o Options, guard Guard) (Res
 }
 
 func heal(ctx context.Context, s Step, h host.Host, o Options, guard Guard, r *Result) error {
-	findings, err := s.Check(ctx, h)
-	r.Findings = append(r.Findings, findings...)
-	if err != nil {
-		return err
-	}
-	if err := Refuse(findings); err != nil {
-		return err
-	}
-	changes, err := s.Plan(ctx, h)
+	changes, err := checkAndPlan(ctx, s, h, r)
 	if err != nil {
 		return err
 	}
@@ -46,7 +37,7 @@ func heal(ctx context.Context, s Step, h host.Host, o Options, guard Guard, r *R
 	if len(changes) == 0 {
 		return s.Verify(ctx, h)
 	}
-	release, err := Lock(ctx, h, fmt.Sprintf("run %s, step %s", o.Run, s.Name()), o.Wait)
+	release, err := Lock(ctx, h, o.note(s), o.Wait)
 	if err != nil {
 		return err
 	}

@@ -85,15 +85,7 @@ func (r *Result) Fail(err error, m *Masker) {
 }
 
 func run(ctx context.Context, s Step, h host.Host, o Options, r *Result) error {
-	findings, err := s.Check(ctx, h)
-	r.Findings = append(r.Findings, findings...)
-	if err != nil {
-		return err
-	}
-	if err := Refuse(findings); err != nil {
-		return err
-	}
-	changes, err := s.Plan(ctx, h)
+	changes, err := checkAndPlan(ctx, s, h, r)
 	if err != nil {
 		return err
 	}
@@ -113,6 +105,19 @@ func run(ctx context.Context, s Step, h host.Host, o Options, r *Result) error {
 		return s.Verify(ctx, h)
 	}
 	return nil
+}
+
+// checkAndPlan is what a run begins with: it only reads.
+func checkAndPlan(ctx context.Context, s Step, h host.Host, r *Result) ([]Change, error) {
+	findings, err := s.Check(ctx, h)
+	r.Findings = append(r.Findings, findings...)
+	if err != nil {
+		return nil, err
+	}
+	if err := Refuse(findings); err != nil {
+		return nil, err
+	}
+	return s.Plan(ctx, h)
 }
 
 // note says who holds the lock.
