@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os/exec"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -206,5 +207,11 @@ func (r *Reexport) Apply(ctx context.Context, h host.Host) error {
 	return nil
 }
 
-// Undo does it again with what was restored.
-func (r *Reexport) Undo(ctx context.Context, h host.Host) error { return r.Apply(ctx, h) }
+// Undo does it again with what was restored. Where the NFS server's package
+// came with the join it is gone by then, and all exports with it.
+func (r *Reexport) Undo(ctx context.Context, h host.Host) error {
+	if err := r.Apply(ctx, h); !errors.Is(err, exec.ErrNotFound) {
+		return err
+	}
+	return nil
+}

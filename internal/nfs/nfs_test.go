@@ -3,8 +3,10 @@ package nfs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -420,4 +422,16 @@ func TestShared(t *testing.T) {
 	names, err = os.ReadDir(other.root + "/opt/a")
 	require.NoError(t, err)
 	require.Empty(t, names)
+}
+
+// A rollback that removed the NFS server with its exports ends well all the same.
+func TestReexportUndo(t *testing.T) {
+	m := newMachine(t, "primary", nil)
+	m.run = func(string) (string, error) { return "", fmt.Errorf("run exportfs: %w", exec.ErrNotFound) }
+	r := &Reexport{}
+	require.NoError(t, r.Undo(t.Context(), m))
+	require.Equal(t, []string{"exportfs -ra"}, m.ran)
+	require.ErrorIs(t, r.Apply(t.Context(), m), exec.ErrNotFound)
+	m.run = func(string) (string, error) { return "", errors.New("no such host") }
+	require.ErrorContains(t, r.Undo(t.Context(), m), "no such host")
 }

@@ -266,10 +266,12 @@ func (p *Password) Apply(ctx context.Context, h host.Host) error {
 	return ctl(ctx, h, p.password, "change_password", p.User)
 }
 
-// Undo puts the user's former definition back.
+// Undo puts the user's former definition back. rabbitmqctl reads it from its
+// standard input if no file is named; it takes "-" for a file's name, whatever
+// its usage line says (3.10.8).
 func (p *Password) Undo(ctx context.Context, h host.Host) error {
 	defs := append([]byte(`{"users":[`), p.old...)
-	return ctl(ctx, h, string(append(defs, "]}"...)), "import_definitions", "-")
+	return ctl(ctx, h, string(append(defs, "]}"...)), "import_definitions")
 }
 
 // Grant sets a user's permissions on a vhost; those on others stay.

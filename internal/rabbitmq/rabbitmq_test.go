@@ -332,7 +332,7 @@ func TestUndo(t *testing.T) {
 		{&VHost{Name: "v"}, &VHost{}, nil, "rabbitmqctl --quiet delete_vhost v"},
 		{&User{Name: "st2", password: "secret"}, &User{}, nil, "rabbitmqctl --quiet delete_user st2"},
 		{&Password{User: "st2", password: "secret", old: old}, &Password{}, old,
-			"rabbitmqctl --quiet import_definitions - < {\"users\":[{\"name\":\"st2\",\"password_hash\":\"x\"}]}\n"},
+			"rabbitmqctl --quiet import_definitions < {\"users\":[{\"name\":\"st2\",\"password_hash\":\"x\"}]}\n"},
 		{&Grant{User: "st2", VHost: "/", Want: all}, &Grant{}, nil, "rabbitmqctl --quiet clear_permissions -p / st2"},
 		{&Grant{User: "st2", VHost: "/", Want: all, Had: &had}, &Grant{}, nil, "rabbitmqctl --quiet set_permissions -p / st2 a b c"},
 	} {

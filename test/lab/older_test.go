@@ -111,7 +111,11 @@ func TestOlderNodes(t *testing.T) {
 		for _, c := range o.Output.Nodes[secondary].Changes {
 			kinds = append(kinds, c.Kind)
 		}
-		require.Equal(t, []string{"package", "file", "daemon_reload", "aside", "mount", "aside", "mount", "aside", "mount", "restart_st2"}, kinds)
+		require.Equal(t, []string{
+			"package", "file", "daemon_reload", "aside", "mount", "aside", "mount", "aside", "mount", // mount_nfs
+			"directory", "file", "file", "daemon_reload", "start", // install_watchdog
+			"restart_st2",
+		}, kinds)
 		// The other node was restarted at once; this one, where the workflow ran, after it.
 		require.Empty(t, on(t, "primary", "ls -A /var/lib/st2ha/owed"))
 		require.Len(t, o.Output.Nodes[secondary].Findings, 1, o.raw)
