@@ -205,6 +205,14 @@ func (m *machine) restart() {
 	m.goods, m.answers, m.silent = run{}, run{}, time.Time{}
 }
 
+// late takes time in which the prober itself did not run out of each silence:
+// it could have read no answer then.
+func (m *machine) late(by time.Duration) {
+	for _, p := range m.probes {
+		p.missed += by
+	}
+}
+
 // hold keeps silence from leading to down, or lets it again: then the silence
 // so far does not count, for it was the prober's own.
 func (m *machine) hold(on bool) {

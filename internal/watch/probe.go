@@ -7,13 +7,14 @@ type probe struct {
 	verdict  Verdict // of the last finding
 	reason   string  // of the last finding that was not Good
 	limit    Limit
-	failed   int       // findings in a row that were Silent or Bad
-	since    time.Time // the first of them
-	blind    int       // findings in a row that were Unknown
-	last     bool      // whether the newest of history was Good
-	history  []bool    // whether each finding differed from the one before
-	next     int       // place of history that is overwritten next
-	changes  int       // true ones among history
+	failed   int           // findings in a row that were Silent or Bad
+	since    time.Time     // the first of them
+	missed   time.Duration // since then, in which the prober itself did not run
+	blind    int           // findings in a row that were Unknown
+	last     bool          // whether the newest of history was Good
+	history  []bool        // whether each finding differed from the one before
+	next     int           // place of history that is overwritten next
+	changes  int           // true ones among history
 	started  bool
 	flapping bool
 }
@@ -33,7 +34,7 @@ func (p *probe) add(o Observation, rules Rules) {
 		p.failed = 0
 	default:
 		if p.failed == 0 {
-			p.since = o.At
+			p.since, p.missed = o.At, 0
 		}
 		p.failed++
 	}
@@ -74,7 +75,7 @@ func (p *probe) remember(good bool, rules Rules) {
 func (p *probe) state(at time.Time, held bool) State {
 	suspect := p.limit.Suspect > 0 && p.failed >= p.limit.Suspect
 	down := p.limit.Down > 0 && p.failed >= p.limit.Down ||
-		p.limit.DownAfter > 0 && suspect && at.Sub(p.since) >= p.limit.DownAfter
+		p.limit.DownAfter > 0 && suspect && at.Sub(p.since)-p.missed >= p.limit.DownAfter
 	switch {
 	case p.flapping:
 		return StateFlapping

@@ -107,6 +107,14 @@ func (s *Set) Observe(key Key, o Observation) []Event {
 	return append(events, s.connection(m.now)...)
 }
 
+// Late says that the prober itself did not run for that long: its process or
+// its whole machine was stopped, or had no CPU. That is nobody's silence.
+func (s *Set) Late(by time.Duration) {
+	for _, m := range s.members {
+		m.late(by)
+	}
+}
+
 // sign adds what all events of the set have in common.
 func (s *Set) sign(key Key, e Event) Event {
 	e.Backend, e.Endpoint, e.Node, e.Source = key.Backend, key.Name, s.node, s.source

@@ -101,6 +101,24 @@ func TestNotCutOff(t *testing.T) {
 	}
 }
 
+func TestTimeOfTheProbersOwnIsNobodysSilence(t *testing.T) {
+	w := newWorld("a", "local")
+	w.pass(time.Second, nil)
+	w.pass(time.Second, map[string]Verdict{"a": Silent})
+	assert.Equal(t, "a up, 127.0.0.1 up, a suspect", w.said())
+	w.at = w.at.Add(10 * time.Second)
+	w.set.Late(10 * time.Second)
+	w.pass(1900*time.Millisecond, map[string]Verdict{"a": Silent})
+	assert.Empty(t, w.said())
+	w.pass(500*time.Millisecond, map[string]Verdict{"a": Silent})
+	assert.Equal(t, "a down", w.said())
+	assert.Greater(t, w.set.members[w.endpoint("a").Key()].now.Sub(w.set.members[w.endpoint("a").Key()].silent), 12*time.Second)
+	w.pass(4*time.Second, nil)
+	w.said()
+	w.pass(4*time.Second, map[string]Verdict{"a": Silent}) // what was is over
+	assert.Equal(t, "a suspect, a down", w.said())
+}
+
 func TestHostsThatFailOneAfterTheOtherAreNoCutOff(t *testing.T) {
 	w := newWorld("a", "b")
 	w.pass(time.Second, nil)

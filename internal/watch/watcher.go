@@ -6,6 +6,13 @@ import (
 	"time"
 )
 
+// The prober looks every beatEvery whether it runs at all; a timer is late by
+// up to beatSlack on any machine.
+const (
+	beatEvery = 100 * time.Millisecond
+	beatSlack = 20 * time.Millisecond
+)
+
 // again is when a watch function that ended by itself is started again.
 const again = time.Second
 
@@ -16,9 +23,10 @@ type Watcher struct {
 	// Seen, if there is one, is told of every finding. It must not block.
 	Seen func(Key, Observation)
 
-	mu   sync.Mutex // of set, and of the order of events
+	mu   sync.Mutex // of set and beat, and of the order of events
 	set  *Set
-	stop func() // ends the running watch functions
+	beat time.Time // the last one, or when a late one was noticed
+	stop func()    // ends the running watch functions
 	wait sync.WaitGroup
 }
 
@@ -33,7 +41,11 @@ func (w *Watcher) Watch(ctx context.Context, node string, endpoints []Endpoint) 
 	w.Stop()
 	ctx, stop := context.WithCancel(ctx)
 	w.stop = stop
-	w.do(func(s *Set) []Event { return s.Replace(node, endpoints, time.Now()) })
+	w.do(func(s *Set) []Event {
+		w.beat = time.Now()
+		return s.Replace(node, endpoints, w.beat)
+	})
+	w.wait.Go(func() { w.beats(ctx) })
 	for _, e := range endpoints {
 		w.wait.Go(func() { w.run(ctx, e) })
 	}
@@ -69,10 +81,38 @@ func (w *Watcher) run(ctx context.Context, e Endpoint) {
 	}
 }
 
+// beats has time pass until ctx ends.
+func (w *Watcher) beats(ctx context.Context) {
+	ticks := time.NewTicker(beatEvery)
+	defer ticks.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticks.C:
+			w.do(func(*Set) []Event {
+				w.beat = time.Now()
+				return nil
+			})
+		}
+	}
+}
+
+// late takes the time that the prober did not run from what is silent. Whatever
+// comes first after such a time calls it, finding or beat.
+func (w *Watcher) late() {
+	now := time.Now()
+	if by := now.Sub(w.beat) - beatEvery; !w.beat.IsZero() && by > beatSlack {
+		w.set.Late(by)
+		w.beat = now
+	}
+}
+
 // do changes the set, and passes on what comes of it.
 func (w *Watcher) do(f func(*Set) []Event) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.late()
 	for _, e := range f(w.set) {
 		w.Event(e)
 	}

@@ -1,0 +1,45 @@
+package watch
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A prober that is kept from running, with its machine or by it, calls nothing
+// down for that.
+func TestWatcherThatDidNotRun(t *testing.T) {
+	events := make(chan Event, 10)
+	w := NewWatcher(NewSet("sensor", DefaultRules()), func(e Event) { events <- e })
+	verdicts := make(chan Verdict)
+	watched := Endpoint{Backend: Redis, Name: "127.0.0.1:6379", Watch: func(ctx context.Context, report func(Observation)) {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case v := <-verdicts:
+				report(Observation{Probe: "ping", Verdict: v, At: time.Now(), Limit: Limit{Suspect: 2, DownAfter: time.Second}})
+			}
+		}
+	}}
+	w.Watch(t.Context(), "node1", []Endpoint{watched})
+	defer w.Stop()
+	for _, v := range []Verdict{Good, Silent, Silent} {
+		verdicts <- v
+	}
+	require.Equal(t, StateUp, (<-events).State)
+	require.Equal(t, StateSuspect, (<-events).State)
+
+	w.mu.Lock() // nothing of it goes on
+	time.Sleep(1500 * time.Millisecond)
+	w.mu.Unlock()
+	verdicts <- Silent
+	verdicts <- Silent // the one before has been taken
+	require.Empty(t, events, "the time was the prober's own")
+
+	time.Sleep(time.Second)
+	verdicts <- Silent
+	require.Equal(t, StateDown, (<-events).State)
+}
