@@ -135,8 +135,15 @@ func (f *faults) run(t *testing.T, r fault) {
 		line.note, line.ok = notes(f.ranSince(began)), !t.Failed()
 		return
 	}
+	killed := len(r.wants) > 0 && r.wants[0].down == killedLimit
+	if killed {
+		f.writer.hold(t, r.wants[0].endpoint)
+	}
 	at := r.inject(t)
 	over := at
+	if killed {
+		line.gone = f.writer.gone(t).Sub(at)
+	}
 	seenDown := f.until(mark, 30*time.Second, func(events []seen) bool {
 		for _, w := range r.wants {
 			if e := w.first(events, watch.StateDown); w.hasDown() && e == nil {
@@ -278,6 +285,10 @@ func (w want) judge(t *testing.T, events []seen, at, over time.Time, l *line, fi
 		}
 		took := c.e.DetectedAt.Sub(at)
 		said := fmt.Sprintf("%s %s", c.name, human(took))
+		if first && l.gone > 0 {
+			took -= l.gone
+			said += fmt.Sprintf(", of its end %s", human(took))
+		}
 		if c.limit > 0 {
 			said += " ≤ " + human(c.limit)
 			assert.LessOrEqual(t, took, c.limit+l.late, "%s: %s", who, c.name)
@@ -472,6 +483,21 @@ func (w *writer) late(t *testing.T) time.Duration {
 	var answer struct{ Late int64 }
 	w.ask(t, "late", &answer)
 	return time.Duration(answer.Late) * time.Millisecond
+}
+
+// hold has it connected to a server, and gone returns when that had ended for
+// all to see: a killed process's sockets close when the node's kernel is done
+// with its memory.
+func (w *writer) hold(t *testing.T, address string) {
+	t.Helper()
+	w.ask(t, "hold "+address, &struct{}{})
+}
+
+func (w *writer) gone(t *testing.T) time.Time {
+	t.Helper()
+	var answer struct{ Gone int64 }
+	w.ask(t, "gone", &answer)
+	return time.UnixMicro(answer.Gone)
 }
 
 func (w *writer) ask(t *testing.T, question string, answer any) {

@@ -15,6 +15,7 @@ type line struct {
 	fault, detected, states, reported, healer, healed, lost, note string
 	ok                                                            bool
 	late                                                          time.Duration // by which the node's own kernel delayed things
+	gone                                                          time.Duration // it took to end a process that was killed
 }
 
 // table is what make lab-faults prints.

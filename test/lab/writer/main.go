@@ -9,19 +9,25 @@
 // For a line "check" on stdin it stops writing, reads the database and the queue
 // back, prints one JSON object with what was acknowledged and what of it is
 // missing, and goes on. For "late" it says by how many milliseconds a sleep was
-// late at most since the last time: the node's own slowness. It ends with stdin.
+// late at most since the last time: the node's own slowness. For "hold ADDRESS" it
+// connects there, and for "gone" it says when that was refused from then on, in
+// microseconds since 1970: when the kernel had ended the server. It ends with stdin.
 package main
 
 import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"log"
 	"net"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/streadway/amqp"
@@ -88,9 +94,18 @@ func main() {
 	}
 	slow := &slowness{}
 	go slow.run()
+	gone := make(chan time.Time)
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
-		if lines.Text() == "late" {
+		switch question, address, _ := strings.Cut(lines.Text(), " "); question {
+		case "late":
 			fmt.Printf("{\"late\": %d}\n", slow.take().Milliseconds())
+			continue
+		case "hold":
+			go hold(address, gone)
+			fmt.Println("{}")
+			continue
+		case "gone":
+			fmt.Printf("{\"gone\": %d}\n", (<-gone).UnixMicro())
 			continue
 		}
 		out := map[string]kept{}
@@ -142,6 +157,23 @@ func (s *slowness) take() time.Duration {
 	late := s.most
 	s.most = 0
 	return late
+}
+
+// hold is connected to a server until that is refused.
+func hold(address string, gone chan<- time.Time) {
+	for {
+		c, err := net.DialTimeout("tcp", address, patience)
+		switch {
+		case errors.Is(err, syscall.ECONNREFUSED):
+			gone <- time.Now()
+			return
+		case err != nil:
+			time.Sleep(time.Millisecond)
+			continue
+		}
+		_, _ = io.Copy(io.Discard, c)
+		c.Close()
+	}
 }
 
 // check reads back what was acknowledged since the last one.
