@@ -3,6 +3,7 @@
 package nfstest
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"os"
@@ -138,8 +139,23 @@ func (s *Server) Export(exports ...string) {
 	s.signal(syscall.SIGHUP)
 }
 
-// Freeze stops the server's process, Thaw lets it go on.
-func (s *Server) Freeze() { s.signal(syscall.SIGSTOP) }
+// Freeze stops the server's process, Thaw lets it go on. On a busy machine a
+// process runs on for a while after the signal: each of its threads is waited for.
+func (s *Server) Freeze() {
+	s.tb.Helper()
+	s.signal(syscall.SIGSTOP)
+	require.Eventually(s.tb, func() bool {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", s.cmd.Process.Pid))
+		for _, stat := range threads {
+			data, _ := os.ReadFile(stat)
+			// The state follows the name, which may have blanks (proc(5)).
+			if _, state, _ := bytes.Cut(data, []byte(") ")); len(state) > 0 && state[0] != 'T' {
+				return false
+			}
+		}
+		return err == nil
+	}, 10*time.Second, time.Millisecond)
+}
 
 // Thaw is the end of Freeze.
 func (s *Server) Thaw() { s.signal(syscall.SIGCONT) }
