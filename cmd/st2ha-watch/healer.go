@@ -241,7 +241,7 @@ func settling(ctx context.Context, p *prober, unit string) (bool, error) {
 func (h *healer) mend(ctx context.Context, s watch.Status, unit string, heals int) {
 	h.p.watcher.Healed(s.Key, source)
 	h.tell(heal.Event{Event: heal.EventHealed, Target: unit, Heals: heals, Reason: fmt.Sprintf("restarting %s: %s: %s", unit, s.Key, s.Reason)})
-	err := heal.Restart(ctx, h.p.host, unit)
+	err := (&service.Restart{Unit: unit}).Apply(ctx, h.p.host)
 	h.p.metrics.healed(s.Key, err)
 	if err != nil {
 		h.p.log.Error("heal", "endpoint", s.Key.String(), "error", err)

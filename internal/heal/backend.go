@@ -108,7 +108,9 @@ type mend struct {
 func (m *mend) Diff() string { return m.why + ": " + m.Restart.Diff() }
 
 // Apply restarts the unit.
-func (m *mend) Apply(ctx context.Context, h host.Host) error { return Restart(ctx, h, m.Unit) }
+func (m *mend) Apply(ctx context.Context, h host.Host) error {
+	return (&service.Restart{Unit: m.Unit}).Apply(ctx, h)
+}
 
 // redisAnswers sends PING (redis.io/commands/ping). An error is an answer as
 // well: a password that is asked for, or data that is still being loaded.

@@ -43,12 +43,3 @@ func Unit(ctx context.Context, h host.Host, backend string) (string, error) {
 	}
 	return unit, err
 }
-
-// Restart restarts a backend's unit on its host. A unit that systemd has given
-// up starting is started all the same (systemctl(1), reset-failed); a process
-// that is stopped gets SIGCONT, and SIGKILL in the end (systemd.kill(5)).
-func Restart(ctx context.Context, h host.Host, unit string) error {
-	// Fails for a unit that systemd has not loaded at the moment; the restart loads it.
-	_, _ = h.Run(ctx, nil, "systemctl", "reset-failed", unit)
-	return (&service.Restart{Unit: unit}).Apply(ctx, h)
-}

@@ -63,12 +63,3 @@ func TestUnit(t *testing.T) {
 	}
 	require.Equal(t, []string{"mongodb", "nfs", "rabbitmq", "redis"}, heal.Backends())
 }
-
-func TestRestart(t *testing.T) {
-	h, _ := node(t)
-	s := &systemd{Local: h}
-	require.NoError(t, heal.Restart(t.Context(), s, "redis-server.service"))
-	require.Equal(t, []string{"reset-failed redis-server.service", "restart redis-server.service"}, s.ran)
-	s.failed = true
-	require.Equal(t, "restart", fault.Of(heal.Restart(t.Context(), s, "redis-server.service")).Code)
-}

@@ -150,7 +150,9 @@ func manager(ctx context.Context, h host.Host) string {
 	return ""
 }
 
-// apt is a command line of apt-get that asks nothing.
+// apt is a command line of apt-get that asks nothing, and waits for another one
+// to end: unattended-upgrades, or that of a run that was killed. An apt older
+// than 1.9.11 does not know the option, and fails at once.
 func apt(verb string, more ...string) []string {
-	return append([]string{"env", "DEBIAN_FRONTEND=noninteractive", "apt-get", verb, "--yes", "--quiet"}, more...)
+	return append([]string{"env", "DEBIAN_FRONTEND=noninteractive", "apt-get", verb, "--yes", "--quiet", "--option=DPkg::Lock::Timeout=120"}, more...)
 }

@@ -203,8 +203,12 @@ func (r *Restart) Owes() string { return r.Unit }
 // Postponed is false.
 func (r *Restart) Postponed() bool { return false }
 
-// Apply restarts the unit.
+// Apply restarts the unit. One that systemd has given up starting, or that was
+// started often of late, is started all the same (systemctl(1), reset-failed); a
+// process that is stopped gets SIGCONT, and SIGKILL in the end (systemd.kill(5)).
 func (r *Restart) Apply(ctx context.Context, h host.Host) error {
+	// Fails for a unit that systemd has not loaded at the moment; the restart loads it.
+	_, _ = h.Run(ctx, nil, "systemctl", "reset-failed", r.Unit)
 	if _, err := h.Run(ctx, nil, "systemctl", "restart", r.Unit); err != nil {
 		return fault.Failed("restart", "journalctl -u "+r.Unit+" says why", "%s: restart %s: %w", h.Name(), r.Unit, err)
 	}

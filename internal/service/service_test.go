@@ -152,6 +152,7 @@ func TestRestart(t *testing.T) {
 	r := &service.Restart{Unit: "a.service"}
 	require.NoError(t, step.Owe(ctx, m, r.Owes()))
 	require.Equal(t, "restart", fault.Of(r.Apply(ctx, m)).Code)
+	require.Equal(t, []string{"systemctl reset-failed a.service", "systemctl restart a.service"}, m.ran[len(m.ran)-2:])
 	owed, err := step.Owed(ctx, m, "a.service")
 	require.NoError(t, err)
 	require.True(t, owed)
@@ -185,8 +186,8 @@ func TestPackage(t *testing.T) {
 
 	for manager, lines := range map[string][]string{
 		"dnf": {"dnf install --assumeyes --quiet nfs-utils", "dnf makecache --quiet", "dnf remove --assumeyes --quiet nfs-utils"},
-		"apt-get": {"env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends nfs-common",
-			"env DEBIAN_FRONTEND=noninteractive apt-get update --yes --quiet", "env DEBIAN_FRONTEND=noninteractive apt-get purge --yes --quiet nfs-common"},
+		"apt-get": {"env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --option=DPkg::Lock::Timeout=120 --no-install-recommends nfs-common",
+			"env DEBIAN_FRONTEND=noninteractive apt-get update --yes --quiet --option=DPkg::Lock::Timeout=120", "env DEBIAN_FRONTEND=noninteractive apt-get purge --yes --quiet --option=DPkg::Lock::Timeout=120 nfs-common"},
 	} {
 		m := with(manager)
 		p := plan(m)
@@ -234,5 +235,5 @@ func TestPackageCompany(t *testing.T) {
 	m.ran = nil
 	require.NoError(t, back.Undo(ctx, m))
 	require.Len(t, m.ran, 2)
-	require.Contains(t, m.ran[1], "apt-get purge --yes --quiet nfs-kernel-server nfs-common rpcbind")
+	require.Contains(t, m.ran[1], "apt-get purge --yes --quiet --option=DPkg::Lock::Timeout=120 nfs-kernel-server nfs-common rpcbind")
 }

@@ -3,8 +3,6 @@ package lab
 import (
 	"encoding/json"
 	"fmt"
-	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -40,22 +38,14 @@ var addresses = map[string]string{"primary": primary, "secondary": secondary, "s
 // st2ctl remembers which st2.conf it started the services with.
 func crashers(t *testing.T, nodes ...string) {
 	t.Helper()
-	binary := filepath.Join(t.TempDir(), "st2ha-crash")
-	build := command(nil, "go", "build", "-trimpath", "-tags", "crash", "-o", binary, "../../cmd/st2ha")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	out, err := build.CombinedOutput()
-	require.NoError(t, err, "%s", out)
-	program, err := os.ReadFile(binary)
-	require.NoError(t, err)
+	provide(t, "/usr/local/bin/st2ha-crash", "../../cmd/st2ha", nodes, "-tags", "crash")
 	for _, n := range nodes {
-		out, err := command(program, "./lab.sh", "ssh", n, "cat > /usr/local/bin/st2ha-crash; chmod 755 /usr/local/bin/st2ha-crash").CombinedOutput()
-		require.NoError(t, err, "%s", out)
-		out, err = command(fmt.Appendf(nil, crashStandIns, addresses[n]), "./lab.sh", "ssh", n, "sh -eu").CombinedOutput()
+		out, err := command(fmt.Appendf(nil, crashStandIns, addresses[n]), "./lab.sh", "ssh", n, "sh -eu").CombinedOutput()
 		require.NoError(t, err, "%s", out)
 	}
 	t.Cleanup(func() {
 		for _, n := range nodes {
-			on(t, n, "! mountpoint -q /usr/bin/st2ctl || umount /usr/bin/st2ctl; rm -rf /usr/local/sbin/systemctl /usr/local/bin/st2ha-crash /usr/local/lib/crash /run/crash /run/systemd/system/lab-amqp.* /mnt/shared /var/lib/st2ha; systemctl daemon-reload")
+			on(t, n, "! mountpoint -q /usr/bin/st2ctl || umount /usr/bin/st2ctl; rm -rf /usr/local/sbin/systemctl /usr/local/bin/st2ha-crash /usr/local/bin/st2ha-watch-crash /usr/local/lib/crash /run/crash /run/systemd/system/lab-amqp.* /mnt/shared /var/lib/st2ha; systemctl daemon-reload")
 		}
 	})
 }
@@ -130,12 +120,13 @@ func (c *crash) undisturbed(t *testing.T) []string {
 	}
 	on(t, c.node, "rm -rf /var/lib/st2ha")
 	c.first, c.before = tree(t, c.node), c.has(t)
-	status, said := c.st2ha(t, "ST2HA_CRASH_LOG=/run/crash/points", c.command)
+	log := "/run/crash/points-" + c.node // another node's step may run from here as well
+	status, said := c.st2ha(t, "ST2HA_CRASH_LOG="+log, c.command)
 	require.Equal(t, "0", status, said)
 	c.joined, c.after = tree(t, c.node), c.has(t)
 	c.done(t, c.rollback(), "undisturbed")
 	c.is(t, c.first, c.before, "undisturbed")
-	return strings.Split(strings.TrimSpace(on(t, c.from, "cat /run/crash/points; rm /run/crash/points")), "\n")
+	return strings.Split(strings.TrimSpace(on(t, c.from, "cat "+log+"; rm "+log)), "\n")
 }
 
 // whole fails if a file is neither old nor new, or gone.
@@ -213,6 +204,7 @@ func (c *crash) run(t *testing.T) {
 func TestKilled(t *testing.T) {
 	nodes := []string{"primary", "secondary", "secondary2"}
 	crashers(t, nodes...)
+	provide(t, "/usr/local/bin/st2ha-watch-crash", "../../cmd/st2ha-watch", []string{"secondary2"})
 	// For the mounts; with the server running, which the secondary's export_nfs starts.
 	on(t, "primary", "cp -p /etc/exports /run/crash/exports; echo '/mnt/shared "+secondary2+"(rw,sync,no_subtree_check,no_root_squash)' >> /etc/exports; systemctl start nfs-server; exportfs -ra")
 	parts := map[string][]crash{
@@ -232,6 +224,10 @@ func TestKilled(t *testing.T) {
 				state:   "sha256sum < /etc/st2/st2.conf | cmp - /run/crash/started && cat /run/crash/started"},
 			{name: "mount_nfs, over SSH", from: "primary", prepare: "echo here > /mnt/shared/file", state: "lab-tree /mnt; mount -t nfs4",
 				command: "mount_nfs --host=" + secondary2 + " --primary=" + primary + " --directories=/mnt/shared"},
+			{name: "restart_st2", command: "restart_st2 --restart=inline --force --host=" + secondary2,
+				state: "sha256sum < /etc/st2/st2.conf | cmp - /run/crash/started && cat /run/crash/started"},
+			{name: "install_watchdog", command: "install_watchdog --host=" + secondary2,
+				state: "systemctl is-active st2ha-watchdog; systemctl is-enabled st2ha-watchdog; pgrep -c -x st2ha-watch; lab-tree /usr/local/lib"},
 		},
 	}
 	t.Run("at each point", func(t *testing.T) {

@@ -455,15 +455,8 @@ const (
 
 func newWriter(t *testing.T) *writer {
 	t.Helper()
-	program := t.TempDir() + "/writer"
-	build := command(nil, "go", "build", "-o", program, "./writer")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	out, err := build.CombinedOutput()
-	require.NoError(t, err, string(out))
-	data, err := os.ReadFile(program)
-	require.NoError(t, err)
-	out, err = command(data, "./lab.sh", "ssh", "secondary", "pkill -x lab-writer; cat > /usr/local/sbin/lab-writer && chmod 755 /usr/local/sbin/lab-writer").CombinedOutput()
-	require.NoError(t, err, string(out))
+	on(t, "secondary", "pkill -x lab-writer || true")
+	provide(t, "/usr/local/sbin/lab-writer", "./writer", []string{"secondary"})
 	w := &writer{}
 	w.start(t)
 	t.Cleanup(func() { w.stop() })

@@ -148,6 +148,23 @@ func on(t *testing.T, node, line string) string {
 	return string(out)
 }
 
+// provide builds a program of this repository and puts it on nodes.
+func provide(t *testing.T, path, source string, nodes []string, flags ...string) {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), filepath.Base(path))
+	build := exec.Command("go", append(append([]string{"build", "-trimpath", "-o", binary}, flags...), source)...)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	out, err := build.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	data, err := os.ReadFile(binary)
+	require.NoError(t, err)
+	for _, n := range nodes {
+		// The old one may be running.
+		out, err := command(data, "./lab.sh", "ssh", n, fmt.Sprintf("rm -f %[1]s; cat > %[1]s && chmod 755 %[1]s", path)).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+}
+
 // keep puts files of a node back as they were when the test ends.
 func keep(t *testing.T, node string, files ...string) {
 	t.Helper()

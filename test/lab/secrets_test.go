@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/url"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -105,17 +104,9 @@ func holding(t *testing.T, node string, secrets []string) (files []string) {
 // looks for the secrets where they must not be: arguments and environments of
 // processes, output, logs, the journal but for its before-images, other files.
 func TestSecrets(t *testing.T) {
-	binary := filepath.Join(t.TempDir(), "lab-sampler")
-	build := command(nil, "go", "build", "-trimpath", "-o", binary, "./sampler")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	out, err := build.CombinedOutput()
-	require.NoError(t, err, "%s", out)
-	program, err := os.ReadFile(binary)
-	require.NoError(t, err)
 	nodes := []string{"primary", "secondary"}
+	provide(t, "/usr/local/bin/lab-sampler", "./sampler", nodes)
 	for _, n := range nodes {
-		out, err := command(program, "./lab.sh", "ssh", n, "cat > /usr/local/bin/lab-sampler; chmod 755 /usr/local/bin/lab-sampler").CombinedOutput()
-		require.NoError(t, err, "%s", out)
 		t.Cleanup(func() { on(t, n, "rm -f /usr/local/bin/lab-sampler") })
 	}
 	secrets := append(forms(t, password), append(forms(t, primaryPassword), forms(t, secondaryPassword)...)...)
