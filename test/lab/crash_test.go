@@ -3,7 +3,10 @@ package lab
 import (
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
+	"os"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -20,7 +23,7 @@ type crash struct {
 	prepare string   // on node, once: what the step needs
 	state   string   // on node: prints what the services have, whatever their files say
 	real    string   // the points at which the service is restarted for real, not by its stand-in
-	every   [2]int   // of so many points, the one with this rest: the other node does the others
+	every   [2]int   // of so many points, the one with this rest: the other node does the others; 1, 0 if not set
 	tidy    string   // on node, at the end
 	first   []string // the files without the step
 	before  string   // state without the step
@@ -164,12 +167,22 @@ func (c *crash) left(t *testing.T, where string) {
 }
 
 // run kills the step at each point, runs it again, and takes it back.
+// KILL_EVERY=4 leaves out three points of four.
 func (c *crash) run(t *testing.T) {
+	if c.every[0] == 0 {
+		c.every = [2]int{1, 0}
+	}
+	if text := os.Getenv("KILL_EVERY"); text != "" {
+		n, err := strconv.Atoi(text)
+		require.NoError(t, err, "KILL_EVERY")
+		c.every[1] += c.every[0] * rand.IntN(n) // other points each time
+		c.every[0] *= n
+	}
 	began := time.Now()
 	points := c.undisturbed(t)
 	killed := 0
 	for i, name := range points {
-		if c.every[0] > 0 && i%c.every[0] != c.every[1] {
+		if i%c.every[0] != c.every[1] {
 			continue
 		}
 		where := fmt.Sprintf("killed at %d, %s", i+1, name)

@@ -5,11 +5,15 @@
 //
 // Two names of one file each have their line. A directory's own line is there too; times are not. What a running
 // node changes by itself (databases, logs, seeds) is left out, and what is mounted below a directory as well.
+//
+// Each system call takes a lab node long, so sums are kept in /run/lab-tree for files that are still the same: the same
+// inode, size and ctime, which no program can set. A ctime that was young when the file was read is not trusted.
 package main
 
 import (
 	"bufio"
 	"crypto/sha256"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
@@ -20,6 +24,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // volatile is left out unless named itself.
@@ -32,8 +37,26 @@ var volatile = []string{
 	"/var/log", "/var/tmp",
 }
 
+// sums are what was read, now and by earlier calls; kept is where they lie until the next boot.
+var sums = map[string]sum{}
+
+const kept = "/run/lab-tree"
+
+// young is an age of a ctime in which another write may have the same one.
+const young = 2 * time.Second
+
+// sum is that of a file's contents, and what tells whether the file is still the same.
+type sum struct {
+	Device, Inode uint64
+	Size, Changed int64 // bytes; ctime in nanoseconds
+	SHA256        string
+}
+
 func main() {
 	flag.Parse()
+	if data, err := os.ReadFile(kept); err == nil {
+		_ = json.Unmarshal(data, &sums) // what cannot be read is read anew
+	}
 	out := bufio.NewWriter(os.Stdout)
 	failed := false
 	for _, dir := range flag.Args() {
@@ -42,9 +65,37 @@ func main() {
 			failed = true
 		}
 	}
+	if data, err := json.Marshal(sums); err == nil {
+		_ = os.WriteFile(kept, data, 0o600)
+	}
 	if err := out.Flush(); err != nil || failed {
 		os.Exit(1)
 	}
+}
+
+// contents returns the sum of a file's contents.
+func contents(path string, st *syscall.Stat_t) (string, error) {
+	now := sum{Device: st.Dev, Inode: st.Ino, Size: st.Size, Changed: st.Ctim.Nano()}
+	before := sums[path]
+	now.SHA256 = before.SHA256
+	if now == before {
+		return now.SHA256, nil
+	}
+	delete(sums, path)
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	now.SHA256 = fmt.Sprintf("%x", h.Sum(nil))
+	if age := time.Since(time.Unix(0, now.Changed)); age > young {
+		sums[path] = now
+	}
+	return now.SHA256, nil
 }
 
 func walk(out io.Writer, top string) error {
@@ -97,16 +148,11 @@ func describe(path string, info fs.FileInfo, st *syscall.Stat_t) (string, error)
 	var kind, more string
 	switch info.Mode().Type() {
 	case 0:
-		f, err := os.Open(path)
+		hash, err := contents(path, st)
 		if err != nil {
 			return "", err
 		}
-		defer f.Close()
-		h := sha256.New()
-		if _, err := io.Copy(h, f); err != nil {
-			return "", err
-		}
-		kind, more = "f", fmt.Sprintf(" %x", h.Sum(nil))
+		kind, more = "f", " "+hash
 	case fs.ModeDir:
 		kind = "d"
 	case fs.ModeSymlink:
