@@ -95,13 +95,14 @@ func (s *InstallWatchdog) Plan(ctx context.Context, h host.Host) ([]step.Change,
 		changes = append(changes, program)
 	}
 	if unit != nil {
-		changes = append(changes, unit, &service.Reload{})
+		changes = append(changes, unit)
 	}
-	return s.run(ctx, h, changes, program != nil || unit != nil)
+	return s.run(ctx, h, changes, unit != nil, program != nil || unit != nil)
 }
 
-// run appends what makes systemd run the program as it is on disk.
-func (s *InstallWatchdog) run(ctx context.Context, h host.Host, changes []step.Change, changed bool) ([]step.Change, error) {
+// run appends what makes systemd run the program as it is on disk. reload and
+// changed say whether its unit, and any of its files, are changed.
+func (s *InstallWatchdog) run(ctx context.Context, h host.Host, changes []step.Change, reload, changed bool) ([]step.Change, error) {
 	start, err := service.PlanStart(ctx, h, WatchdogUnit)
 	if err != nil {
 		return nil, err
@@ -109,6 +110,14 @@ func (s *InstallWatchdog) run(ctx context.Context, h host.Host, changes []step.C
 	owed, err := step.Owed(ctx, h, WatchdogUnit)
 	if err != nil {
 		return nil, err
+	}
+	if !reload && (start != nil || owed) {
+		if reload, err = service.ReloadNeeded(ctx, h, WatchdogUnit); err != nil {
+			return nil, err
+		}
+	}
+	if reload {
+		changes = append(changes, &service.Reload{})
 	}
 	if start != nil {
 		changes = append(changes, start)

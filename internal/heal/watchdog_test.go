@@ -26,6 +26,7 @@ type init1 struct {
 	*host.Local
 	root            string
 	active, enabled bool
+	known           bool // the unit, since a reload
 	ran             []string
 }
 
@@ -33,9 +34,17 @@ func (s *init1) Run(_ context.Context, _ []byte, argv ...string) ([]byte, error)
 	line := strings.Join(argv, " ")
 	s.ran = append(s.ran, line)
 	inactive := &host.ExitError{Program: "systemctl", Code: 3}
+	_, err := os.Stat(s.root + "/etc/systemd/system/st2ha-watchdog.service")
 	switch {
+	case strings.Contains(line, "daemon-reload"):
+		s.known = err == nil
+	case strings.Contains(line, "--property=LoadState"):
+		if !s.known {
+			return []byte("LoadState=not-found\nNeedDaemonReload=no\n"), nil
+		}
+		return []byte("LoadState=loaded\nNeedDaemonReload=no\n"), nil
 	case strings.Contains(line, "enable --now"):
-		if _, err := os.Stat(s.root + "/etc/systemd/system/st2ha-watchdog.service"); err != nil {
+		if !s.known {
 			return nil, inactive
 		}
 		s.active, s.enabled = true, true
@@ -94,6 +103,14 @@ func TestInstallWatchdog(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, fs.FileMode(0o755), info.Mode().Perm())
 	require.False(t, install("again").Changed)
+
+	// A run that was killed before its reload left the files as they shall be.
+	h.known, h.active, h.enabled = false, false, false
+	kinds = nil
+	for _, c := range install("after a kill").Changes {
+		kinds = append(kinds, c.Kind)
+	}
+	require.Equal(t, []string{"daemon_reload", "start"}, kinds)
 
 	// A newer program is run, and the older one is what a rollback brings back.
 	program = []byte("\x7fELF\x00the second")

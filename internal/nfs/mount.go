@@ -129,13 +129,16 @@ func (s *Mount) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
 			return nil, step.Located(h, fstabPath, err)
 		}
 	}
-	if edit := step.EditFile(f, existed, data); edit != nil {
-		changes = append(changes, edit, &service.Reload{})
+	edit := step.EditFile(f, existed, data)
+	if edit != nil {
+		changes = append(changes, edit)
 	}
 	mounted, err := mounts(ctx, h)
 	if err != nil {
 		return nil, err
 	}
+	var missing []step.Change
+	var units []string
 	for _, dir := range dirs {
 		if _, ok := mounted[dir]; ok {
 			continue
@@ -145,11 +148,21 @@ func (s *Mount) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
 			return nil, err
 		}
 		if aside != nil {
-			changes = append(changes, aside)
+			missing = append(missing, aside)
 		}
-		changes = append(changes, &MountUnit{Dir: dir, Source: s.source(dir), Within: s.Within})
+		mount := &MountUnit{Dir: dir, Source: s.source(dir), Within: s.Within}
+		missing, units = append(missing, mount), append(units, mount.unit())
 	}
-	return changes, nil
+	reload := edit != nil
+	if !reload && len(units) > 0 {
+		if reload, err = service.ReloadNeeded(ctx, h, units...); err != nil {
+			return nil, err
+		}
+	}
+	if reload {
+		changes = append(changes, &service.Reload{})
+	}
+	return append(changes, missing...), nil
 }
 
 // aside returns the change that makes dir an empty directory, or nil if it is one.

@@ -259,6 +259,24 @@ func TestMountPlan(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, findings)
 
+	// A run that was killed before its reload left the file as it shall be, and systemd as it was.
+	killed := changes[0]
+	before, err := os.ReadFile(m.root + "/etc/fstab")
+	require.NoError(t, err)
+	require.NoError(t, killed.Apply(ctx, m))
+	for answer, want := range map[string]bool{"not-found no": true, "loaded yes": true, "loaded no": false} {
+		m.run = func(argv string) (string, error) {
+			require.Equal(t, "systemctl show --property=LoadState,NeedDaemonReload opt-a.mount opt-b.mount opt-c.mount", argv)
+			state, need, _ := strings.Cut(answer, " ")
+			return strings.Repeat("LoadState=loaded\nNeedDaemonReload=no\n\n", 2) + "LoadState=" + state + "\nNeedDaemonReload=" + need + "\n", nil
+		}
+		again, err := s.Plan(ctx, m)
+		require.NoError(t, err)
+		require.Equal(t, want, what(again)[0] == "daemon_reload systemd", answer)
+	}
+	m.run = nil
+	require.NoError(t, os.WriteFile(m.root+"/etc/fstab", before, 0o644))
+
 	aside := changes[2].(*Aside)
 	require.Equal(t, "/opt/a.before-st2ha-2", aside.Kept)
 	require.Equal(t, 1, aside.Entries)

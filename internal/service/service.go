@@ -270,6 +270,20 @@ func (s *Start) Undo(ctx context.Context, h host.Host) error {
 	return nil
 }
 
+// ReloadNeeded says whether PID 1 has still to read what is on disk of one of
+// the units, as after a run that was killed before its Reload: it does not know
+// the unit, or an older one (org.freedesktop.systemd1(5), NeedDaemonReload).
+func ReloadNeeded(ctx context.Context, h host.Host, units ...string) (bool, error) {
+	blocks, err := show(ctx, h, "LoadState,NeedDaemonReload", units)
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(blocks, func(block string) bool {
+		p := properties(block)
+		return p["LoadState"] == "not-found" || p["NeedDaemonReload"] == "yes"
+	}), nil
+}
+
 // Reload has PID 1 read its units and fstab again (systemctl(1), daemon-reload).
 type Reload struct{}
 
@@ -282,7 +296,7 @@ func (r *Reload) Target() string { return "systemd" }
 // Diff says what is done.
 func (r *Reload) Diff() string { return "systemctl daemon-reload" }
 
-// Owes is empty: a unit that is not there yet is seen by the step that needs it.
+// Owes is empty: PID 1 is asked (ReloadNeeded).
 func (r *Reload) Owes() string { return "" }
 
 // Postponed is false.

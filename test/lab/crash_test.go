@@ -223,7 +223,7 @@ func TestKilled(t *testing.T) {
 	parts := map[string][]crash{
 		"primary": append([]crash{
 			{name: "configure_mongodb", command: "configure_mongodb --host=" + primary,
-				state: `ss -Hltn sport = :27017 | awk '{print $4}' | sort`},
+				state: `until nc -z 127.0.0.1 27017; do sleep 0.1; done; ss -Hltn sport = :27017 | awk '{print $4}' | sort`},
 			{name: "configure_st2, restart later", state: "true",
 				command: "configure_st2 --restart=later --role=primary --host=" + primary + " --primary=" + primary},
 		}, brokerCrashes(primary, 0)...),
@@ -312,12 +312,10 @@ func TestPowerCut(t *testing.T) {
 		status, said := x.c.st2ha(t, fmt.Sprintf("ST2HA_CRASH_AT=%d", x.at), x.c.command)
 		require.Equal(t, "137", status, said)
 		on(t, x.c.node, "echo plainly > /root/plain")
-		out, err := command(nil, "./lab.sh", "kill", x.c.node).CombinedOutput()
-		require.NoError(t, err, "%s", out)
+		lab(t, "./lab.sh", "kill", x.c.node)
 	}
-	for _, n := range nodes {
-		out, err := command(nil, "./lab.sh", "start", n).CombinedOutput()
-		require.NoError(t, err, "%s", out)
+	for _, n := range nodes { // a secondary's services have no user at the primary's broker here
+		lab(t, "env", "WAIT=ssh", "./lab.sh", "start", n)
 	}
 	crashers(t, nodes...)
 	for _, x := range cuts {

@@ -118,22 +118,22 @@ func TestSecrets(t *testing.T) {
 		stops[n] = sample(t, n, append([]string{marker}, secrets...), flags)
 		on(t, n, "sh -c 'sleep 0.5; exit 0' "+marker)
 	}
-	params := func(more map[string]any) map[string]any {
-		more["verbose"] = true
-		return more
-	}
-	say(action(t, "preflight", params(map[string]any{})))
-	say(action(t, "join_secondary", params(map[string]any{"dry_run": true})))
+	// A workflow has no such parameter, so the launcher adds it to each step.
+	on(t, "primary", `sed -i 's/"$program" "$@"$/& --verbose/' `+program)
+	t.Cleanup(func() { on(t, "primary", "sed -i 's/ --verbose$//' "+program) })
+	verbose := say(action(t, "preflight", nil))
+	require.Contains(t, verbose.raw, "level=DEBUG")
+	say(action(t, "join_secondary", map[string]any{"dry_run": true}))
 	on(t, "secondary", "chattr +i /etc/fstab")
-	o := say(action(t, "join_secondary", params(map[string]any{})))
+	o := say(action(t, "join_secondary", nil))
 	on(t, "secondary", "chattr -i /etc/fstab")
 	require.Equal(t, "failed", o.Status, o.raw)
 	settle(t, "primary")
 	on(t, "primary", "rabbitmqctl --quiet add_user st2 another-one")
-	o = say(action(t, "join_secondary", params(map[string]any{})))
+	o = say(action(t, "join_secondary", nil))
 	require.Equal(t, "failed", o.Status, o.raw)
 	require.Contains(t, o.raw, "rabbitmq_password")
-	o = say(action(t, "join_secondary", params(map[string]any{"update_password": true})))
+	o = say(action(t, "join_secondary", map[string]any{"update_password": true}))
 	require.Equal(t, "succeeded", o.Status, o.raw)
 	settle(t, "primary")
 	for _, n := range nodes {
@@ -143,7 +143,7 @@ func TestSecrets(t *testing.T) {
 		}
 	}
 	for _, address := range []string{secondary, primary} {
-		o = say(action(t, "rollback", params(map[string]any{"host": address})))
+		o = say(action(t, "rollback", map[string]any{"host": address}))
 		require.Equal(t, "succeeded", o.Status, o.raw)
 	}
 	settle(t, "primary")
