@@ -40,12 +40,13 @@ func main() {
 		close(ended)
 	}()
 	for rounds := 1; ; rounds++ {
+		began := time.Now()
 		s.look()
 		select {
 		case <-ended:
 			fmt.Printf("%d rounds, %d command lines\n", rounds, len(s.seen))
 			return
-		case <-time.After(3 * time.Millisecond):
+		case <-time.After(time.Since(began)): // half of the node's time is for others
 		}
 	}
 }
@@ -80,7 +81,9 @@ func (s *sampler) look() {
 		}
 		s.seen[pid+string(argv)] = true
 		s.match("argv", argv, argv)
-		if env, _ := os.ReadFile("/proc/" + pid + "/environ"); s.all || startedByUs(pid) {
+		// Read after that is known: until it executes its program, a process has the environment of who started it.
+		if s.all || startedByUs(pid) {
+			env, _ := os.ReadFile("/proc/" + pid + "/environ")
 			s.match("environ", env, argv)
 		}
 	}
