@@ -106,10 +106,21 @@ func (m *machine) worst() (State, string) {
 		}
 		state, by = s, name
 	}
-	if state == StateUnknown && m.known() {
+	if state == StateUnknown && m.told() {
 		return StateUp, ""
 	}
 	return state, by
+}
+
+// told says whether the newest finding of any probe says anything of the
+// endpoint, if only that one answer was missed.
+func (m *machine) told() bool {
+	for _, p := range m.probes {
+		if p.verdict != Unknown {
+			return true
+		}
+	}
+	return false
 }
 
 // known says whether the newest finding of any probe was good.

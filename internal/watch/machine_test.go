@@ -86,6 +86,9 @@ func TestMachine(t *testing.T) {
 			[]part{{quarter, "ping", pingLimit, "g"}, {quarter, "export /a", loginLimit, "uuu"}, {quarter, "connection", heldLimit, "bg"},
 				{quarter, "ping", pingLimit, "gggg"}, {quarter, "export /a", loginLimit, "u"}, {quarter, "ping", pingLimit, "gggg"}},
 			"0.00 up, 1.00 down, 3.25 up"},
+		"also where that one is missed once": {
+			[]part{{quarter, "ping", pingLimit, "g"}, {quarter, "export /a", loginLimit, "uu"}, {quarter, "ping", pingLimit, "s"},
+				{quarter, "export /a", loginLimit, "u"}, {quarter, "ping", pingLimit, "gg"}}, "0.00 up"},
 		"nor does it interrupt a row of misses": {
 			[]part{{quarter, "ping", pingLimit, "gsus"}}, "0.00 up, 0.75 suspect"},
 		"down from the start": {

@@ -64,6 +64,7 @@ type observer struct {
 	ran     []ran
 	off     bool // the rules are disabled
 	runner  sync.Mutex
+	queued  sync.Map // actions that wait for runner, with their parameters
 
 	stop func()
 }
@@ -209,7 +210,13 @@ func (o *observer) decide(s seen) {
 		if strings.HasPrefix(m.Rule, "sweep_") {
 			continue // it asks StackStorm's API, which the lab has not
 		}
-		o.runner.Lock() // one at a time: the lab has two CPUs
+		// One at a time, for the lab has two CPUs. One that is still to begin does it for all that are alike.
+		what := fmt.Sprint(m.Action, m.Parameters)
+		if _, waits := o.queued.LoadOrStore(what, true); waits {
+			continue
+		}
+		o.runner.Lock()
+		o.queued.Delete(what)
 		r := ran{Rule: m.Rule, Began: time.Now()}
 		r.Host, _ = m.Parameters["host"].(string)
 		out, err := stackstorm{node: "primary"}.try(o.t, strings.TrimPrefix(m.Action, "st2ha."), m.Parameters)
