@@ -152,6 +152,7 @@ func (w *nfsServer) observe(started time.Time, err error) {
 			w.silent = started
 		}
 		o.Verdict, o.Reason = Silent, silence(err, o.At.Sub(w.silent))
+		o.Limit.DownAfter -= w.Timeout // it counts from when the first one was sent
 	default:
 		w.silent = time.Time{}
 		o.Verdict, o.Reason = connectionFault(err)

@@ -56,7 +56,7 @@ func TestNFSServer(t *testing.T) {
 		server.Freeze()
 		first := w.next(t, from, "ping", watch.Silent, "no answer for")
 		t.Logf("found after %v", first.At.Sub(at))
-		require.Equal(t, watch.Limit{Suspect: 2, DownAfter: 3 * time.Second}, first.Limit)
+		require.Equal(t, watch.Limit{Suspect: 2, DownAfter: 2750 * time.Millisecond}, first.Limit)
 		w.next(t, from, "export "+packs, watch.Silent, "export "+packs+": no answer for 500 ms")
 		require.Eventually(t, func() bool {
 			seen := w.since(from)

@@ -144,7 +144,7 @@ func (f *faults) run(t *testing.T, r fault) {
 	if killed {
 		line.gone = f.writer.gone(t).Sub(at)
 	}
-	seenDown := f.until(mark, 30*time.Second, func(events []seen) bool {
+	seenDown := f.until(mark, time.Minute, func(events []seen) bool {
 		for _, w := range r.wants {
 			if e := w.first(events, watch.StateDown); w.hasDown() && e == nil {
 				return false
@@ -269,7 +269,9 @@ func (w want) judge(t *testing.T, events []seen, at, over time.Time, l *line, fi
 	pattern := "^" + regexp.MustCompile(`(\w+)(\??) ?`).ReplaceAllString(w.states, "(?:$1 )$2") + "$"
 	events, slow := w.incident(events)
 	assert.Regexp(t, pattern, w.sequence(events), who)
-	assert.Equal(t, wantDowns, downs, "%s: times it was down", who)
+	if !strings.Contains(w.states, "down?") {
+		assert.Equal(t, wantDowns, downs, "%s: times it was down", who)
+	}
 	suspect, down, up := w.first(events, watch.StateSuspect), w.first(events, watch.StateDown), w.first(events, watch.StateUp)
 	var after []string
 	for _, c := range []struct {

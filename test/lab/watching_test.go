@@ -187,8 +187,8 @@ func (o *observer) take(line []byte) {
 // trigger is dispatched and no rule runs.
 func (o *observer) able() bool {
 	for key, state := range o.states {
-		if state == watch.StateDown && (strings.HasPrefix(key, "sensor mongodb ") || strings.HasPrefix(key, "sensor rabbitmq ")) {
-			return false
+		if state == watch.StateDown && (strings.Contains(key, " mongodb ") || strings.Contains(key, " rabbitmq ")) {
+			return false // whoever was the first to see it
 		}
 	}
 	return true
