@@ -97,7 +97,7 @@ func rank(s State) int {
 func (m *machine) worst() (State, string) {
 	state, by := StateUp, ""
 	for name, p := range m.probes {
-		s := p.state(m.now, m.held)
+		s := p.state(m.now, m.held, m.rules)
 		switch {
 		case rank(s) < rank(state), s == StateUp:
 			continue

@@ -97,6 +97,11 @@ func TestMachine(t *testing.T) {
 			[]part{{quarter, "ping", pingLimit, strings.Repeat("gs", 11) + strings.Repeat("g", 20)}}, "0.00 up, 5.00 flapping, 9.75 up"},
 		"of the flapping that ends in silence": {
 			[]part{{quarter, "ping", pingLimit, strings.Repeat("gs", 11) + strings.Repeat("s", 20)}}, "0.00 up, 5.00 flapping, 9.50 down"},
+		"a probe that finds something only in trouble flaps no more once that is over": {
+			[]part{{time.Second, "connection", heldLimit, strings.Repeat("gb", 11) + "g"}, {quarter, "ping", pingLimit, strings.Repeat("g", 130)}},
+			"0.00 up, 1.00 down, 20.00 flapping, 52.00 up"},
+		"a fault now and then is no flapping": {
+			[]part{{40 * time.Second, "connection", heldLimit, "g" + strings.Repeat("bg", 15)}}, "0.00 up, 40.00 down"},
 		"six changes in 21 are no flapping": {
 			[]part{{quarter, "ping", pingLimit, "gsgsgsg" + strings.Repeat("g", 20)}}, "0.00 up"},
 		"seven are": {

@@ -12,11 +12,18 @@ type probe struct {
 	missed   time.Duration // since then, in which the prober itself did not run
 	blind    int           // findings in a row that were Unknown
 	last     bool          // whether the newest of history was Good
-	history  []bool        // whether each finding differed from the one before
+	history  []turn        // the findings but the first
 	next     int           // place of history that is overwritten next
-	changes  int           // true ones among history
+	changes  int           // changed ones among history
+	changed  time.Time     // the last one of them
 	started  bool
 	flapping bool
+}
+
+// turn is a finding, and whether it differed from the one before.
+type turn struct {
+	at      time.Time
+	changed bool
 }
 
 // add takes a finding in.
@@ -39,11 +46,11 @@ func (p *probe) add(o Observation, rules Rules) {
 		p.failed++
 	}
 	p.blind = 0
-	p.remember(o.Verdict == Good, rules)
+	p.remember(o.Verdict == Good, o.At, rules)
 }
 
 // remember judges flapping by the share of changes among the last findings.
-func (p *probe) remember(good bool, rules Rules) {
+func (p *probe) remember(good bool, at time.Time, rules Rules) {
 	changed := p.started && good != p.last
 	p.last = good
 	if !p.started {
@@ -51,33 +58,35 @@ func (p *probe) remember(good bool, rules Rules) {
 		return
 	}
 	if len(p.history) < rules.History-1 {
-		p.history = append(p.history, changed)
+		p.history = append(p.history, turn{at, changed})
 	} else {
-		if p.history[p.next] {
+		if p.history[p.next].changed {
 			p.changes--
 		}
-		p.history[p.next] = changed
+		p.history[p.next] = turn{at, changed}
 		p.next = (p.next + 1) % len(p.history)
 	}
 	if changed {
 		p.changes++
+		p.changed = at
 	}
 	share := float64(p.changes) / float64(rules.History-1)
-	switch full := len(p.history) == rules.History-1; {
-	case full && share > rules.FlapAbove:
+	full := len(p.history) == rules.History-1
+	switch recent := full && at.Sub(p.history[p.next].at) <= rules.FlapWithin; {
+	case recent && share > rules.FlapAbove:
 		p.flapping = true
-	case share < rules.FlapBelow:
+	case !recent || share < rules.FlapBelow:
 		p.flapping = false
 	}
 }
 
 // state is what this probe alone says of the endpoint at the time of a finding.
-func (p *probe) state(at time.Time, held bool) State {
+func (p *probe) state(at time.Time, held bool, rules Rules) State {
 	suspect := p.limit.Suspect > 0 && p.failed >= p.limit.Suspect
 	down := p.limit.Down > 0 && p.failed >= p.limit.Down ||
 		p.limit.DownAfter > 0 && suspect && at.Sub(p.since)-p.missed >= p.limit.DownAfter
 	switch {
-	case p.flapping:
+	case p.flapping && at.Sub(p.changed) < rules.FlapCalm:
 		return StateFlapping
 	case down && held && p.verdict != Bad:
 		return StateSuspect
