@@ -107,11 +107,6 @@ type mend struct {
 // Diff says why, and what is done.
 func (m *mend) Diff() string { return m.why + ": " + m.Restart.Diff() }
 
-// Apply restarts the unit.
-func (m *mend) Apply(ctx context.Context, h host.Host) error {
-	return (&service.Restart{Unit: m.Unit}).Apply(ctx, h)
-}
-
 // redisAnswers sends PING (redis.io/commands/ping). An error is an answer as
 // well: a password that is asked for, or data that is still being loaded.
 func redisAnswers(ctx context.Context, h host.Host, addr string) error {

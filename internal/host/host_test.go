@@ -507,9 +507,7 @@ func FuzzQuote(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		if strings.ContainsRune(s, 0) {
-			t.Skip("refused before it is quoted")
-		}
+		s = strings.ReplaceAll(s, "\x00", "") // refused before it is quoted
 		out, err := exec.Command("/bin/sh", "-c", "printf '%s.' "+host.Quote(s)+" end").Output()
 		if err != nil || string(out) != s+".end." {
 			t.Fatalf("%q became %q, %v", s, out, err)
