@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -12,9 +14,9 @@ import (
 // process id, arguments and environment, when its file lies on another machine:
 // a pack's directory is one of those that a secondary mounts. Otherwise the
 // mount that it has to watch would stop it with the next page of its code, or
-// with the next process that it starts of itself. It returns nil when there is
-// nothing to do; after an error the program can go on as it is. Call it first
-// in main.
+// with the next process that it starts of itself. The copy has the program's
+// name, as ps and pgrep show it. It returns nil when there is nothing to do;
+// after an error the program can go on as it is. Call it first in main.
 func RunFromMemory() error {
 	const self = "/proc/self/exe"
 	var stat unix.Statfs_t
@@ -24,10 +26,20 @@ func RunFromMemory() error {
 	switch stat.Type { // statfs(2)
 	case unix.NFS_SUPER_MAGIC, unix.FUSE_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC, unix.CEPH_SUPER_MAGIC:
 	default:
-		return nil
+		return nameCopy()
 	}
 	err := execCopy(self)
 	return fmt.Errorf("run the program from memory: %w", err)
+}
+
+// nameCopy gives a copy in memory the name that its file would have given it: exec
+// of /proc/self/fd/6 makes it "6" (proc_pid_comm(5)).
+func nameCopy() error {
+	program, err := os.Readlink("/proc/self/exe")
+	if err != nil || !strings.HasPrefix(program, "/memfd:") {
+		return err
+	}
+	return os.WriteFile("/proc/self/comm", []byte(filepath.Base(os.Args[0])), 0)
 }
 
 // execCopy returns only with an error.

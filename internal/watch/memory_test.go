@@ -2,6 +2,7 @@ package watch_test
 
 import (
 	"bufio"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -33,6 +34,9 @@ func TestRunFromMemory(t *testing.T) {
 	}
 	require.Equal(t, "/memfd:st2ha-watch (deleted)", next())
 	require.Equal(t, "", next())
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", cmd.Process.Pid))
+	require.NoError(t, err)
+	require.Equal(t, "st2ha-watch\n", string(comm))
 	m.freezeClient(t)
 	require.Equal(t, "mount hung for 200 ms", next())
 	m.thaw(t)

@@ -30,7 +30,7 @@ const (
 )
 
 const (
-	cheapKills  = 20
+	manyKills   = 20               // or as KILLS says
 	shortSoak   = 20 * time.Second // SOAK=1h makes it longer
 	loginLimit  = 15 * time.Second // a fresh login every 10 s, and another to be sure
 	closedLimit = time.Second      // a broker that ends its connections
@@ -38,7 +38,14 @@ const (
 
 // rows are the faults. Restarts of one backend are kept apart, for the watchdog
 // leaves what has just started alone.
-func rows() []fault {
+func rows(t *testing.T) []fault {
+	kills := manyKills
+	if text := os.Getenv("KILLS"); text != "" {
+		var err error
+		kills, err = strconv.Atoi(text)
+		require.NoError(t, err, "KILLS")
+		require.Positive(t, kills, "KILLS")
+	}
 	all := []watch.Backend{watch.MongoDB, watch.RabbitMQ, watch.Redis, watch.NFS, watch.Mount, watch.StackStorm}
 	// reached is what the secondary sees of a primary that it cannot reach.
 	reached := []want{
@@ -52,6 +59,8 @@ func rows() []fault {
 		{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect down? up", suspect: suspectLimit},
 		{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect down? up", suspect: suspectLimit},
 	}
+	// A broker that starts takes the primary's one CPU for seconds, in which MongoDB answers now and then.
+	const starved = "suspect? down flapping? suspect? flapping? up"
 	return []fault{
 		{name: "MongoDB killed", inject: signalling("primary", "KILL", "mongod"), healer: "watchdog",
 			wants: []want{
@@ -84,8 +93,7 @@ func rows() []fault {
 			},
 			wants: []want{
 				{by: onSecondary, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up", down: withdrawnLimit, reason: "export " + configs},
-				{by: sensor, backend: watch.Mount, endpoint: configs, states: "suspect? down up"},
-			}},
+			}, also: []watch.Backend{watch.Mount}}, // not at once: the server keeps a deleted directory as long as its export is cached
 		{name: "mount unmounted by hand", inject: running("secondary", "umount "+virtualenvs), healer: "rule mount_missing",
 			wants: []want{
 				{by: sensor, backend: watch.Mount, endpoint: virtualenvs, states: "suspect? down up", reason: "not mounted"},
@@ -151,14 +159,14 @@ func rows() []fault {
 				{by: onSecondary, backend: watch.Redis, states: "suspect down up"},
 				{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect down up"},
 			}},
-		{name: fmt.Sprintf("Redis killed %d times", cheapKills), custom: killing("secondary", "redis-server",
+		{name: fmt.Sprintf("Redis killed %d times", kills), custom: killing("secondary", "redis-server", kills,
 			want{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect? down up", down: killedLimit})},
 		{name: "RabbitMQ killed", inject: signalling("primary", "KILL", "beam.smp"), healer: "itself", within: 2 * time.Minute,
 			wants: []want{
 				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", down: killedLimit, reason: "connection refused"},
 				{by: onPrimary, backend: watch.RabbitMQ, states: "suspect? down up"},
 			}, also: []watch.Backend{watch.StackStorm}},
-		{name: fmt.Sprintf("MongoDB killed %d times", cheapKills), custom: killing("primary", "mongod",
+		{name: fmt.Sprintf("MongoDB killed %d times", kills), custom: killing("primary", "mongod", kills,
 			want{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect? down up", down: killedLimit})},
 		{name: "four busy loops beside it", custom: soak},
 		{name: "disk of the primary full", healer: "watchdog",
@@ -185,15 +193,15 @@ func rows() []fault {
 			}, also: []watch.Backend{watch.StackStorm}},
 		{name: "broker and database down", inject: running("primary", "systemctl stop mongod rabbitmq-server"), healer: "watchdog", within: 3 * time.Minute,
 			wants: []want{
-				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect? down up"},
+				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: starved},
 				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up"},
-				{by: onPrimary, backend: watch.MongoDB, states: "suspect? down up"},
+				{by: onPrimary, backend: watch.MongoDB, states: starved},
 				{by: onPrimary, backend: watch.RabbitMQ, states: "suspect? down up"},
 			}, also: []watch.Backend{watch.StackStorm}},
 		{name: "primary rebooted", inject: scripted("reboot", "primary"), healer: "itself", within: 3 * time.Minute,
 			wants: []want{
 				{by: sensor, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up"},
-				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect? down up"},
+				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: starved},
 				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up"},
 			}, also: all},
 		{name: "secondary boots without the primary", custom: rebootAlone},
@@ -236,14 +244,14 @@ func ending(argv ...string) func(*testing.T) time.Time {
 
 // killing kills a process again and again while nothing heals it but systemd or
 // the test: the time from the kill to its event is taken each time.
-func killing(node, process string, w want) func(*testing.T, *faults, *line) {
+func killing(node, process string, kills int, w want) func(*testing.T, *faults, *line) {
 	return func(t *testing.T, f *faults, l *line) {
 		f.enable(false) // what the rules do would take time from the node
 		on(t, node, "touch "+heal.MaintenanceFile)
 		defer f.enable(true)
 		defer on(t, node, "rm "+heal.MaintenanceFile)
 		var took, ofEnd []time.Duration
-		for i := range cheapKills {
+		for i := range kills {
 			if i%4 == 0 {
 				f.afresh(t, node) // or what is killed every few seconds flaps
 			}
@@ -267,7 +275,7 @@ func killing(node, process string, w want) func(*testing.T, *faults, *line) {
 		p99 := ofEnd[len(ofEnd)-1]
 		l.detected = fmt.Sprintf("p50 %s, p99 %s; of its end p50 %s, p99 %s ≤ %s", human(took[len(took)/2]), human(took[len(took)-1]),
 			human(ofEnd[len(ofEnd)/2]), human(p99), human(killedLimit))
-		l.states, l.reported, l.healer = "down → up", fmt.Sprintf("%d times, once each", cheapKills), "itself"
+		l.states, l.reported, l.healer = "down → up", fmt.Sprintf("%d times, once each", kills), "itself"
 		if process == "mongod" {
 			l.healer = "people"
 		}
@@ -280,23 +288,20 @@ func (f *faults) afresh(t *testing.T, node string) {
 	t.Helper()
 	on(t, node, "systemctl restart st2ha-watchdog")
 	mark := f.mark()
-	on(t, "secondary", "pkill -u st2 -x st2ha-watch")
-	require.True(t, f.until(mark, 30*time.Second, func(events []seen) bool {
-		return want{by: sensor, backend: watch.Redis, endpoint: redis}.first(events, watch.StateUp) != nil
-	}), "no watcher is there again")
-	require.Empty(t, f.calm(time.Minute))
+	f.stop() // the sensor with it: one whose watcher is killed again and again starts it later and later
+	f.watchFrom("secondary")
+	f.watched(t, mark)
 }
 
 // watcherKilled kills the sensor's watcher, which the sensor starts again.
 func watcherKilled(t *testing.T, f *faults, l *line) {
 	mark := f.mark()
-	at := moment(t, "secondary", "p=$(pgrep -u st2 -x st2ha-watch)", "kill -KILL $p")
+	at := moment(t, "secondary", "p=$(pgrep -u st2 st2ha-watch)", "kill -KILL $p")
+	f.watched(t, mark)
 	back := want{by: sensor, backend: watch.Redis, endpoint: redis}
-	require.True(t, f.until(mark, 30*time.Second, func(events []seen) bool { return back.first(events, watch.StateUp) != nil }), "no watcher is there again")
-	require.Empty(t, f.calm(time.Minute))
 	l.detected, l.states, l.reported, l.healer = "-", "up", "no down", "the sensor"
 	l.healed = human(back.first(f.from(mark), watch.StateUp).DetectedAt.Sub(at))
-	fault{}.unexpected(t, f.from(mark))
+	fault{}.unexpected(t, after(f.from(mark), at))
 }
 
 // soak watches beside four busy loops on this machine.
@@ -307,7 +312,7 @@ func soak(t *testing.T, f *faults, l *line) {
 		long, err = time.ParseDuration(text)
 		require.NoError(t, err, "SOAK, such as 10m")
 	}
-	mark := f.mark()
+	mark, began := f.mark(), time.Now()
 	var loops []*exec.Cmd
 	for range 4 {
 		c := exec.Command("sh", "-c", "while :; do :; done")
@@ -319,7 +324,7 @@ func soak(t *testing.T, f *faults, l *line) {
 		_ = c.Process.Kill()
 		_ = c.Wait()
 	}
-	events := f.from(mark)
+	events := after(f.from(mark), began)
 	count := map[watch.State]int{}
 	for _, e := range events {
 		count[e.State]++
