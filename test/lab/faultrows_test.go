@@ -181,7 +181,7 @@ func rows(t *testing.T) []fault {
 				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", reason: "disk"},
 				{by: onPrimary, backend: watch.MongoDB, states: "suspect? down up", reason: "connection refused"},
 			}, also: []watch.Backend{watch.StackStorm}, within: 2 * time.Minute,
-			check: func(t *testing.T, events []seen) {
+			check: func(t assert.TestingT, events []seen) {
 				assert.True(t, slices.ContainsFunc(events, func(e seen) bool {
 					return e.Heal.Event == heal.EventGaveUp && strings.Contains(e.Heal.Reason, "full")
 				}), "that nothing can be healed for want of room is told")
@@ -252,7 +252,7 @@ func killing(node, process string, kills int, w want) func(*testing.T, *faults, 
 		defer on(t, node, "rm "+heal.MaintenanceFile)
 		var took, ofEnd []time.Duration
 		for i := range kills {
-			if i%4 == 0 {
+			if i%3 == 0 {
 				f.afresh(t, node) // or what is killed every few seconds flaps
 			}
 			f.writer.hold(t, w.endpoint)

@@ -59,15 +59,16 @@ type fault struct {
 	also   []watch.Backend              // others that may be down meanwhile
 	healer string
 	within time.Duration // all is well again by then; 90 s
-	check  func(t *testing.T, events []seen)
+	check  func(t assert.TestingT, events []seen)
 	custom func(t *testing.T, f *faults, l *line) // in place of all that
 }
 
 // faults is the joined pair with all that watches it.
 type faults struct {
 	*observer
-	writer *writer
-	table  *table
+	writer   *writer
+	table    *table
+	repeated int // rows that were made once more
 }
 
 // TestFaults makes faults on a joined pair, one after the other, and shows how
@@ -125,12 +126,41 @@ func (f *faults) watched(t *testing.T, mark int) {
 	require.Empty(t, f.calm(3*time.Minute), "not all is well to begin with")
 }
 
-// run makes one row's fault, waits for what it asks for, and judges.
+// run makes one row's fault, waits for what it asks for, and judges. A row that
+// is not as required is made once more, three rows of a table at most: in the
+// lab several nodes share two cores, and any of them may stand still for
+// seconds. The table has both attempts. What is lost, or cannot be done, fails
+// at once.
 func (f *faults) run(t *testing.T, r fault) {
+	for attempt := 1; ; attempt++ {
+		v := &verdict{T: t}
+		f.once(t, v, r)
+		if len(v.not) == 0 || t.Failed() {
+			break
+		}
+		t.Logf("not as required:%s", strings.Join(v.not, ""))
+		if f.repeated++; attempt > 1 || f.repeated > 3 {
+			t.Fail()
+			break
+		}
+	}
+}
+
+// verdict is what is not as required, of one attempt.
+type verdict struct {
+	*testing.T
+	not []string
+}
+
+func (v *verdict) Errorf(format string, args ...any) {
+	v.not = append(v.not, fmt.Sprintf(format, args...))
+}
+
+func (f *faults) once(t *testing.T, v *verdict, r fault) {
 	if r.within == 0 {
 		r.within = 90 * time.Second
 	}
-	require.Empty(t, f.calm(2*time.Minute), "not all is well before the fault")
+	require.Empty(t, f.calm(3*time.Minute), "not all is well before the fault")
 	for _, n := range []string{"primary", "secondary"} {
 		forget(t, n)
 	}
@@ -139,15 +169,15 @@ func (f *faults) run(t *testing.T, r fault) {
 	f.writer.late(t)
 	mark, began := f.mark(), time.Now()
 	defer func() {
+		line.ok = !t.Failed() && len(v.not) == 0 && line.lost != ""
 		t.Logf("%+v", *line)
-		if t.Failed() {
+		if !line.ok {
 			f.show(t, mark, began)
 		}
 	}()
 	if r.custom != nil {
 		r.custom(t, f, line)
-		line.lost = f.writer.check(t)
-		line.note, line.ok = notes(f.ranSince(began)), !t.Failed()
+		line.note, line.lost = notes(f.ranSince(began)), f.writer.check(t)
 		return
 	}
 	killed := len(r.wants) > 0 && r.wants[0].down == killedLimit
@@ -167,7 +197,7 @@ func (f *faults) run(t *testing.T, r fault) {
 		}
 		return true
 	})
-	assert.True(t, seenDown, "not all was seen that had to be")
+	assert.True(v, seenDown, "not all was seen that had to be")
 	time.Sleep(time.Until(at.Add(r.lasts)))
 	if r.end != nil {
 		over = r.end(t)
@@ -183,21 +213,26 @@ func (f *faults) run(t *testing.T, r fault) {
 		}
 		return true
 	})
-	assert.Empty(t, f.calm(r.within), "not all is well again")
+	assert.Empty(v, f.calm(r.within), "not all is well again")
 	events := after(f.from(mark), at)
 	actions := f.ranSince(began)
 	line.late = f.writer.late(t)
 	for i, w := range r.wants {
-		w.judge(t, events, at, over, line, i == 0)
+		w.judge(v, events, at, over, line, i == 0)
 	}
-	r.unexpected(t, events)
+	r.unexpected(v, events)
 	line.healer = r.healedBy(events, actions)
-	assert.Equal(t, r.healer, line.healer, "healed by")
-	line.lost = f.writer.check(t)
+	assert.Equal(v, r.healer, line.healer, "healed by")
 	if r.check != nil {
-		r.check(t, events)
+		r.check(v, events)
 	}
-	line.note, line.ok = notes(actions), !t.Failed()
+	line.note, line.lost = notes(actions), f.writer.check(t)
+}
+
+// forget has a node forget what was healed on it.
+func forget(t *testing.T, node string) {
+	t.Helper()
+	on(t, node, "rm -rf /var/lib/st2ha/heals /var/lib/st2ha/maintenance")
 }
 
 // show logs all that was seen and done, for people to find out why.
@@ -276,7 +311,7 @@ func (w want) incident(events []seen) (its []seen, slow int) {
 
 // judge compares what was seen with what is wanted; the first want of a row
 // also makes its line.
-func (w want) judge(t *testing.T, events []seen, at, over time.Time, l *line, first bool) {
+func (w want) judge(t *verdict, events []seen, at, over time.Time, l *line, first bool) {
 	downs, wantDowns := 0, 0
 	for _, e := range w.of(events) {
 		if e.State == watch.StateDown {
@@ -336,7 +371,7 @@ func (w want) judge(t *testing.T, events []seen, at, over time.Time, l *line, fi
 }
 
 // unexpected fails on whatever else was down.
-func (r fault) unexpected(t *testing.T, events []seen) {
+func (r fault) unexpected(t assert.TestingT, events []seen) {
 	expected := slices.Clone(r.also)
 	for _, w := range r.wants {
 		expected = append(expected, w.backend)

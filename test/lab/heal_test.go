@@ -15,10 +15,12 @@ func eventually(t *testing.T, node, line string) {
 	on(t, node, fmt.Sprintf("timeout 90 sh -c 'until %s; do sleep 0.5; done'", line))
 }
 
-// forget has a node forget what was healed on it.
-func forget(t *testing.T, node string) {
+// unjoined gives the two nodes as they were installed, and sees to it that the
+// test leaves them so.
+func unjoined(t *testing.T) {
 	t.Helper()
-	on(t, node, "rm -rf /var/lib/st2ha/heals /var/lib/st2ha/maintenance")
+	untouched := installed(t, "primary", "secondary")
+	t.Cleanup(func() { untouched(t) })
 }
 
 func checks(r result) []string {
@@ -32,8 +34,7 @@ func checks(r result) []string {
 // A backend that is down is restarted on its node, within limits, and not at
 // all while people are at work there.
 func TestHealBackend(t *testing.T) {
-	forget(t, "secondary")
-	t.Cleanup(func() { forget(t, "secondary") })
+	unjoined(t)
 	heal := []string{"restart_backend", "--host=" + secondary, "--backend=redis", "--endpoint=127.0.0.1:6379"}
 	runs := on(t, "secondary", "ls -A /var/lib/st2ha/runs 2>/dev/null || true")
 
@@ -77,8 +78,7 @@ func TestHealBackend(t *testing.T) {
 
 // Exactly the service that is down is restarted.
 func TestHealServices(t *testing.T) {
-	forget(t, "secondary")
-	t.Cleanup(func() { forget(t, "secondary") })
+	unjoined(t)
 	on(t, "secondary", "systemctl stop st2notifier st2actionrunner@2")
 	before := on(t, "secondary", "systemctl show --property=MainPID --value st2scheduler st2actionrunner@1")
 	r := st2ha(t, "primary", "recover_st2_services", "--host="+secondary)
@@ -100,10 +100,7 @@ func TestHealServices(t *testing.T) {
 
 // What is exported and mounted is so again after somebody took it away.
 func TestHealMount(t *testing.T) {
-	for _, node := range []string{"primary", "secondary"} {
-		forget(t, node)
-		t.Cleanup(func() { forget(t, node) })
-	}
+	unjoined(t)
 	const dir = "/srv/shared"
 	on(t, "primary", "mkdir -p "+dir+" && chgrp st2packs "+dir)
 	t.Cleanup(func() { on(t, "primary", "rm -rf "+dir) })
@@ -154,10 +151,9 @@ func TestHealMount(t *testing.T) {
 
 // The watchdog runs from outside the pack, heals, and leaves no trace once undone.
 func TestWatchdog(t *testing.T) {
+	unjoined(t)
 	list := "find /usr/local/lib /etc/systemd -printf '%p %m %u %g %l\\n' | sort"
 	before, files := tree(t, "secondary"), on(t, "secondary", list)
-	forget(t, "secondary")
-	t.Cleanup(func() { forget(t, "secondary") })
 	install := []string{"install_watchdog", "--host=" + secondary, "--run=watchdog"}
 	t.Cleanup(func() {
 		r := st2ha(t, "primary", "rollback", "--host="+secondary, "--only=watchdog")

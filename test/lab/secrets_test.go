@@ -105,6 +105,7 @@ func holding(t *testing.T, node string, secrets []string) (files []string) {
 // processes, output, logs, the journal but for its before-images, other files.
 func TestSecrets(t *testing.T) {
 	nodes := []string{"primary", "secondary"}
+	installed(t, nodes...)
 	provide(t, "/usr/local/bin/lab-sampler", "./sampler", nodes)
 	for _, n := range nodes {
 		t.Cleanup(func() { on(t, n, "rm -f /usr/local/bin/lab-sampler") })
