@@ -156,6 +156,7 @@ func (v *verdict) Errorf(format string, args ...any) {
 	v.not = append(v.not, fmt.Sprintf(format, args...))
 }
 
+// once is one attempt.
 func (f *faults) once(t *testing.T, v *verdict, r fault) {
 	if r.within == 0 {
 		r.within = 90 * time.Second
