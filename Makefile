@@ -64,7 +64,7 @@ sensor: ## the sensor, as it is and with StackStorm's eventlet patching; its rul
 	$$(test/workflow/setup.sh) test/sensor/test_rules.py
 
 lab-test: ## join, again, rollback, failures, bad input, faults, healing, power cut; killed at one change of sixteen
-	KILL_EVERY=16 KILLS=5 go test -count=1 -timeout 80m -v -skip '^($(LAB_LONG))$$' ./test/lab
+	KILL_EVERY=16 KILLS=3 go test -count=1 -timeout 80m -v -skip '^($(LAB_LONG))$$' ./test/lab
 
 lab-long: ## older nodes; secrets; killed at each change
 	go test -count=1 -timeout 120m -v -run '^($(LAB_LONG)|TestKilled)$$' ./test/lab

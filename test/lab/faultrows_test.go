@@ -60,7 +60,7 @@ func rows(t *testing.T) []fault {
 		{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect down? up", suspect: suspectLimit},
 	}
 	// A broker that starts takes the primary's one CPU for seconds, in which MongoDB answers now and then.
-	const starved = "suspect? down flapping? suspect? flapping? up"
+	const starved = "suspect? down … up"
 	return []fault{
 		{name: "MongoDB killed", inject: signalling("primary", "KILL", "mongod"), healer: "watchdog",
 			wants: []want{

@@ -21,6 +21,28 @@ import (
 	"st2ha/internal/watch"
 )
 
+// TestFaults makes faults on a joined pair, one after the other, and shows how
+// each is seen and healed. It is in the last file, for it leaves the nodes joined.
+func TestFaults(t *testing.T) {
+	joined(t)
+	f := &faults{observer: newObserver(t), table: newTable()}
+	t.Cleanup(func() { f.table.print(t) })
+	f.enable(false) // the queue may hold what happened before
+	f.watchFrom("secondary")
+	t.Cleanup(func() {
+		f.stop()
+		if t.Failed() {
+			t.Log(f.log())
+		}
+	})
+	f.watched(t, 0)
+	f.enable(true)
+	f.writer = newWriter(t)
+	for _, row := range rows(t) {
+		t.Run(row.name, func(t *testing.T) { f.run(t, row) })
+	}
+}
+
 // seen is one trigger that the sensor dispatched.
 type seen struct {
 	watch.Event            // zero unless it is a change of state
