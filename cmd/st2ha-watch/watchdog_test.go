@@ -310,6 +310,7 @@ func TestWatchdogKilled(t *testing.T) {
 	incidents := map[string][]watch.Event{}
 	seen := map[string]bool{}
 	state := map[watch.Backend]watch.State{}
+	launched := time.Now()
 	for quiet := false; !quiet; {
 		select {
 		case e := <-all:
@@ -318,7 +319,8 @@ func TestWatchdogKilled(t *testing.T) {
 			incidents[e.ID] = append(incidents[e.ID], e)
 			state[e.Backend] = e.State
 		case <-time.After(8 * time.Second):
-			quiet = true
+			well := state[watch.Redis] == watch.StateUp && state[watch.RabbitMQ] == watch.StateUp
+			quiet = well || time.Since(launched) > time.Minute // a machine that is short of CPU takes longer
 		}
 	}
 	open := 0
