@@ -153,12 +153,11 @@ func TestHealMount(t *testing.T) {
 func TestWatchdog(t *testing.T) {
 	unjoined(t)
 	list := "find /usr/local/lib /etc/systemd -printf '%p %m %u %g %l\\n' | sort"
-	before, files := tree(t, "secondary"), on(t, "secondary", list)
+	files := on(t, "secondary", list)
 	install := []string{"install_watchdog", "--host=" + secondary, "--run=watchdog"}
 	t.Cleanup(func() {
 		r := st2ha(t, "primary", "rollback", "--host="+secondary, "--only=watchdog")
 		require.Zero(t, r.exit, r.raw)
-		require.Empty(t, difference(before, tree(t, "secondary")))
 		require.Equal(t, files, on(t, "secondary", list))
 		require.Contains(t, on(t, "secondary", "systemctl show --property=LoadState st2ha-watchdog; pgrep -x st2ha-watch || true"), "LoadState=not-found\n")
 	})
