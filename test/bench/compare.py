@@ -92,6 +92,11 @@ class St2ha:
         return took
 
 
+def login():
+    """What each process has to wait for before it can begin, by ssh itself."""
+    return timed(["ssh", "-i", key, "-o", "ControlMaster=no", "-o", "ControlPath=none"] + ssh_options + ["stanley@" + primary, "sudo -n true"], None)[0]
+
+
 def connected(log):
     """When the last host was connected: logged in, sudo and sftp-server running there."""
     return max(seconds(t) for t in re.findall(r"msg=connected .*after=(\S+)", log))
@@ -146,11 +151,13 @@ for tool in (ansible, st2ha):
     times[tool] = statistics.median(firsts), statistics.median(tool.again() for _ in range(runs))
 st2ha.restart()
 one = statistics.median(st2ha.drift() for _ in range(runs))
+logins = len(steps) * statistics.median(login() for _ in range(runs))
 
 print("\n%-58s %10s %10s" % (title, "first run", "no change"))
 print("%-58s %8.2f s %8.3f s" % ("Ansible, ControlPersist and pipelining", *times[ansible]))
 print("%-58s %8.2f s %8.3f s" % ("st2ha, the six steps, a process each as StackStorm does", *times[st2ha]))
 print("%-58s %10s %8.3f s" % ("st2ha drift, the same and verify_node in one process", "", one))
+print("%-58s %10s %8.3f s" % ("six logins with sudo alone, by ssh", "", logins))
 print("%-58s %8.1f x %8.1f x" % ("Ansible : st2ha, the six steps", times[ansible][0] / times[st2ha][0], times[ansible][1] / times[st2ha][1]))
 print("%-58s %10s %8.1f x" % ("Ansible : st2ha drift", "", times[ansible][1] / one))
 print("medians of %d first runs, without the services' own restarts, and of %d with nothing to change" % (first_runs, runs))
