@@ -497,7 +497,10 @@ func newWriter(t *testing.T) *writer {
 	provide(t, "/usr/local/sbin/lab-writer", "./writer", []string{"secondary"})
 	w := &writer{}
 	w.start(t)
-	t.Cleanup(func() { w.stop() })
+	t.Cleanup(func() {
+		w.stop()
+		on(t, "secondary", "timeout 60 rm -f "+written+" "+writtenCopy+" /usr/local/sbin/lab-writer")
+	})
 	return w
 }
 

@@ -244,6 +244,7 @@ type outcome struct {
 type stackstorm struct {
 	node     string
 	settings string
+	pack     string // on the node, if it is not where it is installed
 }
 
 // action runs an action of the pack as StackStorm on the primary would.
@@ -285,8 +286,12 @@ func (s stackstorm) try(t *testing.T, name string, params map[string]any) (outco
 	if err != nil {
 		return outcome{}, err
 	}
-	c := command(encoded, strings.TrimSpace(string(python)), "../workflow/run.py", "--pack", "../..", "--config", config.Name(), "--params", "-",
-		"--exec", "ssh -F "+os.Getenv("LAB")+"/ssh_config "+s.node, name)
+	argv := []string{strings.TrimSpace(string(python)), "../workflow/run.py", "--pack", "../..", "--config", config.Name(), "--params", "-",
+		"--exec", "ssh -F " + os.Getenv("LAB") + "/ssh_config " + s.node, name}
+	if s.pack != "" {
+		argv = append(argv, "--node-pack", s.pack)
+	}
+	c := command(encoded, argv...)
 	var stderr bytes.Buffer
 	c.Stderr = &stderr
 	out, _ := c.Output() // a failed workflow is judged by its output

@@ -59,6 +59,70 @@ func TestForms(t *testing.T) {
 	}
 }
 
+// secrets looks for the secrets where they must not be, while nodes are at work.
+type secrets struct {
+	all  []string
+	said string // by all runs
+	stop map[string]func() []string
+}
+
+// verbosely is where nodes have a launcher by which all is logged that can be.
+const verbosely = "/usr/local/lib/lab-verbose"
+
+// newSecrets puts that and the sampler on nodes.
+func newSecrets(t *testing.T, nodes ...string) *secrets {
+	t.Helper()
+	provide(t, "/usr/local/bin/lab-sampler", "./sampler", nodes)
+	for _, n := range nodes {
+		on(t, n, fmt.Sprintf(`mkdir -p %[1]s/actions && echo '#!/bin/sh
+exec %[2]s "$@" --verbose' > %[1]s/actions/st2ha && chmod 755 %[1]s/actions/st2ha`, verbosely, program))
+		t.Cleanup(func() { on(t, n, "rm -rf /usr/local/bin/lab-sampler "+verbosely) })
+	}
+	s := &secrets{stop: map[string]func() []string{}}
+	for _, secret := range []string{password, primaryPassword, secondaryPassword} {
+		s.all = append(s.all, forms(t, secret)...)
+	}
+	return s
+}
+
+// action runs an action, verbosely, and keeps what was said.
+func (s *secrets) action(t *testing.T, node, name string, params map[string]any) outcome {
+	t.Helper()
+	o := stackstorm{node: node, pack: verbosely}.action(t, name, params)
+	s.said += o.raw
+	return o
+}
+
+// watch looks at the processes of nodes: of the secondary also at the
+// environments of those that others start.
+func (s *secrets) watch(t *testing.T, nodes ...string) {
+	t.Helper()
+	for _, n := range nodes {
+		flags := ""
+		if n == "secondary" {
+			flags = "-all"
+		}
+		s.stop[n] = sample(t, n, append([]string{marker}, s.all...), flags)
+		on(t, n, "sh -c 'sleep 0.5; exit 0' "+marker)
+	}
+}
+
+// unseen fails if a process had one of the secrets, or a run said one.
+func (s *secrets) unseen(t *testing.T) {
+	t.Helper()
+	for n, stop := range s.stop {
+		found := stop()
+		require.Contains(t, found, "argv 0 sh", "%s: the marker", n)
+		for _, find := range found {
+			require.True(t, strings.HasPrefix(find, "argv 0 "), "%s: %s", n, find)
+		}
+	}
+	clear(s.stop)
+	for i, secret := range s.all {
+		require.NotContains(t, s.said, secret, "secret %d in what the runs said", i)
+	}
+}
+
 // sample has a node's processes watched until stop, which returns the finds.
 func sample(t *testing.T, node string, secrets []string, flags string) (stop func() []string) {
 	t.Helper()
@@ -98,69 +162,4 @@ func holding(t *testing.T, node string, secrets []string) (files []string) {
 	out, err := c.Output()
 	require.NoError(t, err, "%s", out)
 	return strings.Fields(string(out))
-}
-
-// TestSecrets runs everything, also what fails, as verbosely as it can, and
-// looks for the secrets where they must not be: arguments and environments of
-// processes, output, logs, the journal but for its before-images, other files.
-func TestSecrets(t *testing.T) {
-	nodes := []string{"primary", "secondary"}
-	installed(t, nodes...)
-	provide(t, "/usr/local/bin/lab-sampler", "./sampler", nodes)
-	for _, n := range nodes {
-		t.Cleanup(func() { on(t, n, "rm -f /usr/local/bin/lab-sampler") })
-	}
-	secrets := append(forms(t, password), append(forms(t, primaryPassword), forms(t, secondaryPassword)...)...)
-	said := ""
-	say := func(o outcome) outcome { said += o.raw; return o }
-
-	stops := map[string]func() []string{}
-	for n, flags := range map[string]string{"primary": "", "secondary": "-all"} {
-		stops[n] = sample(t, n, append([]string{marker}, secrets...), flags)
-		on(t, n, "sh -c 'sleep 0.5; exit 0' "+marker)
-	}
-	// A workflow has no such parameter, so the launcher adds it to each step.
-	on(t, "primary", `sed -i 's/"$program" "$@"$/& --verbose/' `+program)
-	t.Cleanup(func() { on(t, "primary", "sed -i 's/ --verbose$//' "+program) })
-	verbose := say(action(t, "preflight", nil))
-	require.Contains(t, verbose.raw, "level=DEBUG")
-	say(action(t, "join_secondary", map[string]any{"dry_run": true}))
-	on(t, "secondary", "chattr +i /etc/fstab")
-	o := say(action(t, "join_secondary", nil))
-	on(t, "secondary", "chattr -i /etc/fstab")
-	require.Equal(t, "failed", o.Status, o.raw)
-	settle(t, "primary")
-	on(t, "primary", "rabbitmqctl --quiet add_user st2 another-one")
-	o = say(action(t, "join_secondary", nil))
-	require.Equal(t, "failed", o.Status, o.raw)
-	require.Contains(t, o.raw, "rabbitmq_password")
-	o = say(action(t, "join_secondary", map[string]any{"update_password": true}))
-	require.Equal(t, "succeeded", o.Status, o.raw)
-	settle(t, "primary")
-	for _, n := range nodes {
-		for _, file := range holding(t, n, secrets) {
-			require.True(t, file == "/etc/st2/st2.conf" || strings.HasPrefix(file, "/var/lib/st2ha/runs/") && strings.HasSuffix(file, ".image"), "%s: %s", n, file)
-			require.Contains(t, []string{"600\n", "640\n", "660\n"}, on(t, n, "stat -c %a "+file), "%s: %s", n, file)
-		}
-	}
-	for _, address := range []string{secondary, primary} {
-		o = say(action(t, "rollback", map[string]any{"host": address}))
-		require.Equal(t, "succeeded", o.Status, o.raw)
-	}
-	settle(t, "primary")
-	on(t, "primary", "rabbitmqctl --quiet delete_user st2")
-	for _, n := range nodes {
-		for _, file := range holding(t, n, secrets) {
-			require.Equal(t, "/etc/st2/st2.conf", file, n)
-		}
-		require.Empty(t, holding(t, n, forms(t, password)), n)
-		found := stops[n]()
-		require.Contains(t, found, "argv 0 sh", "%s: the marker", n)
-		for _, find := range found {
-			require.True(t, strings.HasPrefix(find, "argv 0 "), "%s: %s", n, find)
-		}
-	}
-	for i, secret := range secrets {
-		require.NotContains(t, said, secret, "secret %d in what the runs said", i)
-	}
 }

@@ -21,10 +21,16 @@ import (
 	"st2ha/internal/watch"
 )
 
-// TestFaults makes faults on a joined pair, one after the other, and shows how
-// each is seen and healed. It is in the last file, for it leaves the nodes joined.
+// TestFaults is the table of faults by itself; TestJoin has it as well. It
+// leaves the nodes joined.
 func TestFaults(t *testing.T) {
 	joined(t)
+	seenAndHealed(t)
+}
+
+// seenAndHealed makes faults on a joined pair, one after the other, and shows
+// how each is seen and healed.
+func seenAndHealed(t *testing.T) {
 	f := &faults{observer: newObserver(t), table: newTable()}
 	t.Cleanup(func() { f.table.print(t) })
 	f.enable(false) // the queue may hold what happened before
@@ -129,7 +135,7 @@ func (o *observer) watchFrom(node string) {
 // its own, which ends soon when the node does.
 func (o *observer) run(node string, stopped <-chan struct{}) {
 	c := exec.Command("ssh", "-F", os.Getenv("LAB")+"/ssh_config", "-o", "ControlPath=none", "-o", "ConnectTimeout=5", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=40", node,
-		"test -e /opt/stackstorm/packs/st2ha/sensors/backend_sensor.py && exec setpriv --reuid=st2 --regid=st2 --init-groups python3 /usr/local/lib/lab-sensor/container.py")
+		"test -e /opt/stackstorm/packs/st2ha/sensors/backend_sensor.py && exec setpriv --reuid=st2 --regid=st2 --init-groups python3 -B /usr/local/lib/lab-sensor/container.py")
 	log, err := os.OpenFile(filepath.Join(o.dir, "sensor.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		o.t.Error(err)

@@ -25,7 +25,7 @@ func main() {
 	all := flag.Bool("all", false, "look into the environment of all processes")
 	flag.Parse()
 	in := bufio.NewReader(os.Stdin)
-	s := sampler{all: *all, seen: map[string]bool{}, age: map[string]int{}, found: map[string]bool{}}
+	s := sampler{all: *all, seen: map[string]bool{}, young: map[int]time.Time{}, found: map[string]bool{}}
 	for {
 		line, err := in.ReadString('\n')
 		if line = strings.TrimSuffix(line, "\n"); line == "" || err != nil {
@@ -46,46 +46,77 @@ func main() {
 		case <-ended:
 			fmt.Printf("%d rounds, %d command lines\n", rounds, len(s.seen))
 			return
-		case <-time.After(time.Since(began)): // half of the node's time is for others
+		case <-time.After(min(6*time.Since(began), pause)): // most of the node's time is for others
 		}
 	}
 }
+
+// pause is the longest time between two looks.
+const pause = 30 * time.Millisecond
+
+// youth is how long a new process is looked at again and again. Who executes
+// another program does so early in life.
+const youth = 600 * time.Millisecond
 
 type sampler struct {
 	all     bool
 	secrets [][]byte
-	seen    map[string]bool // a process and its arguments
-	age     map[string]int  // rounds in which a process was there
+	seen    map[string]bool   // a process and its arguments
+	last    int               // the newest process known
+	young   map[int]time.Time // processes, and until when they are looked at
+	listed  time.Time         // when all were
 	found   map[string]bool
 }
 
-// look goes through /proc once. A process that is gone meanwhile reads as empty.
+// look looks at the processes that are new, which the kernel's newest process
+// number (loadavg of proc(5)) tells without a list of all; once a second at all.
+// One that is gone meanwhile reads as empty.
 func (s *sampler) look() {
-	dir, err := os.Open("/proc")
+	now := time.Now()
+	load, _ := os.ReadFile("/proc/loadavg")
+	last, err := strconv.Atoi(strings.TrimSpace(string(load[bytes.LastIndexByte(load, ' ')+1:])))
 	if err != nil {
 		return
 	}
-	defer dir.Close()
-	names, _ := dir.Readdirnames(-1)
-	for _, pid := range names {
-		if _, err := strconv.Atoi(pid); err != nil {
-			continue
+	if last < s.last { // the numbers begin anew
+		s.last, s.listed = 0, time.Time{}
+	}
+	for pid := max(s.last+1, last-1000); s.last > 0 && pid <= last; pid++ {
+		s.young[pid] = now.Add(youth)
+	}
+	if now.Sub(s.listed) > time.Second {
+		s.listed = now
+		until := now
+		if s.last == 0 {
+			until = now.Add(youth)
 		}
-		// Who executes another program does so early in life.
-		if s.age[pid]++; s.age[pid] > 50 && s.age[pid]%20 != 0 {
-			continue
+		names, _ := filepath.Glob("/proc/[0-9]*")
+		for _, name := range names {
+			if pid, _ := strconv.Atoi(filepath.Base(name)); s.young[pid].IsZero() {
+				s.young[pid] = until
+			}
 		}
-		argv, _ := os.ReadFile("/proc/" + pid + "/cmdline")
-		if len(argv) == 0 || s.seen[pid+string(argv)] {
-			continue
+	}
+	s.last = last
+	for pid, until := range s.young {
+		if now.After(until) {
+			delete(s.young, pid)
 		}
-		s.seen[pid+string(argv)] = true
-		s.match("argv", argv, argv)
-		// Read after that is known: until it executes its program, a process has the environment of who started it.
-		if s.all || startedByUs(pid) {
-			env, _ := os.ReadFile("/proc/" + pid + "/environ")
-			s.match("environ", env, argv)
-		}
+		s.process(strconv.Itoa(pid))
+	}
+}
+
+func (s *sampler) process(pid string) {
+	argv, err := os.ReadFile("/proc/" + pid + "/cmdline")
+	if err != nil || len(argv) == 0 || s.seen[pid+string(argv)] {
+		return
+	}
+	s.seen[pid+string(argv)] = true
+	s.match("argv", argv, argv)
+	// Read after that is known: until it executes its program, a process has the environment of who started it.
+	if s.all || startedByUs(pid) {
+		env, _ := os.ReadFile("/proc/" + pid + "/environ")
+		s.match("environ", env, argv)
 	}
 }
 
