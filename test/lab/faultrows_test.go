@@ -135,9 +135,9 @@ func rows(t *testing.T) []fault {
 		{name: "packets to the primary dropped", inject: dropping("secondary", "primary"), end: passing, healer: "itself", wants: reached, also: all},
 		{name: "packets from the primary dropped", inject: dropping("primary", "secondary"), end: passing, healer: "itself", wants: reached, also: all},
 		{name: "link down for 2 s", inject: scripted("part"), lasts: 2 * time.Second, end: ending("join"), healer: "itself", wants: doubted, also: all},
-		{name: "link down for 20 s", inject: scripted("part"), lasts: 20 * time.Second, end: ending("join"), healer: "itself", wants: append(slices.Clone(reached), hung), also: all},
-		{name: "link down for 60 s", inject: scripted("part"), lasts: 60 * time.Second, end: ending("join"), healer: "itself", wants: append(slices.Clone(reached), hung), also: all},
-		{name: "primary's kernel frozen", inject: scripted("freeze", "primary"), lasts: 10 * time.Second, end: ending("thaw", "primary"), healer: "itself",
+		{name: "link down for 20 s", fresh: true, inject: scripted("part"), lasts: 20 * time.Second, end: ending("join"), healer: "itself", wants: append(slices.Clone(reached), hung), also: all},
+		{name: "link down for 60 s", fresh: true, inject: scripted("part"), lasts: 60 * time.Second, end: ending("join"), healer: "itself", wants: append(slices.Clone(reached), hung), also: all},
+		{name: "primary's kernel frozen", fresh: true, inject: scripted("freeze", "primary"), lasts: 10 * time.Second, end: ending("thaw", "primary"), healer: "itself",
 			wants: append([]want{reached[2], hung}, reached[:2]...), also: all},
 		{name: "Redis flapping", healer: "itself",
 			inject: running("secondary", "p=$(pidof redis-server); for i in 1 2 3 4 5 6 7 8 9 10 11 12; do kill -STOP $p; sleep 0.45; kill -CONT $p; sleep 0.3; done"),
@@ -200,7 +200,7 @@ func rows(t *testing.T) []fault {
 				{by: onPrimary, backend: watch.MongoDB, states: starved},
 				{by: onPrimary, backend: watch.RabbitMQ, states: starved},
 			}, also: []watch.Backend{watch.StackStorm}},
-		{name: "primary rebooted", inject: scripted("reboot", "primary"), healer: "itself", within: 3 * time.Minute,
+		{name: "primary rebooted", fresh: true, inject: scripted("reboot", "primary"), healer: "itself", within: 3 * time.Minute,
 			wants: []want{
 				{by: sensor, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up"},
 				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: booting},
@@ -285,10 +285,12 @@ func killing(node, process string, kills int, w want) func(*testing.T, *faults, 
 	}
 }
 
-// afresh has watchers that know nothing of what was: the sensor's, and a node's watchdog.
-func (f *faults) afresh(t *testing.T, node string) {
+// afresh has watchers that know nothing of what was: the sensor's, and nodes' watchdogs.
+func (f *faults) afresh(t *testing.T, nodes ...string) {
 	t.Helper()
-	on(t, node, "systemctl restart st2ha-watchdog")
+	for _, node := range nodes {
+		on(t, node, "systemctl restart st2ha-watchdog")
+	}
 	mark := f.mark()
 	f.stop() // the sensor with it: one whose watcher is killed again and again starts it later and later
 	f.watchFrom("secondary")
