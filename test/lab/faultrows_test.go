@@ -61,8 +61,6 @@ func rows(t *testing.T) []fault {
 	}
 	// A broker that starts takes the primary's one CPU for seconds, in which it and MongoDB answer now and then.
 	const starved = "suspect? flapping? down … up"
-	// So does a node that boots; but once down is down once.
-	const booting = "suspect? down flapping? suspect? up"
 	return []fault{
 		{name: "MongoDB killed", inject: signalling("primary", "KILL", "mongod"), healer: "watchdog",
 			wants: []want{
@@ -203,8 +201,8 @@ func rows(t *testing.T) []fault {
 		{name: "primary rebooted", fresh: true, inject: scripted("reboot", "primary"), healer: "itself", within: 3 * time.Minute,
 			wants: []want{
 				{by: sensor, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up"},
-				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: booting},
-				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: booting},
+				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect? down up"},
+				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up"},
 			}, also: all},
 		{name: "secondary boots without the primary", custom: rebootAlone},
 	}
