@@ -61,7 +61,7 @@ type fault struct {
 	healer string
 	within time.Duration // all is well again by then; 90 s
 	check  func(t assert.TestingT, events []seen)
-	custom func(t *testing.T, f *faults, l *line) // in place of all that
+	custom func(t *testing.T, v *verdict, f *faults, l *line) // in place of all that
 }
 
 // faults is the joined pair with all that watches it.
@@ -69,7 +69,8 @@ type faults struct {
 	*observer
 	writer   *writer
 	table    *table
-	repeated int // rows that were made once more
+	repeated int      // rows that were made once more
+	failed   []string // rows that were not as required, and why
 }
 
 // joined has the two nodes joined by today's program.
@@ -123,6 +124,7 @@ func (f *faults) run(t *testing.T, r fault) {
 		}
 		t.Logf("not as required:%s", strings.Join(v.not, ""))
 		if f.repeated++; attempt > 1 || f.repeated > 3 {
+			f.failed = append(f.failed, r.name+strings.Join(v.not, ""))
 			t.Fail()
 			break
 		}
@@ -160,7 +162,7 @@ func (f *faults) once(t *testing.T, v *verdict, r fault) {
 		}
 	}()
 	if r.custom != nil {
-		r.custom(t, f, line)
+		r.custom(t, v, f, line)
 		line.note, line.lost = notes(f.ranSince(began)), f.writer.check(t)
 		return
 	}
@@ -231,10 +233,10 @@ func (f *faults) show(t *testing.T, mark int, began time.Time) {
 
 // within fails if something took longer than its limit and the time by which a
 // process that only sleeps was late on the node.
-func (f *faults) within(t *testing.T, l *line, took, limit time.Duration, what string) {
-	t.Helper()
-	l.late = max(l.late, f.writer.late(t))
-	assert.LessOrEqual(t, took, limit+l.late, what)
+func (f *faults) within(v *verdict, l *line, took, limit time.Duration, what string) {
+	v.Helper()
+	l.late = max(l.late, f.writer.late(v.T))
+	assert.LessOrEqual(v, took, limit+l.late, what)
 }
 
 // after leaves out what was detected before a moment: a watchdog's spool may
@@ -537,6 +539,19 @@ func (w *writer) gone(t *testing.T) time.Time {
 	var answer struct{ Gone int64 }
 	w.ask(t, "gone", &answer)
 	return time.UnixMicro(answer.Gone)
+}
+
+// answered is how many writes a backend took, and acknowledged, in a time. ok is
+// whether the writer uses that backend at all.
+func (w *writer) answered(t *testing.T, b watch.Backend, from, to time.Time) (count int, ok bool) {
+	t.Helper()
+	kind, ok := map[watch.Backend]string{watch.MongoDB: "mongodb", watch.RabbitMQ: "rabbitmq", watch.NFS: "file", watch.Mount: "file"}[b]
+	if !ok {
+		return 0, false
+	}
+	var answer struct{ Answered int }
+	w.ask(t, fmt.Sprintf("answered %s %d %d", kind, from.UnixMicro(), to.UnixMicro()), &answer)
+	return answer.Answered, true
 }
 
 func (w *writer) ask(t *testing.T, question string, answer any) {

@@ -15,6 +15,12 @@ import (
 // for its before-images, other files. Not during the faults, which are timed.
 func TestJoin(t *testing.T) {
 	nodes := []string{"primary", "secondary", "secondary2"}
+	var notAsRequired []string
+	t.Cleanup(func() { // last, where people look first
+		for _, row := range notAsRequired {
+			t.Logf("fault %s", row)
+		}
+	})
 	untouched := installed(t, nodes...)
 	secret := newSecrets(t, nodes...)
 	secret.watch(t, "primary", "secondary")
@@ -116,7 +122,7 @@ func TestJoin(t *testing.T) {
 	}))
 
 	secret.unseen(t)
-	t.Run("faults", seenAndHealed)
+	t.Run("faults", func(t *testing.T) { notAsRequired = seenAndHealed(t) })
 	secret.watch(t, "primary", "secondary")
 
 	require.True(t, t.Run("another secondary joins beside the first", func(t *testing.T) {

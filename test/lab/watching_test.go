@@ -29,8 +29,8 @@ func TestFaults(t *testing.T) {
 }
 
 // seenAndHealed makes faults on a joined pair, one after the other, and shows
-// how each is seen and healed.
-func seenAndHealed(t *testing.T) {
+// how each is seen and healed. It returns what was not as required.
+func seenAndHealed(t *testing.T) (failed []string) {
 	f := &faults{observer: newObserver(t), table: newTable()}
 	t.Cleanup(func() { f.table.print(t) })
 	f.enable(false) // the queue may hold what happened before
@@ -47,6 +47,7 @@ func seenAndHealed(t *testing.T) {
 	for _, row := range rows(t) {
 		t.Run(row.name, func(t *testing.T) { f.run(t, row) })
 	}
+	return f.failed
 }
 
 // seen is one trigger that the sensor dispatched.

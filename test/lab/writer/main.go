@@ -8,7 +8,9 @@
 // COPY, on the node's own disk, gets the bytes whose fsync in FILE succeeded.
 // For a line "check" on stdin it stops writing, reads the database and the queue
 // back, prints one JSON object with what was acknowledged and what of it is
-// missing, and goes on. For "late" it says by how many milliseconds a sleep was
+// missing, and goes on. For "answered KIND FROM TO" it says how many writes were
+// begun and acknowledged in that time, in microseconds since 1970, since the last
+// check. For "late" it says by how many milliseconds a sleep was
 // late at most since the last time: the node's own slowness. For "hold ADDRESS" it
 // connects there, and for "gone" it says when that was refused from then on, in
 // microseconds since 1970: when the kernel had ended the server. It ends with stdin.
@@ -63,7 +65,13 @@ type store interface {
 type writing struct {
 	mu    sync.Mutex
 	store store
-	acked []int
+	acked []acked
+}
+
+// acked is a write that was acknowledged.
+type acked struct {
+	n            int
+	began, ended time.Time
 }
 
 func main() {
@@ -96,12 +104,20 @@ func main() {
 	go slow.run()
 	gone := make(chan time.Time)
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
-		switch question, address, _ := strings.Cut(lines.Text(), " "); question {
+		switch question, about, _ := strings.Cut(lines.Text(), " "); question {
+		case "answered":
+			var kind string
+			var from, to int64
+			if _, err := fmt.Sscan(about, &kind, &from, &to); err != nil || all[kind] == nil {
+				log.Fatalf("%q is no question", lines.Text())
+			}
+			fmt.Printf("{\"answered\": %d}\n", all[kind].answered(time.UnixMicro(from), time.UnixMicro(to)))
+			continue
 		case "late":
 			fmt.Printf("{\"late\": %d}\n", slow.take().Milliseconds())
 			continue
 		case "hold":
-			go hold(address, gone)
+			go hold(about, gone)
 			fmt.Println("{}")
 			continue
 		case "gone":
@@ -126,12 +142,26 @@ func main() {
 func (w *writing) run() {
 	for n := 1; ; n++ {
 		w.mu.Lock()
+		began := time.Now()
 		if w.store.write(n) == nil {
-			w.acked = append(w.acked, n)
+			w.acked = append(w.acked, acked{n, began, time.Now()})
 		}
 		w.mu.Unlock()
 		time.Sleep(pace)
 	}
+}
+
+// answered counts the writes that were begun and acknowledged in a time.
+func (w *writing) answered(from, to time.Time) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	count := 0
+	for _, a := range w.acked {
+		if !a.began.Before(from) && !a.ended.After(to) {
+			count++
+		}
+	}
+	return count
 }
 
 // slowness is the most that a sleep was late.
@@ -185,9 +215,9 @@ func (w *writing) check() (kept, error) {
 	if err != nil {
 		return k, err
 	}
-	for _, n := range w.acked {
-		if !there[n] {
-			k.Missing = append(k.Missing, n)
+	for _, a := range w.acked {
+		if !there[a.n] {
+			k.Missing = append(k.Missing, a.n)
 		}
 	}
 	w.acked = nil
