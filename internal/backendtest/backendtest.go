@@ -4,6 +4,7 @@
 package backendtest
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -38,35 +39,39 @@ type Server struct {
 	argv   []string
 	env    []string
 	ready  func() error
-	cmd    *exec.Cmd
-	ended  chan struct{}
 	output bytes.Buffer
+
+	mu    sync.Mutex // a watchdog may start what a test has killed
+	cmd   *exec.Cmd
+	ended chan struct{}
 }
 
 // Start starts the server and waits until it answers.
 func (s *Server) Start() error {
 	s.output.Reset()
-	s.cmd = exec.Command(s.argv[0], s.argv[1:]...)
-	s.cmd.Dir, s.cmd.Env = s.Dir, append(os.Environ(), s.env...)
-	s.cmd.Stdout, s.cmd.Stderr = &s.output, &s.output
+	cmd, ended := exec.Command(s.argv[0], s.argv[1:]...), make(chan struct{})
+	cmd.Dir, cmd.Env = s.Dir, append(os.Environ(), s.env...)
+	cmd.Stdout, cmd.Stderr = &s.output, &s.output
 	// A group of its own, so that all of it can be signalled; it ends with the test, also with one that panics.
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	s.cmd.WaitDelay = time.Second
-	if err := s.cmd.Start(); err != nil {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.WaitDelay = time.Second
+	if err := cmd.Start(); err != nil {
 		return err
 	}
-	s.ended = make(chan struct{})
-	go func(cmd *exec.Cmd, ended chan struct{}) {
+	go func() {
 		_ = cmd.Wait()
 		close(ended)
-	}(s.cmd, s.ended)
+	}()
+	s.mu.Lock()
+	s.cmd, s.ended = cmd, ended
+	s.mu.Unlock()
 	for end := time.Now().Add(startTime); ; time.Sleep(20 * time.Millisecond) {
 		err := s.ready()
 		if err == nil {
 			return nil
 		}
 		select {
-		case <-s.ended:
+		case <-ended:
 			return fmt.Errorf("%s ended: %s", s.argv[0], s.output.String())
 		default:
 		}
@@ -78,7 +83,17 @@ func (s *Server) Start() error {
 }
 
 // Signal goes to all processes of the server.
-func (s *Server) Signal(number syscall.Signal) { _ = syscall.Kill(-s.cmd.Process.Pid, number) }
+func (s *Server) Signal(number syscall.Signal) {
+	cmd, _ := s.process()
+	_ = syscall.Kill(-cmd.Process.Pid, number)
+}
+
+// process is the one that was started last, nil if none was, and its end.
+func (s *Server) process() (*exec.Cmd, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cmd, s.ended
+}
 
 // Freeze stops the server as a machine without memory would: its sockets
 // stay, and the kernel goes on accepting connections.
@@ -91,11 +106,12 @@ func (s *Server) Thaw() { s.Signal(syscall.SIGCONT) }
 // time when the signal was sent.
 func (s *Server) Kill() time.Time {
 	at := time.Now()
-	if s.cmd == nil {
+	cmd, ended := s.process()
+	if cmd == nil {
 		return at
 	}
-	s.Signal(syscall.SIGKILL)
-	<-s.ended
+	_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+	<-ended
 	return at
 }
 
@@ -231,7 +247,22 @@ func NewRedis(dir string, lines ...string) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{Addr: fmt.Sprintf("127.0.0.1:%d", port), Dir: dir, argv: []string{"redis-server", conf}}
-	s.ready = func() error { return answers(s.Addr) }
+	// Redis listens before it has read its files: a reply, and be it a refusal, comes after.
+	s.ready = func() error {
+		conn, err := net.DialTimeout("tcp", s.Addr, time.Second)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(time.Second))
+		if _, err := conn.Write([]byte("PING\r\n")); err != nil {
+			return err
+		}
+		if reply, err := bufio.NewReader(conn).ReadString('\n'); err != nil || strings.HasPrefix(reply, "-LOADING") {
+			return fmt.Errorf("no answer yet: %q: %w", reply, err)
+		}
+		return nil
+	}
 	return s, s.Start()
 }
 
@@ -273,8 +304,9 @@ type Proxy struct {
 	to       string
 	listener net.Listener
 	mu       sync.Mutex
-	held     chan struct{} // closed when it forwards again; nil while it does
-	conns    map[net.Conn]bool
+	held     chan struct{}              // closed when it forwards again; nil while it does
+	lost     chan struct{}              // the same, for the connections that are lost
+	conns    map[net.Conn]chan struct{} // lost, or nil
 	opened   int
 	all      sync.WaitGroup
 }
@@ -285,7 +317,7 @@ func NewProxy(to string) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Proxy{Addr: l.Addr().String(), to: to, listener: l, conns: map[net.Conn]bool{}}
+	p := &Proxy{Addr: l.Addr().String(), to: to, listener: l, conns: map[net.Conn]chan struct{}{}}
 	p.all.Go(p.accept)
 	return p, nil
 }
@@ -297,7 +329,7 @@ func (p *Proxy) accept() {
 			return
 		}
 		p.mu.Lock()
-		p.conns[conn] = true
+		p.conns[conn] = nil
 		p.opened++
 		p.mu.Unlock()
 		p.all.Go(func() { p.serve(conn) })
@@ -306,13 +338,13 @@ func (p *Proxy) accept() {
 
 func (p *Proxy) serve(conn net.Conn) {
 	defer p.drop(conn)
-	p.wait()
+	p.wait(conn)
 	server, err := net.Dial("tcp", p.to)
 	if err != nil {
 		return
 	}
 	p.mu.Lock()
-	p.conns[server] = true
+	p.conns[server] = nil
 	p.mu.Unlock()
 	defer p.drop(server)
 	var both sync.WaitGroup
@@ -325,7 +357,7 @@ func (p *Proxy) copy(to, from net.Conn) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buf)
-		p.wait()
+		p.wait(from)
 		if n > 0 {
 			if _, err := to.Write(buf[:n]); err != nil {
 				return
@@ -337,13 +369,15 @@ func (p *Proxy) copy(to, from net.Conn) {
 	}
 }
 
-// wait waits until the proxy forwards.
-func (p *Proxy) wait() {
+// wait waits until the proxy forwards what comes from a connection.
+func (p *Proxy) wait(from net.Conn) {
 	p.mu.Lock()
-	held := p.held
+	held, lost := p.held, p.conns[from]
 	p.mu.Unlock()
-	if held != nil {
-		<-held
+	for _, hold := range []chan struct{}{held, lost} {
+		if hold != nil {
+			<-hold
+		}
 	}
 }
 
@@ -363,13 +397,31 @@ func (p *Proxy) Hold() {
 	}
 }
 
-// Release ends a Hold.
+// Lose stops forwarding on the connections that are open, as a firewall that
+// has forgotten them; new ones are forwarded.
+func (p *Proxy) Lose() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.lost == nil {
+		p.lost = make(chan struct{})
+	}
+	for conn := range p.conns {
+		p.conns[conn] = p.lost
+	}
+}
+
+// Release ends a Hold, and what was lost is forwarded.
 func (p *Proxy) Release() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.held != nil {
-		close(p.held)
-		p.held = nil
+	for _, hold := range []*chan struct{}{&p.held, &p.lost} {
+		if *hold != nil {
+			close(*hold)
+			*hold = nil
+		}
+	}
+	for conn := range p.conns {
+		p.conns[conn] = nil
 	}
 }
 

@@ -256,6 +256,29 @@ func TestCutOff(t *testing.T) {
 	})
 }
 
+// A network that has lost the open connections, and lets new ones through, is
+// not a server that is down.
+func TestConnectionLost(t *testing.T) {
+	forEach(t, func(t *testing.T, b backend) {
+		p := newProxy(t, b.addr)
+		check := backendtest.NoLeaks(t)
+		w := start(t, b.watch(p.Addr, Timing{}))
+		w.is(ProbePing, Good, "")
+		for range 2 {
+			at := time.Now()
+			p.Lose()
+			w.is(ProbePing, Silent, "no answer for …") // the first one
+			suspect := w.is(ProbePing, Silent, "no answer for …")
+			again := w.is(ProbePing, Good, "")
+			t.Logf("suspect after %s, answered after %s", suspect.At.Sub(at), again.At.Sub(at))
+			require.Less(t, again.At.Sub(at), Timing{}.withDefaults().DownAfter)
+		}
+		w.end()
+		p.Release()
+		check()
+	})
+}
+
 // A server that answers late is not one that is away.
 func TestSlow(t *testing.T) {
 	forEach(t, func(t *testing.T, b backend) {

@@ -17,7 +17,7 @@ import (
 type Timing struct {
 	PingEvery     time.Duration // between the starts of two pings; 250 ms
 	PingDeadline  time.Duration // an answer that takes longer is missed; 250 ms
-	PingMisses    int           // in a row until the endpoint is suspect; 2
+	PingMisses    int           // in a row until the endpoint is suspect, and a fresh connection is tried as well; 2
 	DownAfter     time.Duration // since the first missed ping was sent until it is down; 3 s
 	LoginEvery    time.Duration // between two fresh logins; 10 s
 	LoginDeadline time.Duration // of one; 4 s
@@ -75,7 +75,10 @@ type session interface {
 
 // holder watches one endpoint by a session: it pings, and makes a new session
 // when the old one has ended. One attempt is on its way at a time; an answer
-// that comes late is one.
+// that comes late is one. Where the held connection has no answer, a fresh one
+// is tried beside it before the endpoint is down: a flow may be lost in the
+// network, and after a short cut TCP waits longer and longer before it tries
+// again, while the server answers everybody else.
 type holder struct {
 	Timing
 	open   func(ctx context.Context) (session, error)
@@ -83,14 +86,22 @@ type holder struct {
 
 	session  session
 	silent   time.Time       // since when there has been no answer; zero if there was one
+	missed   int             // pings without one, in a row
 	redialed time.Time       // the last time that was done at once
 	fact     string          // of the last answer
 	took     time.Duration   // the last attempt
 	trouble  map[string]bool // probes whose last report was not Good
 }
 
-// attempt is an answer to one ping, or the lack of one.
+// attempt is a ping on its way.
 type attempt struct {
+	began  time.Time
+	giveUp context.CancelFunc
+	done   chan outcome // gets the one there is
+}
+
+// outcome is an answer to one ping, or the lack of one.
+type outcome struct {
 	session session // nil if the connection ended
 	fact    string
 	err     error
@@ -108,28 +119,36 @@ const dyingPause = 5 * time.Millisecond
 // run probes until ctx ends.
 func (h *holder) run(ctx context.Context) {
 	h.trouble = map[string]bool{}
-	var (
-		done    chan attempt // nil if none is on its way
-		started time.Time    // the attempt that is, or the last one
-	)
-	begin := func() {
-		done, started = make(chan attempt, 1), time.Now()
-		go h.attempt(ctx, h.session, done)
-	}
+	var held, fresh *attempt // nil if none is on its way; fresh is only beside held
+	begin := func() { held = h.begin(ctx, h.session, h.DownAfter) }
 	begin()
+	var ending sync.WaitGroup
+	defer ending.Wait()
+	end := func(a *attempt) {
+		if a == nil {
+			return
+		}
+		a.giveUp()
+		ending.Go(func() {
+			if o := <-a.done; o.session != nil {
+				o.session.close()
+			}
+		})
+	}
 	next := time.NewTimer(h.PingDeadline)
 	defer next.Stop()
 	for {
 		var ended <-chan struct{}
-		if h.session != nil && done == nil {
+		if h.session != nil && held == nil {
 			ended = h.session.ended()
 		}
 		select {
 		case <-ctx.Done():
-			if done != nil {
-				h.session = (<-done).session
+			if held == nil {
+				h.drop()
 			}
-			h.drop()
+			end(held)
+			end(fresh)
 			return
 		case <-ended:
 			h.drop()
@@ -137,67 +156,106 @@ func (h *holder) run(ctx context.Context) {
 				begin()
 				next.Reset(h.PingDeadline)
 			}
-		case a := <-done:
+		case o := <-held.outcome():
 			if ctx.Err() != nil {
-				done, h.session = nil, a.session
+				held, h.session = nil, o.session
 				continue
 			}
-			done, h.took = nil, time.Since(started)
-			if again := h.take(a); again {
+			began := held.began
+			held.giveUp()
+			if o.late && fresh != nil {
+				held, fresh, h.session = fresh, nil, nil // the younger one goes on
+				continue
+			}
+			end(fresh)
+			held, fresh = nil, nil
+			if again := h.take(o, began); again {
 				begin()
-				if !a.late { // else the misses go on being counted
+				if !o.late { // else the misses go on being counted
 					next.Reset(h.PingDeadline)
 				}
 				continue
 			}
-			next.Reset(time.Until(started.Add(h.pause(a.err))))
+			next.Reset(time.Until(began.Add(h.pause(o.err))))
+		case o := <-fresh.outcome():
+			began := fresh.began
+			fresh.giveUp()
+			fresh = nil
+			switch {
+			case ctx.Err() != nil:
+				if o.session != nil {
+					o.session.close()
+				}
+				continue
+			case o.late || o.err != nil && unreachable(o.err):
+				continue // no answer there either
+			}
+			end(held)
+			held, h.session = nil, nil
+			h.take(o, began)
+			next.Reset(time.Until(began.Add(h.pause(o.err))))
 		case <-next.C:
-			if done == nil {
+			if held == nil {
 				begin()
 				next.Reset(h.PingDeadline)
 				continue
 			}
-			h.miss(started)
+			h.miss(held.began)
+			if fresh == nil && h.missed >= h.PingMisses && time.Since(h.silent) < h.DownAfter {
+				fresh = h.begin(ctx, nil, h.DownAfter/3)
+			}
 			next.Reset(h.PingEvery * 4 / 5) // so that two are told in time on a busy machine as well
 		}
 	}
 }
 
-// attempt pings, over a new session if there is none.
-func (h *holder) attempt(ctx context.Context, s session, done chan<- attempt) {
-	ctx, cancel := context.WithTimeout(ctx, h.DownAfter)
-	defer cancel()
-	var a attempt
-	if a.session = s; s == nil {
-		a.session, a.err = h.open(ctx)
+// begin pings, over a new session if there is none, for a time at most.
+func (h *holder) begin(ctx context.Context, s session, limit time.Duration) *attempt {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	a := &attempt{began: time.Now(), giveUp: cancel, done: make(chan outcome, 1)}
+	go func() { a.done <- h.ping(ctx, s) }()
+	return a
+}
+
+func (a *attempt) outcome() <-chan outcome {
+	if a == nil {
+		return nil
 	}
-	if a.err == nil {
-		a.fact, a.err = a.session.ping(ctx)
+	return a.done
+}
+
+func (h *holder) ping(ctx context.Context, s session) outcome {
+	var o outcome
+	if o.session = s; s == nil {
+		o.session, o.err = h.open(ctx)
+	}
+	if o.err == nil {
+		o.fact, o.err = o.session.ping(ctx)
 	}
 	var f *finding
-	if a.err != nil && !errors.As(a.err, &f) {
-		a.late = ctx.Err() != nil || errors.Is(a.err, context.DeadlineExceeded)
-		if a.session != nil {
-			a.session.close()
-			a.session = nil
+	if o.err != nil && !errors.As(o.err, &f) {
+		o.late = ctx.Err() != nil || errors.Is(o.err, context.DeadlineExceeded)
+		if o.session != nil {
+			o.session.close()
+			o.session = nil
 		}
 	}
-	done <- a
+	return o
 }
 
 // take takes what an attempt came to, and says whether the next one is due at
 // once: after one that was given up, and when a held connection has ended.
-func (h *holder) take(a attempt) (again bool) {
+func (h *holder) take(o outcome, began time.Time) (again bool) {
 	lived := h.session != nil
-	h.session = a.session
-	if a.late {
+	h.session, h.took = o.session, time.Since(began)
+	if o.late {
 		return true
 	}
-	h.silent = time.Time{}
-	if a.err == nil {
-		h.fact = a.fact
+	h.silent, h.missed = time.Time{}, 0
+	if o.err == nil {
+		h.fact = o.fact
 	}
-	h.judge(a.err)
+	h.judge(o.err)
 	return lived && h.session == nil && h.atOnce()
 }
 
@@ -234,6 +292,7 @@ func (h *holder) miss(began time.Time) {
 	if h.silent.IsZero() {
 		h.silent = began
 	}
+	h.missed++
 	h.tell(ProbePing, Silent, fmt.Sprintf("no answer for %s", time.Since(h.silent).Round(10*time.Millisecond)),
 		Limit{Suspect: h.PingMisses, DownAfter: h.DownAfter - h.PingDeadline})
 }

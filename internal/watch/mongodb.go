@@ -7,7 +7,6 @@ import (
 	"net"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.mongodb.org/mongo-driver/bson"
@@ -88,15 +87,17 @@ func (s *MongoDBSettings) login(ctx context.Context) error {
 // hold watches by one client of the driver, which lives as long as the watch,
 // and one plain connection after the other.
 func (s *MongoDBSettings) hold(ctx context.Context, report func(Observation)) {
-	var current atomic.Pointer[mongoSession]
+	var sessions sync.Map // that are open
 	// What the driver sees by itself is a hint to look, and no more: its
 	// monitor cannot tell a slow server from one that is gone.
 	look := func() {
-		if held := current.Load(); held != nil {
-			held.hint()
-		}
+		sessions.Range(func(held, _ any) bool {
+			held.(*mongoSession).hint()
+			return true
+		})
 	}
 	opts := mongodb.Options(s.Dialer, s.URI, s.Addr).SetHeartbeatInterval(500 * time.Millisecond).
+		SetMaxPoolSize(2). // a ping that has no answer takes one
 		SetServerMonitor(&event.ServerMonitor{ServerHeartbeatFailed: func(*event.ServerHeartbeatFailedEvent) { look() }}).
 		SetPoolMonitor(&event.PoolMonitor{Event: func(e *event.PoolEvent) {
 			if e.Type == event.PoolCleared {
@@ -117,8 +118,11 @@ func (s *MongoDBSettings) hold(ctx context.Context, report func(Observation)) {
 		}
 		held := &mongoSession{Conn: conn, over: make(chan struct{}), look: make(chan struct{}), client: client, election: s.Election}
 		held.hint = sync.OnceFunc(func() { close(held.look) })
-		go held.read()
-		current.Store(held)
+		sessions.Store(held, nil)
+		go func() {
+			held.read()
+			sessions.Delete(held)
+		}()
 		return held, nil
 	}}
 	h.run(ctx)

@@ -107,16 +107,16 @@ func TestMongoDBParts(t *testing.T) {
 func TestFactsGoWithReasons(t *testing.T) {
 	var got []Observation
 	h := &holder{Timing: Timing{}.withDefaults(), trouble: map[string]bool{}, report: func(o Observation) { got = append(got, o) }}
-	h.take(attempt{fact: "secondary of rs0"})
+	h.take(outcome{fact: "secondary of rs0"}, time.Now())
 	h.miss(time.Now().Add(-250 * time.Millisecond))
-	h.take(attempt{err: &finding{ProbePrimary, "no primary", Limit{Suspect: 2}}})
+	h.take(outcome{err: &finding{ProbePrimary, "no primary", Limit{Suspect: 2}}}, time.Now())
 	for i, want := range []Observation{
 		{Probe: ProbePing, Verdict: Good, Reason: "secondary of rs0"},
 		{Probe: ProbePing, Verdict: Silent, Reason: "no answer for 250ms (secondary of rs0)", Limit: Limit{Suspect: 2, DownAfter: 2750 * time.Millisecond}},
 		{Probe: ProbePing, Verdict: Good, Reason: "secondary of rs0"}, // any answer ends a silence
 		{Probe: ProbePrimary, Verdict: Bad, Reason: "no primary (secondary of rs0)", Limit: Limit{Suspect: 2}},
 	} {
-		got[i].At = time.Time{}
+		got[i].At, got[i].Took = time.Time{}, 0
 		require.Equal(t, want, got[i])
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"strings"
+	"sync/atomic"
 
 	"github.com/streadway/amqp"
 
@@ -28,10 +29,9 @@ func WatchRabbitMQ(s RabbitMQSettings) Func {
 	return func(ctx context.Context, report func(Observation)) {
 		together(report,
 			func(report func(Observation)) {
-				// What the broker said when it ended the last connection.
-				farewell := ""
+				farewell := &atomic.Value{} // what the broker said when it ended the last connection
 				h := &holder{Timing: s.Timing, report: report, open: func(ctx context.Context) (session, error) {
-					return s.open(ctx, &farewell)
+					return s.open(ctx, farewell)
 				}}
 				h.run(ctx)
 			},
@@ -61,16 +61,17 @@ func (s *RabbitMQSettings) login(ctx context.Context, allowed *bool) error {
 }
 
 // open opens the connection that canaries are published on.
-func (s *RabbitMQSettings) open(ctx context.Context, farewell *string) (session, error) {
+func (s *RabbitMQSettings) open(ctx context.Context, farewell *atomic.Value) (session, error) {
 	conn, err := rabbitmq.Dial(ctx, s.Dialer, s.Login)
 	if errors.Is(err, rabbitmq.ErrRefused) {
-		return nil, s.whyRefused(err, *farewell)
+		said, _ := farewell.Load().(string)
+		return nil, s.whyRefused(err, said)
 	}
 	if err != nil {
 		return nil, err
 	}
 	held := &rabbitSession{conn: conn, over: make(chan struct{}), farewell: farewell}
-	*farewell = ""
+	farewell.Store("")
 	go held.read()
 	held.canary, err = conn.NewCanary(ctx)
 	if err != nil && !errors.Is(err, rabbitmq.ErrForbidden) {
@@ -93,14 +94,14 @@ type rabbitSession struct {
 	conn     *rabbitmq.Connection
 	canary   *rabbitmq.Canary // nil if the user may not have its queue
 	over     chan struct{}
-	farewell *string // written before over is closed
+	farewell *atomic.Value // written before over is closed
 }
 
 // read waits for the end of the connection.
 func (r *rabbitSession) read() {
 	defer close(r.over)
 	if err := <-r.conn.Closed; err != nil && err.Server {
-		*r.farewell = rabbitmq.Words(err)
+		r.farewell.Store(rabbitmq.Words(err))
 	}
 }
 

@@ -54,10 +54,10 @@ func rows(t *testing.T) []fault {
 		{by: sensor, backend: watch.NFS, endpoint: nfsServer, states: "suspect down up", suspect: suspectLimit, down: downLimit},
 	}
 	hung := want{by: sensor, backend: watch.Mount, endpoint: packs, states: "suspect down up", down: hungLimit, reason: "mount hung"}
-	// TCP doubles the time between its attempts, so that 2 s without a link may be 4 s without an answer.
+	// TCP doubles the time between its attempts, so that 2 s without a link may be 4 s without an answer on a connection.
 	doubted := []want{
-		{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect down? up", suspect: suspectLimit},
-		{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect down? up", suspect: suspectLimit},
+		{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect up", suspect: suspectLimit},
+		{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect up", suspect: suspectLimit},
 	}
 	// A broker that starts takes the primary's one CPU for seconds, in which it and MongoDB answer now and then.
 	const starved = "suspect? flapping? down … up"
