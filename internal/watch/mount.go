@@ -15,19 +15,23 @@ type MountSettings struct {
 	Source   string        // host:/path as /etc/fstab has it; empty: any
 	Interval time.Duration // from one statfs to the next, as long as they are answered
 	Timeout  time.Duration // for the answer, then its process is killed; also the pace after a fault
-	Limit    Limit         // of a mount that hangs or gives errors
+	Limit    Limit         // of a mount that hangs
 	Child    []string      // argv of the process that calls Statfs with the argument that is appended, the mount point
 	Stuck    *atomic.Int64 // counts processes that SIGKILL has not ended yet, of all mounts that share it; may be nil
 }
 
+// errorLimit is that of a mount that gives errors.
+var errorLimit = Limit{Suspect: 1, Down: 2}
+
 // DefaultMountSettings run this program again, as "PROGRAM statfs MOUNTPOINT".
-// A mount that hangs is down within 7 s, also where SIGKILL does not end the
-// process at once: the interval, two time-outs, and some 0.2 s.
+// A mount that hangs is down after 3 s without an answer, as its server is, so
+// within 7 s, also where SIGKILL does not end the process at once: the interval,
+// three time-outs, and some 0.2 s.
 func DefaultMountSettings() MountSettings {
 	return MountSettings{
-		Interval: 4 * time.Second,
+		Interval: 3 * time.Second,
 		Timeout:  time.Second,
-		Limit:    Limit{Suspect: 1, Down: 2},
+		Limit:    Limit{Suspect: 1, DownAfter: 1500 * time.Millisecond}, // from the first time-out on
 		Child:    []string{"/proc/self/exe", "statfs"},
 	}
 }
@@ -135,7 +139,7 @@ wait:
 			deadline.Reset(w.Timeout)
 		case <-child.done:
 			verdict, reason := child.verdict()
-			w.observe(verdict, reason, w.Limit)
+			w.observe(verdict, reason, errorLimit)
 			return false
 		case <-deadline.C:
 			if entered != nil {

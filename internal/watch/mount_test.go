@@ -91,7 +91,7 @@ func TestMountHung(t *testing.T) {
 	m.freezeClient(t)
 	o := w.next(t, from, "mount", watch.Silent, "mount hung for 200 ms")
 	t.Logf("found after %v", o.At.Sub(at))
-	require.Equal(t, watch.Limit{Suspect: 1, Down: 2}, o.Limit)
+	require.Equal(t, settings().Limit, o.Limit)
 	w.next(t, from, "mount", watch.Silent, "mount hung for 1.")
 	from, at = w.mark(), time.Now()
 	m.thaw(t)
