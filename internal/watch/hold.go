@@ -17,7 +17,7 @@ import (
 type Timing struct {
 	PingEvery     time.Duration // between the starts of two pings; 250 ms
 	PingDeadline  time.Duration // an answer that takes longer is missed; 250 ms
-	PingMisses    int           // in a row until the endpoint is suspect, and a fresh connection is tried as well; 2
+	PingMisses    int           // in a row until the endpoint is suspect; 2
 	DownAfter     time.Duration // since the first missed ping was sent until it is down; 3 s
 	LoginEvery    time.Duration // between two fresh logins; 10 s
 	LoginDeadline time.Duration // of one; 4 s
@@ -76,9 +76,9 @@ type session interface {
 // holder watches one endpoint by a session: it pings, and makes a new session
 // when the old one has ended. One attempt is on its way at a time; an answer
 // that comes late is one. Where the held connection has no answer, a fresh one
-// is tried beside it before the endpoint is down: a flow may be lost in the
-// network, and after a short cut TCP waits longer and longer before it tries
-// again, while the server answers everybody else.
+// is tried beside it before the endpoint is down, once, for it takes the server's
+// time: a flow may be lost in the network, and after a short cut TCP waits longer
+// and longer before it tries again, while the server answers everybody else.
 type holder struct {
 	Timing
 	open   func(ctx context.Context) (session, error)
@@ -86,7 +86,6 @@ type holder struct {
 
 	session  session
 	silent   time.Time       // since when there has been no answer; zero if there was one
-	missed   int             // pings without one, in a row
 	redialed time.Time       // the last time that was done at once
 	fact     string          // of the last answer
 	took     time.Duration   // the last attempt
@@ -201,8 +200,8 @@ func (h *holder) run(ctx context.Context) {
 				continue
 			}
 			h.miss(held.began)
-			if fresh == nil && h.missed >= h.PingMisses && time.Since(h.silent) < h.DownAfter {
-				fresh = h.begin(ctx, nil, h.DownAfter/3)
+			if silence := time.Since(h.silent); fresh == nil && silence >= h.DownAfter/3 && silence < h.DownAfter {
+				fresh = h.begin(ctx, nil, h.DownAfter*2/3)
 			}
 			next.Reset(h.PingEvery * 4 / 5) // so that two are told in time on a busy machine as well
 		}
@@ -251,7 +250,7 @@ func (h *holder) take(o outcome, began time.Time) (again bool) {
 	if o.late {
 		return true
 	}
-	h.silent, h.missed = time.Time{}, 0
+	h.silent = time.Time{}
 	if o.err == nil {
 		h.fact = o.fact
 	}
@@ -292,7 +291,6 @@ func (h *holder) miss(began time.Time) {
 	if h.silent.IsZero() {
 		h.silent = began
 	}
-	h.missed++
 	h.tell(ProbePing, Silent, fmt.Sprintf("no answer for %s", time.Since(h.silent).Round(10*time.Millisecond)),
 		Limit{Suspect: h.PingMisses, DownAfter: h.DownAfter - h.PingDeadline})
 }

@@ -14,7 +14,8 @@ import (
 type MountSettings struct {
 	Source   string        // host:/path as /etc/fstab has it; empty: any
 	Interval time.Duration // from one statfs to the next, as long as they are answered
-	Timeout  time.Duration // for the answer, then its process is killed; also the pace after a fault
+	Timeout  time.Duration // for the answer, then it is missed; also the pace after a fault
+	Patience int           // time-outs after which the process is killed, and another one asks
 	Limit    Limit         // of a mount that hangs
 	Child    []string      // argv of the process that calls Statfs with the argument that is appended, the mount point
 	Stuck    *atomic.Int64 // counts processes that SIGKILL has not ended yet, of all mounts that share it; may be nil
@@ -24,13 +25,13 @@ type MountSettings struct {
 var errorLimit = Limit{Suspect: 1, Down: 2}
 
 // DefaultMountSettings run this program again, as "PROGRAM statfs MOUNTPOINT".
-// A mount that hangs is down after 3 s without an answer, as its server is, so
-// within 7 s, also where SIGKILL does not end the process at once: the interval,
-// three time-outs, and some 0.2 s.
+// A mount that hangs is down after 3 s without an answer, as its server is: within
+// 7 s, the interval, three time-outs, and what a process takes to start.
 func DefaultMountSettings() MountSettings {
 	return MountSettings{
 		Interval: 3 * time.Second,
 		Timeout:  time.Second,
+		Patience: 3,
 		Limit:    Limit{Suspect: 1, DownAfter: 1500 * time.Millisecond}, // from the first time-out on
 		Child:    []string{"/proc/self/exe", "statfs"},
 	}
@@ -40,8 +41,9 @@ func DefaultMountSettings() MountSettings {
 // whether it is mounted, and from where, the moment this changes; and whether
 // statfs(2) is answered there, which is always asked of the server, where
 // stat(2) may be answered from a cache. That is done in a process of its own:
-// on a mount that hangs nothing less can be given up. Where even SIGKILL does
-// not end it, no other is started for this mount until it is gone.
+// on a mount that hangs nothing less can be given up. An answer that comes late
+// is one. Where even SIGKILL does not end the process, no other is started for
+// this mount until it is gone.
 func NFSMount(point string, s MountSettings) Func {
 	return func(ctx context.Context, report func(Observation)) {
 		if s.Stuck == nil {
@@ -130,7 +132,7 @@ func (w *nfsMount) probe(ctx context.Context, changed <-chan *confedit.Mounted) 
 	}
 	deadline := time.NewTimer(startTimeout)
 	defer deadline.Stop()
-	entered := child.entered
+	entered, missed := child.entered, 0
 wait:
 	for {
 		select {
@@ -144,10 +146,13 @@ wait:
 		case <-deadline.C:
 			if entered != nil {
 				w.observe(Unknown, "statfs cannot be tried: this node is too slow to start a process", w.Limit)
-			} else {
-				w.observe(Silent, w.hungFor(started), w.Limit)
+				break wait
 			}
-			break wait
+			w.observe(Silent, w.hungFor(started), w.Limit)
+			if missed++; missed >= w.Patience {
+				break wait
+			}
+			deadline.Reset(w.Timeout)
 		case m := <-changed:
 			w.moved(m)
 			again = true

@@ -241,7 +241,7 @@ func children(tb testing.TB) []string {
 func TestMountLeavesNothing(t *testing.T) {
 	m := mountFUSE(t)
 	s := settings()
-	s.Timeout = 10 * time.Millisecond // often before the child has come to statfs
+	s.Timeout, s.Patience = 10*time.Millisecond, 1 // often before the child has come to statfs
 	hang := func(times int) {
 		w := run(t, watch.NFSMount(m.point, s))
 		require.Eventually(t, func() bool { return w.mark() >= times }, 5*time.Minute, 10*time.Millisecond)

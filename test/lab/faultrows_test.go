@@ -131,7 +131,7 @@ func rows(t *testing.T) []fault {
 				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect? down up", down: loginLimit, reason: "login refused"},
 			}, also: []watch.Backend{watch.StackStorm}},
 		{name: "packets to the primary dropped", inject: dropping("secondary", "primary"), end: passing, healer: "itself", wants: reached, also: all},
-		{name: "packets from the primary dropped", inject: dropping("primary", "secondary"), end: passing, healer: "itself", wants: reached, also: all},
+		{name: "packets from the primary dropped", fresh: true, inject: dropping("primary", "secondary"), end: passing, healer: "itself", wants: reached, also: all},
 		{name: "link down for 2 s", inject: scripted("part"), lasts: 2 * time.Second, end: ending("join"), healer: "itself", wants: doubted, also: all},
 		{name: "link down for 20 s", fresh: true, inject: scripted("part"), lasts: 20 * time.Second, end: ending("join"), healer: "itself", wants: append(slices.Clone(reached), hung), also: all},
 		{name: "link down for 60 s", fresh: true, inject: scripted("part"), lasts: 60 * time.Second, end: ending("join"), healer: "itself", wants: append(slices.Clone(reached), hung), also: all},
