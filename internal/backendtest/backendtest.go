@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -110,7 +111,7 @@ func (s *Server) Kill() time.Time {
 	if cmd == nil {
 		return at
 	}
-	_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+	_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // by Signal it could be one that was started meanwhile
 	<-ended
 	return at
 }
@@ -258,10 +259,11 @@ func NewRedis(dir string, lines ...string) (*Server, error) {
 		if _, err := conn.Write([]byte("PING\r\n")); err != nil {
 			return err
 		}
-		if reply, err := bufio.NewReader(conn).ReadString('\n'); err != nil || strings.HasPrefix(reply, "-LOADING") {
-			return fmt.Errorf("no answer yet: %q: %w", reply, err)
+		reply, err := bufio.NewReader(conn).ReadString('\n')
+		if err == nil && strings.HasPrefix(reply, "-LOADING") {
+			err = errors.New(reply)
 		}
-		return nil
+		return err
 	}
 	return s, s.Start()
 }

@@ -200,6 +200,7 @@ func (h *holder) run(ctx context.Context) {
 				continue
 			}
 			h.miss(held.began)
+			// So early that TCP can try the connection a second time, after 1 s, before it is down.
 			if silence := time.Since(h.silent); fresh == nil && silence >= h.DownAfter/3 && silence < h.DownAfter {
 				fresh = h.begin(ctx, nil, h.DownAfter*2/3)
 			}

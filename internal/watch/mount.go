@@ -32,7 +32,7 @@ func DefaultMountSettings() MountSettings {
 		Interval: 3 * time.Second,
 		Timeout:  time.Second,
 		Patience: 3,
-		Limit:    Limit{Suspect: 1, DownAfter: 1500 * time.Millisecond}, // from the first time-out on
+		Limit:    Limit{Suspect: 1, DownAfter: 1500 * time.Millisecond}, // of the first time-out: at the third, however exact they are
 		Child:    []string{"/proc/self/exe", "statfs"},
 	}
 }
