@@ -80,46 +80,50 @@ func (l *link) ack(tag uint64) error {
 
 // take hands an event on, unless it is a repetition.
 func (i *Inbox) take(known *known, d amqp.Delivery, acks chan<- uint64) {
-	ack := func() { acks <- d.DeliveryTag }
 	if len(d.Body) == 0 || !json.Valid(d.Body) {
 		i.Log.Warn("a message in the queue is no event, and is dropped", "queue", Queue, "message_id", d.MessageId)
-		ack()
+		acks <- d.DeliveryTag
 		return
 	}
-	if known.add(d.MessageId, ack) {
+	if known.add(d.MessageId, d.DeliveryTag, acks) {
 		i.Take(d.Body, func() { known.taken(d.MessageId) })
 	}
 }
 
-// known tells repetitions, which come after a connection has ended before an
-// acknowledgement arrived.
+// known tells repetitions, which come after a connection has ended, the
+// reader's or a sender's, before an acknowledgement or a confirmation arrived.
 type known struct {
 	mu      sync.Mutex
 	entries map[string]*entry
 	old     []string // ids that were taken, oldest first
 }
 
-// entry is an event that was handed on.
+// entry is an event that was handed on, and until it was taken its deliveries.
 type entry struct {
 	taken bool
-	ack   func() // of its newest delivery: those of ended connections are void
+	acks  chan<- uint64 // of the newest connection: deliveries of ended ones are void
+	tags  []uint64
 }
 
-// add says whether an event is new. ack is called once it was taken.
-func (k *known) add(id string, ack func()) bool {
+// add says whether an event is new. Its delivery is acknowledged once it was taken.
+func (k *known) add(id string, tag uint64, acks chan<- uint64) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	e := k.entries[id]
-	switch {
-	case e == nil:
-		k.entries[id] = &entry{ack: ack}
-		return true
-	case e.taken:
-		ack()
-	default:
-		e.ack = ack
+	isNew := e == nil
+	if isNew {
+		e = &entry{}
+		k.entries[id] = e
 	}
-	return false
+	if e.taken {
+		acks <- tag
+		return false
+	}
+	if e.acks != acks {
+		e.acks, e.tags = acks, nil
+	}
+	e.tags = append(e.tags, tag)
+	return isNew
 }
 
 // taken has an event acknowledged.
@@ -130,8 +134,10 @@ func (k *known) taken(id string) {
 	if e == nil || e.taken {
 		return
 	}
-	e.taken = true
-	e.ack()
+	for _, tag := range e.tags {
+		e.acks <- tag
+	}
+	*e = entry{taken: true}
 	k.old = append(k.old, id)
 	if len(k.old) > remembered {
 		delete(k.entries, k.old[0])

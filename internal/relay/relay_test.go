@@ -11,10 +11,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/streadway/amqp"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -61,25 +63,19 @@ func start(t *testing.T) *backendtest.Broker {
 	return broker
 }
 
-// empty waits until all messages are acknowledged, also what is no event.
+// empty waits until all messages are acknowledged, also what is no event. It
+// counts those under way, too, while somebody reads.
 func empty(t *testing.T, broker *backendtest.Broker) {
-	conn, err := dialer(broker.Addr)(t.Context())
-	require.NoError(t, err)
-	defer conn.Close()
-	channel, err := conn.Channel()
-	require.NoError(t, err)
-	// A queue without consumers can be seen whole: unacknowledged messages return to it.
 	require.Eventually(t, func() bool {
-		q, err := channel.QueueDeclarePassive(Queue, true, false, false, false, nil)
-		return err == nil && q.Consumers == 0 && q.Messages == 0
-	}, 20*time.Second, 50*time.Millisecond)
+		out, err := broker.Ctl("", "list_queues", "--no-table-headers", "name", "messages")
+		return err == nil && strings.Join(strings.Fields(out), " ") == Queue+" 0"
+	}, 2*time.Minute, 50*time.Millisecond)
 }
 
 // reader is an inbox that notes what it is given.
 type reader struct {
 	mu   sync.Mutex
 	seen map[string]int
-	stop func()
 }
 
 func read(t *testing.T, addr string) *reader {
@@ -94,10 +90,9 @@ func read(t *testing.T, addr string) *reader {
 		}
 		go taken()
 	}}
-	ended := make(chan struct{})
-	go func() { defer close(ended); in.Run(ctx) }()
-	r.stop = func() { cancel(); <-ended }
-	t.Cleanup(r.stop)
+	var reading sync.WaitGroup
+	reading.Go(func() { in.Run(ctx) })
+	t.Cleanup(func() { cancel(); reading.Wait() })
 	return r
 }
 
@@ -158,13 +153,13 @@ func TestKill(t *testing.T) {
 		left, _ = s.Read(1)
 	}
 	assert.Empty(t, left)
+	empty(t, broker)
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for id, n := range r.seen {
 		assert.Equal(t, 1, n, id)
 	}
 	t.Logf("%d events spooled over 20 kills and one of the broker, %d arrived", len(said), len(r.seen))
-	time.Sleep(time.Second) // for the last acknowledgements
-	r.stop()
-	empty(t, broker)
 }
 
 // What nobody has taken yet is not acknowledged, and comes again.
@@ -198,7 +193,35 @@ func TestAckOnlyWhenTaken(t *testing.T) {
 		all = append(all, fmt.Sprint(i))
 	}
 	require.Eventually(t, func() bool { return r.has(all) }, 20*time.Second, 20*time.Millisecond)
-	time.Sleep(time.Second) // for the last acknowledgements
-	r.stop()
+	empty(t, broker)
+}
+
+// A sender that was killed sends again what it had sent, over the connection
+// that still waits for the first one to be taken: both are acknowledged.
+func TestRepetitionBeforeTaken(t *testing.T) {
+	broker := start(t)
+	l, err := open(t.Context(), dialer(broker.Addr))
+	require.NoError(t, err)
+	defer l.close()
+	publish := func(id string) {
+		require.NoError(t, l.channel.Publish("", Queue, false, false, amqp.Publishing{MessageId: id, Body: []byte("{}")}))
+	}
+	given := make(chan func(), batch)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		(&Inbox{Dial: dialer(broker.Addr), Log: slog.New(slog.DiscardHandler), Take: func(_ []byte, taken func()) { given <- taken }}).Run(ctx)
+	})
+	defer wait.Wait()
+	defer cancel()
+	for range 3 {
+		publish("same")
+	}
+	publish("next")
+	first := <-given
+	next := <-given // after it, all of the first have come
+	assert.Empty(t, given, "an event is given once")
+	first()
+	next()
 	empty(t, broker)
 }
