@@ -46,6 +46,7 @@ type healParams struct {
 	directory   string
 	patience    int // seconds
 	detach      bool
+	cancel      bool
 }
 
 func datastoreFlags(p *params, f *pflag.FlagSet) {
@@ -223,12 +224,13 @@ type sweepCommand struct{ params params }
 
 func (s *sweepCommand) name() string { return "sweep_executions" }
 func (s *sweepCommand) summary() string {
-	return "executions that a fault left behind are ended, so that what waits for them goes on"
+	return "executions whose runner is gone are ended, so that what waits for them goes on; what else stands still is reported"
 }
 
 func (s *sweepCommand) flags(f *pflag.FlagSet) {
 	f.StringSliceVar(&s.params.heal.nodes, "nodes", nil, "addresses of all nodes, separated by commas: where runners can be (default: this machine)")
-	f.IntVar(&s.params.heal.patience, "patience", 300, "seconds that an execution must have been in its state")
+	f.IntVar(&s.params.heal.patience, "patience", 900, "seconds that an execution must have stood still")
+	f.BoolVar(&s.params.heal.cancel, "cancel", false, "cancel workflows and requests that nothing can move any more; they are only reported without it")
 	datastoreFlags(&s.params, f)
 }
 
@@ -250,12 +252,28 @@ func (s *sweepCommand) exec(ctx context.Context, c *common) (any, error) {
 	if err != nil {
 		return r, err
 	}
+	// People at work on one node, or a run that joins it, are at work on the cluster's executions, too.
+	for _, n := range nodes {
+		m, err := heal.ReadMaintenance(ctx, n, time.Now())
+		if err != nil {
+			return r, err
+		}
+		if m.On {
+			r.Findings = []step.Finding{{Severity: step.Warning, Host: n.Name(), Check: "maintenance", Message: "nothing is swept: " + m.String(),
+				Fix: "st2ha.maintenance with mode=off on that node ends it"}}
+			return r, nil
+		}
+	}
 	local, err := c.open(ctx, here)
 	if err != nil {
 		return r, err
 	}
-	sweeper := &stackstorm.Sweeper{API: api, Nodes: nodes, Patience: time.Duration(s.params.heal.patience) * time.Second,
-		Own: c.getenv("ST2_ACTION_EXECUTION_ID"), Now: time.Now}
+	var away []string
+	for _, f := range unreached {
+		away = append(away, f.Host)
+	}
+	sweeper := &stackstorm.Sweeper{API: api, Nodes: nodes, Away: away, Patience: time.Duration(s.params.heal.patience) * time.Second,
+		Cancel: s.params.heal.cancel, Own: c.getenv("ST2_ACTION_EXECUTION_ID"), Now: time.Now}
 	// It has no limits: what has ended needs no second sweep.
 	r, err = step.Heal(ctx, sweeper, local, c.options(), always)
 	r.Findings = append(unreached, r.Findings...)

@@ -223,7 +223,7 @@ func TestShortHeartbeat(t *testing.T) {
 	require.Equal(t, time.Second, conn.Config.Heartbeat)
 }
 
-func TestWorksAndConsumers(t *testing.T) {
+func TestWorksAndInspect(t *testing.T) {
 	broker := shared.Broker(t)
 	check := backendtest.NoLeaks(t)
 	require.NoError(t, Works(t.Context(), &net.Dialer{}, brokerLogin(broker.Addr)))
@@ -237,9 +237,14 @@ func TestWorksAndConsumers(t *testing.T) {
 	}
 	_, err = channel.Consume("a", "", true, false, false, false, nil)
 	require.NoError(t, err)
-	count, err := Consumers(t.Context(), &net.Dialer{}, brokerLogin(broker.Addr), "a", "none", "b")
-	require.NoError(t, err)
-	require.Equal(t, map[string]int{"a": 1, "b": 0}, count)
+	require.NoError(t, channel.Publish("", "b", false, false, amqp.Publishing{Body: []byte("waits")}))
+	require.Eventually(t, func() bool {
+		queues, err := Inspect(t.Context(), &net.Dialer{}, brokerLogin(broker.Addr), "a", "none", "b")
+		require.NoError(t, err)
+		require.Len(t, queues, 2)
+		require.Equal(t, Queue{Consumers: 1}, queues["a"])
+		return queues["b"] == Queue{Messages: 1}
+	}, 10*time.Second, 10*time.Millisecond)
 	require.NoError(t, conn.Ask(t.Context()))
 	require.NoError(t, conn.Close())
 	check()

@@ -148,7 +148,7 @@ func (s *Recoverer) deaf(ctx context.Context, h host.Host, active []string) ([]*
 			names = append(names, prefix+"."+queue)
 		}
 	}
-	count, err := rabbitmq.Consumers(ctx, h, login, names...)
+	count, err := rabbitmq.Inspect(ctx, h, login, names...)
 	if err != nil {
 		return nil, fmt.Errorf("%s: who consumes at RabbitMQ %s: %w", h.Name(), login.Addr, err)
 	}
@@ -166,9 +166,9 @@ func (s *Recoverer) deaf(ctx context.Context, h host.Host, active []string) ([]*
 }
 
 // deafness says why an active unit is deaf; empty if it is not.
-func deafness(unit, prefix string, consumers map[string]int, connected map[string]bool) string {
+func deafness(unit, prefix string, queues map[string]rabbitmq.Queue, connected map[string]bool) string {
 	for _, queue := range Queues(unit) {
-		if name := prefix + "." + queue; consumers[name] == 0 {
+		if name := prefix + "." + queue; queues[name].Consumers == 0 {
 			return "active, but nobody consumes " + name
 		}
 	}

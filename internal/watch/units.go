@@ -251,7 +251,7 @@ func (c *consumers) look(ctx context.Context) {
 		o := Observation{Probe: ProbeConsumers}
 		var deaf []string
 		for _, q := range stackstorm.Queues(unit) {
-			if name := c.Prefix + "." + q; count[name] == 0 {
+			if name := c.Prefix + "." + q; count[name].Consumers == 0 {
 				deaf = append(deaf, name)
 			}
 		}
@@ -266,7 +266,7 @@ func (c *consumers) look(ctx context.Context) {
 	}
 }
 
-func (c *consumers) count(ctx context.Context, names []string) (map[string]int, error) {
+func (c *consumers) count(ctx context.Context, names []string) (map[string]rabbitmq.Queue, error) {
 	if c.conn == nil {
 		conn, err := rabbitmq.Dial(ctx, c.Dialer, c.Login)
 		if err != nil {
@@ -274,7 +274,7 @@ func (c *consumers) count(ctx context.Context, names []string) (map[string]int, 
 		}
 		c.conn = conn
 	}
-	count, err := c.conn.Consumers(ctx, names...)
+	count, err := c.conn.Inspect(ctx, names...)
 	if err != nil {
 		c.hangUp()
 	}
