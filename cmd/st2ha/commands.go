@@ -387,7 +387,7 @@ func (p params) joinNodes(ctx context.Context, c *common) ([]*preflight.Node, er
 	for _, address := range addresses {
 		go c.open(ctx, address)
 	}
-	primary := &preflight.Node{Address: p.primary, Primary: true}
+	primary := &preflight.Node{Address: p.primary, Primary: true, Directories: p.directories}
 	primary.Host, primary.Err = c.open(ctx, p.primary)
 	primary.Steps = []step.Step{
 		&mongodb.Configure{Address: p.primary, Replace: p.replaceBindIP, AllowUnauthenticated: p.allowUnauthenticated, Within: mongodbTime},

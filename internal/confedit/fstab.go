@@ -162,6 +162,21 @@ func AddMount(src []byte, m Mount) ([]byte, error) {
 	return nil, refuse(0, "the entry for %s does not come out as wanted", m.Target)
 }
 
+// OtherOptions returns the entry whose options AddMount would replace, or nil.
+func OtherOptions(src []byte, m Mount) (*Mount, error) {
+	parsed, err := parseFstab(src)
+	if err != nil {
+		return nil, err
+	}
+	for _, have := range parsed {
+		if trimSlash(have.Target) == trimSlash(m.Target) && trimSlash(have.Source) == trimSlash(m.Source) && have.Type == m.Type &&
+			!sameSet(have.Options, mountOptions(m.Options)) {
+			return &have.Mount, nil
+		}
+	}
+	return nil, nil
+}
+
 // formatMount checks a Mount and writes its six fields.
 func formatMount(m Mount) ([]string, error) {
 	options := mountOptions(m.Options)

@@ -323,6 +323,43 @@ func TestFstabConflict(t *testing.T) {
 	require.Equal(t, fault.ExitPreflight, fault.Of(err).Exit)
 }
 
+// Options that somebody chose are not replaced without a word.
+func TestOtherOptions(t *testing.T) {
+	primary := newMachine(t, "primary", map[string]string{"/opt/a/": "", "/opt/b/": ""})
+	m := newMachine(t, "secondary", map[string]string{"/sbin/mount.nfs": "", "/proc/1/mountinfo": mountinfo, "/opt/a/": "", "/opt/b/": "",
+		"/etc/fstab": "#\n192.168.0.100:/opt/a /opt/a nfs ro,vers=4.1 0 0\n192.168.0.100:/opt/b/ /opt/b nfs hard,rw 0 0\n"})
+	s := &Mount{PrimaryAddress: "192.168.0.100", Primary: primary, Directories: []string{"/opt/a", "/opt/b"}, Options: "rw,hard"}
+	findings, err := s.Check(t.Context(), m)
+	require.NoError(t, err)
+	require.Len(t, findings, 1)
+	require.Equal(t, step.Warning, findings[0].Severity)
+	require.Equal(t, "/etc/fstab:2 mounts /opt/a with the options ro,vers=4.1; they are replaced by rw,hard, from the next mount on", findings[0].Message)
+	require.Equal(t, "to keep them, give mount_options=ro,vers=4.1", findings[0].Fix)
+	changes, err := s.Plan(t.Context(), m)
+	require.NoError(t, err)
+	require.Contains(t, changes[0].Diff(), "-192.168.0.100:/opt/a /opt/a nfs ro,vers=4.1 0 0\n+192.168.0.100:/opt/a /opt/a nfs rw,hard 0 0\n")
+}
+
+// An export that NFSv4 takes for the root hides all others from it.
+func TestExportBesideARoot(t *testing.T) {
+	for line, want := range map[string]string{
+		"/srv *(ro,fsid=0)\n":    "/etc/exports:1 makes /srv the root of NFSv4 (fsid=0): clients do not find /opt/a by NFSv4",
+		"#\n/srv -fsid=root *\n": "/etc/exports:2 makes /srv the root of NFSv4 (fsid=0): clients do not find /opt/a by NFSv4",
+		"/ *(ro,fsid=0)\n":       "", "/srv *(fsid=1)\n": "",
+	} {
+		m := newMachine(t, "primary", map[string]string{"/opt/a/": "", "/etc/exports": line})
+		findings, err := (&Export{Directories: []string{"/opt/a"}}).Check(t.Context(), m)
+		require.NoError(t, err)
+		if want == "" {
+			require.Empty(t, findings)
+			continue
+		}
+		require.Len(t, findings, 1)
+		require.Equal(t, want, findings[0].Message)
+		require.Equal(t, step.Warning, findings[0].Severity)
+	}
+}
+
 func TestAside(t *testing.T) {
 	ctx := t.Context()
 	m := newMachine(t, "secondary", map[string]string{"/opt/a/x": "data"})

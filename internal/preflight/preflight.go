@@ -20,6 +20,8 @@ import (
 
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
+	"st2ha/internal/nfs"
+	st2 "st2ha/internal/stackstorm"
 	"st2ha/internal/step"
 )
 
@@ -28,6 +30,8 @@ type Node struct {
 	Address string
 	Primary bool
 	Steps   []step.Step
+	// Directories are those that are shared; empty: the default list.
+	Directories []string
 
 	// Host is nil where the connection failed, for the reason in Err.
 	Host host.Host
@@ -41,6 +45,7 @@ type facts struct {
 	version  string
 	key      string // SHA-256 of the datastore's key, empty where there is none
 	uid, gid int
+	content  []st2.ContentSetting
 	clock    time.Duration // ahead of this machine's
 	accuracy time.Duration // half of the round trip that measured it
 }
@@ -102,7 +107,7 @@ func single(ctx context.Context, n *Node) []step.Finding {
 	}
 	var all []step.Finding
 	for _, c := range []check{
-		{"address", address}, {"stackstorm", stackstorm}, {"ids", ids}, {"key", key}, {"clock", clock}, {"disk", disk}, {"lock", lock},
+		{"address", address}, {"stackstorm", stackstorm}, {"ids", ids}, {"key", key}, {"content", content}, {"clock", clock}, {"disk", disk}, {"lock", lock},
 	} {
 		found, err := c.look(ctx, n)
 		all = append(all, found...)
@@ -217,6 +222,40 @@ func key(ctx context.Context, n *Node) ([]step.Finding, error) {
 	return nil, nil
 }
 
+// content reads where StackStorm looks for packs and what belongs to them; of
+// the primary's it names what the other nodes will not have.
+func content(ctx context.Context, n *Node) ([]step.Finding, error) {
+	conf, err := st2.ReadConf(ctx, n.Host)
+	if err != nil {
+		return nil, nil // configure_st2 says what is wrong with the file
+	}
+	n.facts.content = conf.Content()
+	if !n.Primary {
+		return nil, nil
+	}
+	shared, err := nfs.Directories(ctx, n.Host, n.Directories)
+	if err != nil {
+		return nil, err
+	}
+	var found []step.Finding
+	for _, setting := range n.facts.content {
+		for _, dir := range setting.Directories {
+			if slices.ContainsFunc(shared, func(s string) bool { return dir == s || strings.HasPrefix(dir, s+"/") }) {
+				continue
+			}
+			if _, err := n.Host.Stat(ctx, dir); errors.Is(err, fs.ErrNotExist) {
+				continue
+			} else if err != nil {
+				return nil, err
+			}
+			found = append(found, step.Finding{Severity: step.Warning, Host: n.Address, Check: "content",
+				Message: fmt.Sprintf("%s of %s has StackStorm use %s, which is not shared: the other nodes do not see what lies there", setting.Name, st2.ConfPath, dir),
+				Fix:     "give directories=" + strings.Join(append(slices.Clone(shared), dir), ",") + ", or have the same there on all nodes by other means"})
+		}
+	}
+	return found, nil
+}
+
 // clock measures how far the node's clock is ahead of this machine's.
 func clock(ctx context.Context, n *Node) ([]step.Finding, error) {
 	before := time.Now()
@@ -304,12 +343,29 @@ func compare(nodes []*Node) []step.Finding {
 				Message: "/etc/st2/keys/datastore_key.json is not the primary's: what one node encrypts in the datastore, this one cannot read",
 				Fix:     "copy the file from the primary, with its owner and mode, and restart the st2 services"})
 		}
+		for i, here := range n.facts.content {
+			if len(first.facts.content) == 0 || slices.Equal(here.Directories, first.facts.content[i].Directories) {
+				continue
+			}
+			found = append(found, step.Finding{Severity: step.Warning, Host: n.Address, Check: "content",
+				Message: fmt.Sprintf("%s of %s is not the primary's: content is looked for in %s here, and in %s there", here.Name, st2.ConfPath,
+					list(here.Directories), list(first.facts.content[i].Directories)),
+				Fix: "set it as on the primary, and restart the st2 services"})
+		}
 		skew := (n.facts.clock - first.facts.clock).Abs() - n.facts.accuracy - first.facts.accuracy
 		if skew > maxClockSkew {
 			add("clock", "have a time service (chrony, systemd-timesyncd) run on both nodes", "the clock differs from the primary's by %s", skew.Round(10*time.Millisecond))
 		}
 	}
 	return found
+}
+
+// list are directories in words.
+func list(dirs []string) string {
+	if len(dirs) == 0 {
+		return "no directory"
+	}
+	return strings.Join(dirs, ", ")
 }
 
 // reachable sees from each secondary whether the primary's ports are free of

@@ -259,3 +259,37 @@ type walled struct{ *machine }
 func (walled) DialContext(context.Context, string, string) (net.Conn, error) {
 	return nil, errors.New("no route to host")
 }
+
+// Packs can lie in more places than are shared by default, and each node looks where its own st2.conf says.
+func TestContent(t *testing.T) {
+	primary, secondary := newMachine(t, "192.168.0.100"), newMachine(t, "192.168.0.101")
+	for m, conf := range map[*machine]string{
+		primary:   "[content]\npacks_base_paths = /opt/ours:/opt/gone:/opt/stackstorm/packs/more:\n",
+		secondary: "[system]\nbase_path = /srv/st2\n",
+	} {
+		require.NoError(t, os.MkdirAll(m.root+"/etc/st2", 0o755))
+		require.NoError(t, os.WriteFile(m.root+"/etc/st2/st2.conf", []byte(conf), 0o644))
+	}
+	for _, dir := range []string{"/opt/ours", "/opt/stackstorm/packs/more", "/opt/stackstorm/virtualenvs"} {
+		require.NoError(t, os.MkdirAll(primary.root+dir, 0o755))
+	}
+	nodes := []*Node{{Address: "192.168.0.100", Primary: true, Host: primary}, {Address: "192.168.0.101", Host: secondary}}
+	found, err := content(t.Context(), nodes[0])
+	require.NoError(t, err)
+	require.Equal(t, []string{"warning 192.168.0.100 content: [content] packs_base_paths of /etc/st2/st2.conf has StackStorm use /opt/ours, " +
+		"which is not shared: the other nodes do not see what lies there"}, said(found))
+	require.Contains(t, found[0].Fix, "directories=/opt/stackstorm/packs,/opt/stackstorm/virtualenvs,/opt/ours")
+	nodes[0].Directories = []string{"/opt/stackstorm/packs", "/opt/stackstorm/virtualenvs", "/opt/ours"}
+	found, err = content(t.Context(), nodes[0])
+	require.NoError(t, err)
+	require.Empty(t, found)
+
+	found, err = content(t.Context(), nodes[1])
+	require.NoError(t, err)
+	require.Empty(t, found)
+	require.Equal(t, []string{
+		"warning 192.168.0.101 content: [system] base_path of /etc/st2/st2.conf is not the primary's: content is looked for in /srv/st2/virtualenvs, /srv/st2/configs here, and in /opt/stackstorm/virtualenvs, /opt/stackstorm/configs there",
+		"warning 192.168.0.101 content: [content] system_packs_base_path of /etc/st2/st2.conf is not the primary's: content is looked for in /srv/st2/packs here, and in /opt/stackstorm/packs there",
+		"warning 192.168.0.101 content: [content] packs_base_paths of /etc/st2/st2.conf is not the primary's: content is looked for in no directory here, and in /opt/ours, /opt/gone, /opt/stackstorm/packs/more there",
+	}, said(compare(nodes)))
+}

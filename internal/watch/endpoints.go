@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 
@@ -263,7 +264,9 @@ func (f *finder) mounts(ctx context.Context) {
 		exports[nfs.Server("localhost:/")] = nil
 	}
 	for server, paths := range exports {
-		f.add(ctx, NFS, server, NFSServer(server, paths, f.nfsSettings()))
+		s := f.nfsSettings()
+		s.Version3 = func(export string) bool { return mountedBy3(server, export) }
+		f.add(ctx, NFS, server, NFSServer(server, paths, s))
 	}
 	for point, source := range points {
 		s := DefaultMountSettings()
@@ -282,6 +285,20 @@ func (f *finder) nfsSettings() NFSSettings {
 	s.Interval, s.Timeout = cmp.Or(t.PingEvery, s.Interval), cmp.Or(t.PingDeadline, s.Timeout)
 	s.Limit.Suspect, s.Limit.DownAfter = cmp.Or(t.PingMisses, s.Limit.Suspect), cmp.Or(t.DownAfter, s.Limit.DownAfter)
 	return s
+}
+
+// mountedBy3 says whether this node has a server's export mounted by NFSv3
+// (nfs(5): vers; the kernel calls that file system nfs, and NFSv4's nfs4).
+func mountedBy3(server, export string) bool {
+	data, err := os.ReadFile(mountTable)
+	if err != nil {
+		return false
+	}
+	list, err := confedit.MountInfo(data)
+	return err == nil && slices.ContainsFunc(list, func(m confedit.Mounted) bool {
+		_, path, ok := strings.Cut(m.Source, ":/")
+		return ok && m.FSType == "nfs" && "/"+path == export && nfs.Server(m.Source) == server
+	})
 }
 
 // addExport notes host:/path, or nothing if it is none.
