@@ -32,3 +32,7 @@ func (c *Conf) Content() []ContentSetting {
 		{"[content] packs_base_paths", more},
 	}
 }
+
+// EncryptionKey is the file of the key that encrypts the datastore's values,
+// [keyvalue] encryption_key_path; empty if there is none.
+func (c *Conf) EncryptionKey() string { return c.option("keyvalue", "encryption_key_path") }
