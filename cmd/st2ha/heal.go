@@ -123,11 +123,15 @@ func buildReexport(_ context.Context, _ *common, p *params) (step.Step, error) {
 	return &nfs.Restore{Directory: p.heal.directory}, nfs.Validate([]string{p.heal.directory})
 }
 
+// stuckTime is how long a service is watched that seems to take no messages: a
+// healthy one acknowledges what it takes at once.
+const stuckTime = 30 * time.Second
+
 func buildRecoverST2(_ context.Context, _ *common, p *params) (step.Step, error) {
 	if p.delay < 0 {
 		return nil, fault.Usage("delay %d is no number of seconds", p.delay)
 	}
-	return &stackstorm.Recoverer{Delay: time.Duration(p.delay) * time.Second, Within: st2Time}, nil
+	return &stackstorm.Recoverer{Delay: time.Duration(p.delay) * time.Second, Within: st2Time, Stuck: stuckTime}, nil
 }
 
 // healCommand runs a step that mends a fault: within limits, and not journalled.
