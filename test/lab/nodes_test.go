@@ -56,7 +56,7 @@ func TestMain(m *testing.M) {
 }
 
 func up(own bool) error {
-	scripts := [][]string{{"./deploy.sh"}}
+	scripts := [][]string{{"./lab.sh", "kernel"}, {"./deploy.sh"}}
 	if own {
 		scripts = append([][]string{{"./lab.sh", "up"}}, scripts...)
 		if os.Getenv("LAB") == "" {
@@ -74,9 +74,11 @@ func up(own bool) error {
 		}
 	}
 	for _, script := range scripts {
-		if out, err := command(nil, script...).CombinedOutput(); err != nil {
+		out, err := command(nil, script...).CombinedOutput()
+		if err != nil {
 			return fmt.Errorf("%s: %w\n%s", strings.Join(script, " "), err, out)
 		}
+		fmt.Printf("%s", out) // which kernel, and why
 	}
 	return nil
 }
