@@ -43,36 +43,6 @@ func ParseWhen(s string) (When, error) {
 	return "", fault.Usage("restart %q is none: it is auto, inline, deferred, later or others", s)
 }
 
-// Services are StackStorm's units (COMPONENTS of st2ctl), as far as they hold
-// connections; st2chatops speaks to the API only.
-func services() []string {
-	return []string{"st2actionrunner", "st2api", "st2stream", "st2auth", "st2garbagecollector", "st2notifier",
-		"st2rulesengine", "st2sensorcontainer", "st2timersengine", "st2workflowengine", "st2scheduler"}
-}
-
-// Units are the units of StackStorm that the host starts at boot, and so
-// are meant to run.
-func Units(ctx context.Context, h host.Host) ([]string, error) {
-	units, err := service.Enabled(ctx, h, services()...)
-	if err == nil && len(units) == 0 {
-		err = noUnits(h)
-	}
-	return units, err
-}
-
-func noUnits(h host.Host) error {
-	return fault.Preflight("st2_units", "install StackStorm on "+h.Name()+", or enable its services", "%s: none of the st2 services is enabled", h.Name())
-}
-
-// await waits until the st2 services that the host is meant to run are active.
-func await(ctx context.Context, h host.Host) error {
-	enabled, err := service.AwaitEnabled(ctx, h, services()...)
-	if err == nil && enabled == 0 {
-		return noUnits(h)
-	}
-	return err
-}
-
 // Restarter is the step restart_st2: it makes up for the restart that
 // configure_st2 left to it.
 type Restarter struct {
