@@ -421,3 +421,12 @@ func TestValidate(t *testing.T) {
 		require.NotContains(t, err.Error(), bad)
 	}
 }
+
+func TestEverySensor(t *testing.T) {
+	for provider, want := range map[string]bool{
+		"": true, "name:default": true, " name : Default ": true, "x:1": true,
+		"name:hash, hash_ranges:0..0": false, "hash_ranges:MIN..MAX, name:hash": false, "name:kvstore": false, "name:file, partition_file:/x": false,
+	} {
+		require.Equal(t, want, everySensor(provider), provider)
+	}
+}
