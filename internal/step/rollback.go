@@ -33,7 +33,7 @@ func rollback(ctx context.Context, h host.Host, o RollbackOptions, r *Result) er
 		return err
 	}
 	if len(found) == 0 {
-		r.Findings = unusable
+		r.Findings = append(r.Findings, unusable...)
 		if err := Refuse(unusable); err != nil || o.DryRun {
 			return err
 		}
@@ -49,7 +49,7 @@ func rollback(ctx context.Context, h host.Host, o RollbackOptions, r *Result) er
 			return err
 		}
 	}
-	r.Findings = unusable
+	r.Findings = append(r.Findings, unusable...)
 	if err := conflicts(ctx, h, found, o.Force); err != nil {
 		return err
 	}

@@ -663,6 +663,7 @@ func TestRollbackOfRuns(t *testing.T) {
 	before := m.tree(t)
 	r, err := step.Rollback(ctx, m, o)
 	require.NoError(t, err)
+	require.NotNil(t, r.Findings, "a list in JSON, also an empty one")
 	require.False(t, r.Changed)
 	require.Len(t, r.Changes, 2)
 	require.Equal(t, before, m.tree(t))
