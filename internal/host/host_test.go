@@ -17,6 +17,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
 
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
@@ -553,3 +554,21 @@ func benchmark(b *testing.B, cfg host.SSHConfig) {
 }
 
 func BenchmarkSSHD(b *testing.B) { benchmark(b, hosttest.NewSSHD(b)) }
+
+// A file that an NFS client has a delegation of is called back first: knfsd holds a lease on it (fcntl(2), F_SETLEASE).
+func TestReadFileUnderLease(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "leased")
+	require.NoError(t, os.WriteFile(name, []byte("data"), 0o600))
+	f, err := os.OpenFile(name, os.O_WRONLY, 0)
+	require.NoError(t, err)
+	defer f.Close()
+	_, err = unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK)
+	require.NoError(t, err)
+	_, err = os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	require.ErrorIs(t, err, unix.EAGAIN, "as open(2) answers without waiting")
+	returned := time.AfterFunc(300*time.Millisecond, func() { _, _ = unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_UNLCK) })
+	defer returned.Stop()
+	file, err := host.NewLocal("x").ReadFile(t.Context(), name)
+	require.NoError(t, err)
+	require.Equal(t, "data", string(file.Data))
+}

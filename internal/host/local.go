@@ -101,6 +101,9 @@ func at[T any](ctx context.Context, l *Local, doing, name string, last bool, fn 
 	return v, fileError(l.name, doing, name, err)
 }
 
+// leaseTime is how long a lease on a file is waited for, which the kernel ends by itself before.
+const leaseTime = time.Minute
+
 // ReadFile reads a regular file of at most 64 MiB.
 func (l *Local) ReadFile(ctx context.Context, name string) (File, error) {
 	return at(ctx, l, "read", name, true, func(real string) (File, error) {
@@ -112,6 +115,12 @@ func (l *Local) ReadFile(ctx context.Context, name string) (File, error) {
 			return File{}, errNotRegular
 		}
 		fd, err := os.OpenFile(real, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+		// A file that an NFS client holds a delegation of is a lease to this kernel: it is called back, which open(2)
+		// does not wait for (EAGAIN; /proc/sys/fs/lease-break-time is 45 s).
+		for end := time.Now().Add(leaseTime); errors.Is(err, unix.EAGAIN) && time.Now().Before(end); {
+			time.Sleep(10 * time.Millisecond)
+			fd, err = os.OpenFile(real, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+		}
 		if err != nil {
 			return File{}, err
 		}
