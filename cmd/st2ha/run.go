@@ -28,6 +28,7 @@ type common struct {
 	ssh      host.SSHConfig
 
 	getenv func(string) string
+	gate   *gate // of stderr
 	log    *slog.Logger
 	mask   *step.Masker
 	start  time.Time
@@ -72,6 +73,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(c.deadline)*time.Second)
 	defer cancel()
 	result, err := cmd.exec(ctx, c)
+	c.gate.open(context.WithoutCancel(ctx))
 	return report(stdout, stderr, result, err)
 }
 
@@ -121,7 +123,8 @@ func (c *common) prepare(stderr io.Writer) error {
 	if c.verbose {
 		level = slog.LevelDebug
 	}
-	c.log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	c.gate = &gate{to: stderr}
+	c.log = slog.New(slog.NewTextHandler(c.gate, &slog.HandlerOptions{Level: level}))
 	c.mask = step.NewMasker(c.secret("RABBITMQ_PASSWORD"))
 	if c.run == "" {
 		c.run = step.NewRun(c.start)
@@ -172,7 +175,7 @@ func (c *common) close() {
 }
 
 func (c *common) options() step.Options {
-	return step.Options{Run: c.run, DryRun: c.dryRun, Wait: time.Duration(c.wait) * time.Second, Log: c.log, Mask: c.mask, Started: c.start}
+	return step.Options{Run: c.run, DryRun: c.dryRun, Wait: time.Duration(c.wait) * time.Second, Log: c.log, Mask: c.mask, Started: c.start, Hold: c.hold}
 }
 
 // report prints the result, and an error for people, and returns the exit code.

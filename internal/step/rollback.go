@@ -118,6 +118,9 @@ func undo(ctx context.Context, h host.Host, found []*journal, o Options) error {
 	if err != nil {
 		return err
 	}
+	for _, a := range activators {
+		o.hold(ctx, h, a)
+	}
 	var unsaved error // a journal that cannot be written does not keep the rest from being undone
 	for i := len(found) - 1; i >= 0; i-- {
 		j := found[i]
