@@ -113,7 +113,7 @@ func st2Flags(p *params, f *pflag.FlagSet) {
 }
 
 func restartFlags(p *params, f *pflag.FlagSet) {
-	f.StringVar(&p.restart, "restart", string(stackstorm.Auto), "when the st2 services are restarted: auto, inline, deferred, later or others")
+	f.StringVar(&p.restart, "restart", string(stackstorm.Auto), "when the st2 services are restarted: auto, inline, deferred, later, others or idle")
 }
 
 func forceRestartFlags(p *params, f *pflag.FlagSet) {
@@ -202,7 +202,7 @@ func buildST2(ctx context.Context, c *common, p *params) (step.Step, error) {
 	if err := host.CheckAddress("primary", p.primary); err != nil {
 		return nil, err
 	}
-	s := &stackstorm.Configure{Role: p.role, PrimaryAddress: p.primary, KeepSensors: p.keepSensors, Restart: when}
+	s := &stackstorm.Configure{Role: p.role, PrimaryAddress: p.primary, KeepSensors: p.keepSensors, Restart: when, Run: c.run}
 	switch p.role {
 	case stackstorm.RolePrimary:
 		return s, nil
@@ -290,7 +290,7 @@ func (p *params) mount(primary host.Host) *nfs.Mount {
 func buildRestart(_ context.Context, c *common, p *params) (step.Step, error) {
 	when, err := stackstorm.ParseWhen(p.restart)
 	if when == stackstorm.Later {
-		err = fault.Usage("restart later is what restart_st2 makes up for: give auto, inline, deferred or others")
+		err = fault.Usage("restart later is what restart_st2 makes up for: give auto, inline, deferred, others or idle")
 	}
 	if err == nil && p.delay < 0 {
 		err = fault.Usage("delay %d is no number of seconds", p.delay)
@@ -391,7 +391,7 @@ func (p params) joinNodes(ctx context.Context, c *common) ([]*preflight.Node, er
 	primary.Host, primary.Err = c.open(ctx, p.primary)
 	primary.Steps = []step.Step{
 		&mongodb.Configure{Address: p.primary, Replace: p.replaceBindIP, AllowUnauthenticated: p.allowUnauthenticated, Within: mongodbTime},
-		&stackstorm.Configure{Role: stackstorm.RolePrimary, PrimaryAddress: p.primary, Restart: stackstorm.Later},
+		&stackstorm.Configure{Role: stackstorm.RolePrimary, PrimaryAddress: p.primary, Restart: stackstorm.Later, Run: c.run},
 		rabbit,
 		&nfs.Export{Directories: p.directories, Clients: p.secondaries},
 	}
@@ -404,7 +404,7 @@ func (p params) joinNodes(ctx context.Context, c *common) ([]*preflight.Node, er
 		}
 		if primary.Host != nil {
 			n.Steps = []step.Step{
-				&stackstorm.Configure{Role: stackstorm.RoleSecondary, PrimaryAddress: p.primary, Primary: primary.Host, Broker: broker, KeepSensors: p.keepSensors, Restart: stackstorm.Later},
+				&stackstorm.Configure{Role: stackstorm.RoleSecondary, PrimaryAddress: p.primary, Primary: primary.Host, Broker: broker, KeepSensors: p.keepSensors, Restart: stackstorm.Later, Run: c.run},
 				p.mount(primary.Host),
 				&stackstorm.Restarter{Restart: stackstorm.Auto, Within: st2Time, Run: c.run},
 			}

@@ -15,6 +15,7 @@ import (
 
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
+	"st2ha/internal/stackstorm"
 	"st2ha/internal/step"
 )
 
@@ -72,9 +73,23 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	defer c.close()
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(c.deadline)*time.Second)
 	defer cancel()
+	if id := getenv(stackstorm.AfterEnd); id != "" {
+		if err := c.awaitEnd(ctx, id); err != nil {
+			return report(stdout, stderr, nil, err)
+		}
+	}
 	result, err := cmd.exec(ctx, c)
 	c.gate.open(context.WithoutCancel(ctx))
 	return report(stdout, stderr, result, err)
+}
+
+// awaitEnd waits for an execution of this machine's StackStorm to end.
+func (c *common) awaitEnd(ctx context.Context, id string) error {
+	h, err := c.open(ctx, "127.0.0.1")
+	if err != nil {
+		return err
+	}
+	return stackstorm.AwaitEnd(ctx, h, id)
 }
 
 // find takes the command out of the arguments. StackStorm's runner puts
@@ -126,6 +141,10 @@ func (c *common) prepare(stderr io.Writer) error {
 	c.gate = &gate{to: stderr}
 	c.log = slog.New(slog.NewTextHandler(c.gate, &slog.HandlerOptions{Level: level}))
 	c.mask = step.NewMasker(c.secret("RABBITMQ_PASSWORD"))
+	if c.run == "" {
+		// An action's run is its execution, so that what must come after its end can be deferred until then.
+		c.run = c.getenv("ST2_ACTION_EXECUTION_ID")
+	}
 	if c.run == "" {
 		c.run = step.NewRun(c.start)
 	}

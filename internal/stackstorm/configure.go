@@ -24,6 +24,7 @@ type Configure struct {
 	Broker         Broker    // for the secondary's [messaging]
 	KeepSensors    bool      // leave the secondary's sensors and timers running
 	Restart        When
+	Run            string // the run\'s name, which the restart may wait for
 }
 
 // Broker is how the secondary logs in to the primary's RabbitMQ.
@@ -74,7 +75,7 @@ func (s *Configure) Plan(ctx context.Context, h host.Host) ([]step.Change, error
 	if edit != nil {
 		changes = append(changes, edit)
 	}
-	restart, err := planRestart(ctx, h, s.Restart, edit != nil)
+	restart, err := planRestart(ctx, h, s.Restart, edit != nil, s.Run)
 	if err != nil {
 		return nil, err
 	}
