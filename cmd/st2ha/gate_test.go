@@ -168,7 +168,7 @@ esac
 	require.Contains(t, stderr, "level=DEBUG")
 
 	statuses <- "0"
-	stdout, stderr, err = runner.act(t, action("rollback --host=127.0.0.2"))
+	stdout, stderr, err = runner.act(t, action("rollback --host=127.0.0.2 --at_once"))
 	require.NoError(t, err, stderr)
 	require.Contains(t, stdout, `"changed":true`)
 

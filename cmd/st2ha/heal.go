@@ -315,6 +315,7 @@ type maintenanceCommand struct {
 	mode   string
 	lasts  int // seconds
 	reason string
+	own    bool
 }
 
 func (m *maintenanceCommand) name() string { return "maintenance" }
@@ -327,6 +328,7 @@ func (m *maintenanceCommand) flags(f *pflag.FlagSet) {
 	f.StringVar(&m.mode, "mode", "", "on or off")
 	f.IntVar(&m.lasts, "lasts", 0, "with on: seconds after which it ends by itself (0: when it is switched off)")
 	f.StringVar(&m.reason, "reason", "", "with on: why, for others who look")
+	f.BoolVar(&m.own, "for_run", false, "it is the run's: one that somebody else has set is left alone")
 }
 
 func (m *maintenanceCommand) exec(ctx context.Context, c *common) (any, error) {
@@ -335,6 +337,9 @@ func (m *maintenanceCommand) exec(ctx context.Context, c *common) (any, error) {
 		return failed, err
 	}
 	to := heal.Maintenance{On: m.mode == "on", Since: c.start.UTC(), Reason: m.reason}
+	if m.own {
+		to.Run = c.run
+	}
 	switch {
 	case m.mode != "on" && m.mode != "off":
 		return failed, fault.Usage("mode %q is none: it is on or off", m.mode)
@@ -349,7 +354,10 @@ func (m *maintenanceCommand) exec(ctx context.Context, c *common) (any, error) {
 	if err != nil {
 		return failed, err
 	}
-	return step.Heal(ctx, &heal.SetMaintenance{To: to}, h, c.options(), always)
+	if m.own && to.On && to.Until.IsZero() {
+		return failed, fault.Usage("lasts is missing: what a run sets must end also if the run dies")
+	}
+	return step.Heal(ctx, &heal.SetMaintenance{To: to, Own: m.own}, h, c.options(), always)
 }
 
 // reportCommand tells people, by this machine's system log, what nobody but

@@ -64,8 +64,9 @@ func waits(ctx context.Context, h host.Host, run string) bool {
 }
 
 // fetchTime is what the client needs from an execution's end to its result: it
-// polls every 2 s (st2client/commands/action.py:426), and then fetches.
-const fetchTime = 6 * time.Second
+// polls every 2 s (st2client/commands/action.py:426), and then fetches the children;
+// measured: 3.5 s, and twice that on a busy node.
+const fetchTime = 10 * time.Second
 
 // AwaitEnd waits until the host's StackStorm has stored an execution's end, and
 // whoever waits for it could fetch the result. What is no execution of its has

@@ -309,6 +309,31 @@ class Result(unittest.TestCase):
         self.assertFalse(result["output"]["changed"])
         self.assertIn("configure_mongodb: 1 change to make: /etc/x", result["output"]["nodes"][PRIMARY])
 
+    def test_a_dry_run_shows_the_restarts(self):
+        """Nothing is owed after a dry run: restart_st2 is told of what it would have to make up for."""
+        def run(action, _, given, __):
+            out = printed(action.name, given.get("host", given.get("primary")), changed=False, dry_run=True, changes=[])
+            if action.name == "configure_st2" or action.name == "restart_st2" and given.get("force"):
+                out["changes"] = [{"kind": "restart_st2", "target": "st2", "diff": "st2ctl restart"}]
+            return "succeeded", shell(0, out)
+        node = Node()
+        node.run = run
+        _, result = join(node, dry_run=True)
+        for host in [PRIMARY] + SECONDARIES:
+            self.assertIn("restart_st2: 1 change to make: st2", result["output"]["nodes"][host], host)
+
+    def test_nothing_is_healed_meanwhile(self):
+        for step, host in ((None, None), ("mount_nfs", SECONDARIES[0])):
+            node = Node(step, host, ENDS["abandoned"][0])
+            join(node)
+            everybody = [("maintenance", at) for at in [PRIMARY] + SECONDARIES]
+            self.assertEqual(sorted(node.ran[1:4]), everybody, "before anything is changed")
+            self.assertEqual(sorted(node.ran[-3:]), everybody, "it ends a minute after the workflow")
+            self.assertEqual(sum(name == "maintenance" for name, _ in node.ran), 6)
+        node = Node()
+        join(node, dry_run=True)
+        self.assertNotIn("maintenance", [name for name, _ in node.ran])
+
     def test_prepare_primary_alone(self):
         status, result = join(Node(), name="prepare_primary")
         self.assertEqual((status, result["output"]["failure"]), ("succeeded", {}))
