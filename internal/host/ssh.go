@@ -661,9 +661,19 @@ func (s *SSH) Lock(ctx context.Context, name, note string) (func(), error) {
 	if err := absolute(name); err != nil {
 		return nil, fileError(s.name, "lock", name, err)
 	}
+	// flock(1) goes by the name, so only root may be able to swap it.
+	real, err := there(ctx, s, "lock", name, true, func(_ *files, p farPlace) (string, error) {
+		if !p.firm() {
+			return "", errors.New("others than root can write the directory it is in")
+		}
+		return p.real, nil
+	})
+	if err != nil {
+		return nil, err
+	}
 	note = strings.ReplaceAll(note, "\x00", "")
 	argv := []string{"sh", "-c", `umask 077; PATH=` + searchPath + `; LC_ALL=C; export PATH LC_ALL
-exec flock --exclusive --nonblock --conflict-exit-code 75 "$1" sh -c "$3" sh "$1" "$2"`, "sh", name, note, lockScript}
+exec flock --exclusive --nonblock --conflict-exit-code 75 "$1" sh -c "$3" sh "$1" "$2"`, "sh", real, note, lockScript}
 	ses, err := s.start(ctx, s.asRoot()+quoteAll(argv), func() {})
 	if err != nil {
 		return nil, fileError(s.name, "lock", name, err)
