@@ -68,7 +68,10 @@ func (s *Mount) Check(ctx context.Context, h host.Host) ([]step.Finding, error) 
 	if err != nil {
 		return nil, err
 	}
-	var findings []step.Finding
+	findings, err := leads(ctx, h, dirs)
+	if err != nil {
+		return nil, err
+	}
 	for _, dir := range dirs {
 		m, ok := mounted[dir]
 		switch {
