@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -228,6 +229,14 @@ func TestDialSSHErrors(t *testing.T) {
 	}))
 
 	is(t, try(func(c *host.SSHConfig) { c.KeyFile = filepath.Join(dir, "missing") }), "ssh_key", "missing", "no such file")
+	large, fifo := filepath.Join(dir, "large"), filepath.Join(dir, "fifo")
+	require.NoError(t, os.WriteFile(large, make([]byte, 1<<20+1), 0o600))
+	require.NoError(t, syscall.Mkfifo(fifo, 0o600))
+	is(t, try(func(c *host.SSHConfig) { c.KeyFile = large }), "ssh_key", large, "larger than 1 MiB")
+	for _, odd := range []string{"/dev/zero", fifo, dir} {
+		is(t, try(func(c *host.SSHConfig) { c.KeyFile = odd }), "ssh_key", odd, "not a regular file")
+		is(t, try(func(c *host.SSHConfig) { c.KnownHosts = []string{odd} }), "host_key_unknown", odd, "not a regular file")
+	}
 	text := filepath.Join(dir, "text")
 	require.NoError(t, os.WriteFile(text, []byte("not a key"), 0o600))
 	is(t, try(func(c *host.SSHConfig) { c.KeyFile = text }), "ssh_key", text)
@@ -459,7 +468,7 @@ func TestTempName(t *testing.T) {
 }
 
 func TestOpen(t *testing.T) {
-	for _, addr := range []string{"", " ", "192.168.0.300", "1.2.3", "1", "a b", "a,b", "a:b", "amqp://a", "a\n", "-a", "a-", "a_b", "a..b", "a.", "0.0.0.0", "::", "224.0.0.1", "255.255.255.255", "host:22", "[::1]", "user@host", "$(id)", "a/b", "é", strings.Repeat("a", 64), strings.Repeat("a.", 127) + "a"} {
+	for _, addr := range []string{"", " ", "192.168.0.300", "1.2.3", "1", "a b", "a,b", "a:b", "amqp://a", "a\n", "-a", "a-", "a_b", "a..b", "a.", "0.0.0.0", "::", "224.0.0.1", "255.255.255.255", "host:22", "[::1]", "fe80::1%eth0", "fe80::1%a b\n", "::1%$(id)", "user@host", "$(id)", "a/b", "é", strings.Repeat("a", 64), strings.Repeat("a.", 127) + "a"} {
 		_, err := host.Open(t.Context(), addr, host.SSHConfig{})
 		var e *fault.Error
 		require.ErrorAs(t, err, &e, addr)

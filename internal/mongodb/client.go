@@ -25,7 +25,7 @@ var ErrRefused = errors.New("login refused")
 // Options are those of a client that talks to exactly the server at addr
 // (host:port), by what else uri says.
 func Options(d options.ContextDialer, uri, addr string) *options.ClientOptions {
-	return options.Client().ApplyURI(uri).SetHosts([]string{addr}).SetDialer(d).SetDirect(true).SetMaxPoolSize(1).
+	return options.Client().ApplyURI(uri).SetHosts([]string{addr}).SetDialer(bounded{d}).SetDirect(true).SetMaxPoolSize(1).
 		SetServerSelectionTimeout(answerTime).SetConnectTimeout(answerTime).SetTimeout(answerTime)
 }
 

@@ -37,7 +37,10 @@ func (s *Export) Check(ctx context.Context, h host.Host) ([]step.Finding, error)
 	if err != nil {
 		return nil, err
 	}
-	var findings []step.Finding
+	findings, err := leads(ctx, h, dirs)
+	if err != nil {
+		return nil, err
+	}
 	for _, dir := range dirs {
 		info, err := h.Stat(ctx, dir)
 		switch {

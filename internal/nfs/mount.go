@@ -68,10 +68,15 @@ func (s *Mount) Check(ctx context.Context, h host.Host) ([]step.Finding, error) 
 	if err != nil {
 		return nil, err
 	}
-	findings, err := s.otherOptions(ctx, h, dirs)
+	findings, err := leads(ctx, h, dirs)
 	if err != nil {
 		return nil, err
 	}
+	other, err := s.otherOptions(ctx, h, dirs)
+	if err != nil {
+		return nil, err
+	}
+	findings = append(findings, other...)
 	for _, dir := range dirs {
 		m, ok := mounted[dir]
 		switch {

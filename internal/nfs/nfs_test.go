@@ -100,7 +100,7 @@ func TestValidate(t *testing.T) {
 		require.NoError(t, Validate(ok), ok)
 	}
 	for _, bad := range [][]string{
-		{""}, {"opt"}, {"/opt/"}, {"/opt//a"}, {"/opt/../etc"}, {"/opt/./a"}, {"/"}, {"/etc"}, {"/usr"}, {"/var"}, {"/home"},
+		{""}, {"opt"}, {"/opt/"}, {"/opt//a"}, {"/opt/../etc"}, {"/opt/./a"}, {"/"}, {"/etc"}, {"/usr"}, {"/var"}, {"/home"}, {"/home/stanley/x"}, {"/etc/x"}, {"/root/x"},
 		{"/opt/a\nb"}, {"/opt/a\tb"}, {"/opt/a", "/opt/a"}, {"/opt/a", "/opt/a/b"}, {"/opt/a/b", "/srv", "/opt/a"},
 	} {
 		err := Validate(bad)
@@ -218,6 +218,19 @@ func TestExportPlan(t *testing.T) {
 	require.Len(t, findings, 2)
 	require.Contains(t, findings[0].Message, "/opt/none does not exist")
 	require.Contains(t, findings[1].Message, "/opt/file is no directory")
+
+	// What a link leads to is what would be shared.
+	require.NoError(t, os.MkdirAll(m.root+"/root/own", 0o755))
+	require.NoError(t, os.Symlink("/root/own", m.root+"/opt/link"))
+	require.NoError(t, os.MkdirAll(m.root+"/proc/1", 0o755))
+	require.NoError(t, os.WriteFile(m.root+"/proc/1/mountinfo", nil, 0o644))
+	for _, s := range []step.Step{&Export{Directories: []string{"/opt/link"}}, &Mount{Primary: m, Directories: []string{"/opt/link"}}} {
+		findings, err = s.Check(ctx, m)
+		require.NoError(t, err)
+		require.Len(t, findings, 1, s.Name())
+		require.Contains(t, findings[0].Message, "/opt/link: directory /root/own is the system's own, once links are resolved")
+	}
+	require.NoError(t, os.Remove(m.root+"/opt/link"))
 }
 
 // An export the administrator made otherwise is not repeated.

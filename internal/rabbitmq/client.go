@@ -91,7 +91,7 @@ func Listens(ctx context.Context, d ContextDialer, addr string) error {
 		return err
 	}
 	if frame[0] != 1 || frame[1] != 0 || frame[2] != 0 {
-		return errors.New("what answers is no AMQP 0-9-1 broker")
+		return errFrame
 	}
 	return nil
 }

@@ -2,9 +2,13 @@ package rabbitmq
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
+	"io"
 	"net"
 	"os"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -265,16 +269,135 @@ func TestCanaryCut(t *testing.T) {
 	require.True(t, errors.Is(ctx.Err(), context.DeadlineExceeded))
 }
 
-// FuzzFarewell reads what a broker, or anything else, says in a handshake.
-func FuzzFarewell(f *testing.F) {
-	f.Add([]byte("\x01\x00\x00\x00\x00\x00\x0e\x00\x0a\x00\x32\x02\x12\x03abc\x00\x00\x00\x00\xce"))
-	f.Add([]byte("\x01\x00\x00\xff\xff\xff\xff\x00"))
-	f.Add([]byte("HTTP/1.1 400 Bad Request\r\n"))
-	f.Fuzz(func(t *testing.T, frames []byte) { farewell(frames) })
+func frame(kind byte, payload string) string {
+	return string(kind) + "\x00\x00" + string(binary.BigEndian.AppendUint32(nil, uint32(len(payload)))) + payload + "\xce"
+}
+
+func long(s string) string { return string(binary.BigEndian.AppendUint32(nil, uint32(len(s)))) + s }
+
+// handshake is what a broker says until a connection is open.
+func handshake(properties string) string {
+	return frame(1, "\x00\x0a\x00\x0a\x00\x09"+long(properties)+long("PLAIN AMQPLAIN")+long("en_US")) +
+		frame(1, "\x00\x0a\x00\x1e\x07\xff\xff\xff\xff\xff\x00\x3c") + // tune: no limit of its own
+		frame(1, "\x00\x0a\x00\x29\x00")
+}
+
+// nested are n tables in each other.
+func nested(n int) string {
+	table := ""
+	for range n {
+		table = "\x01kF" + long(table)
+	}
+	return table
+}
+
+// hostile are brokers whose answers once took all memory.
+var hostile = map[string]string{
+	"a message of 2^40 bytes":           handshake("") + frame(2, "\x00\x3c\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00"),
+	"a frame of 2^32 bytes":             handshake("") + "\x03\x00\x00\xff\xff\xff\xff",
+	"63 KB of tables in each other":     handshake(nested(9000)),
+	"tables in each other in a message": handshake("") + frame(2, "\x00\x3c\x00\x00"+"\x00\x00\x00\x00\x00\x00\x00\x01"+"\x20\x00"+long(nested(9000))),
+	"a string of 2 GB":                  frame(1, "\x00\x0a\x00\x0a\x00\x09"+long("")+"\x7f\xff\xff\xff"),
+	"a field of -1 bytes":               handshake("\x01kx\xff\xff\xff\xff"),
+	"a string in a table that goes on":  handshake("\x01kS\x7f\xff\xff\xff"),
+	"a method that takes of the next":   handshake("") + frame(1, "\x00\x14\x00\x0b\x00") + "\xce\xce\xce\x03\x00\x00\xff\xff\xff\xff",
+	"a method that leaves some of it":   handshake("") + frame(1, "\x00\x0a\x00\x33\x03\x00\x00\xff\xff\xff\xff"),
+	"a method that only clients send":   handshake("") + frame(1, "\x00\x3c\x00\x14"),
+	"no end of a frame":                 "\x01\x00\x00\x00\x00\x00\x04\x00\x0a\x00\x33\x00",
+	"something else":                    "HTTP/1.1 400 Bad Request\r\n\r\n",
+}
+
+// played is a connection on which a broker has said all that it will say; what
+// comes after the handshake it says when the connection is open.
+type played struct {
+	net.Conn // nil: nothing else is called
+	said     io.Reader
+	open     chan struct{}
+}
+
+func play(said string) *played {
+	p := &played{said: strings.NewReader(said), open: make(chan struct{})}
+	if rest, ok := strings.CutPrefix(said, handshake("")); ok {
+		p.said = io.MultiReader(strings.NewReader(handshake("")), p.waiting(rest))
+	}
+	return p
+}
+
+func (p *played) waiting(rest string) io.Reader {
+	later := strings.NewReader(rest)
+	return readerFunc(func(b []byte) (int, error) {
+		<-p.open
+		return later.Read(b)
+	})
+}
+
+type readerFunc func(b []byte) (int, error)
+
+func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
+
+func (p *played) Read(b []byte) (int, error)       { return p.said.Read(b) }
+func (p *played) Write(b []byte) (int, error)      { return len(b), nil }
+func (p *played) Close() error                     { return nil }
+func (p *played) SetDeadline(time.Time) error      { return nil }
+func (p *played) SetReadDeadline(time.Time) error  { return nil }
+func (p *played) SetWriteDeadline(time.Time) error { return nil }
+
+// listen opens a connection to a played broker, hears it out, and returns why
+// it ended, with the memory that was taken meanwhile.
+func listen(t *testing.T, said string) (error, uint64) {
+	t.Helper()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	p := play(said)
+	conn, err := open(t.Context(), p, Login{User: "u", VHost: "/"}, heartbeat)
+	close(p.open)
+	if err == nil {
+		select {
+		case end := <-conn.Closed:
+			if end != nil {
+				err = end
+			}
+		case <-time.After(50 * time.Millisecond): // an answer to no question: the library waits for who takes it
+		}
+		closed := time.AfterFunc(5*time.Second, func() { panic("Close hangs") })
+		_ = conn.Close()
+		closed.Stop()
+	}
+	runtime.ReadMemStats(&after)
+	return err, after.TotalAlloc - before.TotalAlloc
+}
+
+// Whatever a broker says, it takes little memory and ends with a reason.
+func TestHostileBroker(t *testing.T) {
+	for name, said := range hostile {
+		t.Run(name, func(t *testing.T) {
+			err, took := listen(t, said)
+			require.ErrorContains(t, err, "no AMQP 0-9-1 broker")
+			require.NotContains(t, err.Error(), "\n")
+			require.Less(t, took, uint64(8<<20))
+		})
+	}
+	conn, err := open(t.Context(), play(handshake("\x01kF"+long("\x01aA"+long("VVS"+long("x"))))), Login{User: "u", VHost: "/"}, heartbeat)
+	require.NoError(t, err, "three levels are in order")
+	_ = conn.Close()
+}
+
+// FuzzBroker is a broker that says anything.
+func FuzzBroker(f *testing.F) {
+	for _, said := range hostile {
+		f.Add([]byte(said))
+	}
+	f.Add([]byte(handshake("\x01kF" + long("\x01aA"+long("VVS"+long("x"))))))
+	f.Add([]byte(handshake("") + frame(1, "\x00\x3c\x00\x3c\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00") +
+		frame(2, "\x00\x3c\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\xff\xfc"+"\x00\x00"+long("")+"\x02\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00") + frame(3, "x")))
+	f.Fuzz(func(t *testing.T, said []byte) {
+		_, took := listen(t, string(said))
+		require.Less(t, took, uint64(16<<20+100*len(said)))
+	})
 }
 
 func TestFarewell(t *testing.T) {
-	said := farewell([]byte("\x01\x00\x00\x00\x00\x00\x00\xce\x01\x00\x00\x00\x00\x00\x0e\x00\x0a\x00\x32\x02\x12\x03abc\x00\x00\x00\x00\xce"))
+	said := farewell([]byte(frame(1, "\x00\x0a\x00\x32\x02\x12\x03abc\x00\x00\x00\x00")))
 	require.Equal(t, &amqp.Error{Code: 530, Reason: "abc", Server: true}, said)
-	require.Nil(t, farewell([]byte("AMQP\x00\x00\x09\x01")))
+	require.Nil(t, farewell([]byte(frame(8, ""))))
 }

@@ -421,6 +421,39 @@ func TestFileChange(t *testing.T) {
 	}
 }
 
+// A link that leads to no file is kept, and what was made at its end is gone
+// after Undo, which says so only then.
+func TestFileChangeThroughLink(t *testing.T) {
+	ctx := t.Context()
+	m := newMachine(t)
+	require.NoError(t, os.MkdirAll(m.root+"/srv/config", 0o755))
+	require.NoError(t, os.MkdirAll(m.root+"/etc", 0o755))
+	require.NoError(t, os.Symlink("/srv/config/x", m.root+"/etc/x"))
+	before := m.tree(t)
+	f, existed, err := step.ReadOrEmpty(ctx, m, "/etc/x", 0o644)
+	require.NoError(t, err)
+	require.False(t, existed)
+	f.UID, f.GID = os.Geteuid(), os.Getegid()
+	c := step.EditFile(f, existed, []byte("b\n"))
+	require.NoError(t, c.Apply(ctx, m))
+	require.Equal(t, "b\n", m.get(t, "/srv/config/x"))
+	require.NoError(t, c.Undo(ctx, m))
+	require.Equal(t, before, m.tree(t))
+	require.NoFileExists(t, m.root+"/srv/config/x")
+
+	// The directory's owner turns the file into a link while it is there.
+	require.NoError(t, os.Chown(m.root+"/srv/config", 4711, 4711))
+	require.NoError(t, os.Remove(m.root+"/etc/x"))
+	m.put(t, "/root-only", "b\n", 0o600)
+	f.Path = "/srv/config/y"
+	c = step.EditFile(f, false, []byte("b\n"))
+	require.NoError(t, c.Apply(ctx, m))
+	require.NoError(t, os.Remove(m.root+"/srv/config/y"))
+	require.NoError(t, os.Symlink("../../root-only", m.root+"/srv/config/y"))
+	requireFault(t, c.Undo(ctx, m), fault.ExitPreflight, "foreign_link")
+	require.Equal(t, "b\n", m.get(t, "/root-only"))
+}
+
 func TestEditFileOfNothing(t *testing.T) {
 	require.Nil(t, step.EditFile(host.File{Path: "/etc/x"}, false, nil), "no file, no contents: nothing to do")
 	require.Nil(t, step.EditFile(host.File{Path: "/etc/x"}, true, nil))

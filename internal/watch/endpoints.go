@@ -257,9 +257,9 @@ func (f *finder) mounts(ctx context.Context) {
 			addExport(exports, m.Source)
 		}
 	}
-	if own, err := f.exports(ctx); err != nil {
-		f.problem(err)
-	} else if own && len(f.NFS) == 0 {
+	own, err := f.exports(ctx)
+	f.problem(err)
+	if own && len(f.NFS) == 0 {
 		// No export is asked for: it is exported to others, and not to this node.
 		exports[nfs.Server("localhost:/")] = nil
 	}
@@ -315,10 +315,7 @@ func (f *finder) fstab(ctx context.Context) ([]confedit.Mount, error) {
 		return nil, err
 	}
 	list, err := confedit.Fstab(data)
-	if err != nil {
-		return nil, step.Located(f.host, fstabPath, err)
-	}
-	return list, nil
+	return list, step.Located(f.host, fstabPath, err) // an odd line costs that line only
 }
 
 // exports says whether this node exports anything.
@@ -328,10 +325,7 @@ func (f *finder) exports(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	list, err := confedit.Exports(data)
-	if err != nil {
-		return false, step.Located(f.host, exportsPath, err)
-	}
-	return len(list) > 0, nil
+	return len(list) > 0, step.Located(f.host, exportsPath, err)
 }
 
 // read returns a file's contents, none if it does not exist.
