@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -37,7 +39,7 @@ func once(ctx context.Context, p *prober, out io.Writer) (int, error) {
 		if s.State != watch.StateUp {
 			code = 1
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Backend, s.Name, s.State, p.metrics.latency(s.Key), s.Reason)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Backend, printable(s.Name), s.State, p.metrics.latency(s.Key), printable(s.Reason))
 	}
 	if len(found.Endpoints) == 0 {
 		code = 1
@@ -54,4 +56,14 @@ func settled(all []watch.Status) bool {
 		}
 	}
 	return true
+}
+
+// printable is a text from elsewhere for people's terminals: an escape sequence
+// is shown, not obeyed.
+func printable(text string) string {
+	quoted := strconv.QuoteToGraphic(text)
+	if quoted = quoted[1 : len(quoted)-1]; strings.ContainsAny(quoted, `\`) {
+		return strings.NewReplacer(`\"`, `"`, `\\`, `\`).Replace(quoted)
+	}
+	return text
 }

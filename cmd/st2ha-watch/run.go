@@ -65,7 +65,7 @@ func run(ctx context.Context, args []string, p process) int {
 	}
 	if err != nil {
 		f := fault.Of(err)
-		line := "st2ha-watch: " + f.Error()
+		line := "st2ha-watch: " + printable(f.Error())
 		if f.Hint != "" {
 			line += " → " + f.Hint
 		}
@@ -109,7 +109,8 @@ func usage(w io.Writer, set *pflag.FlagSet) {
 	fmt.Fprint(w, `st2ha-watch [--once | --heal] [--metrics=ADDRESS] [--verbose]
 
 Watches what this node's StackStorm uses, and prints one JSON object a line for each change of state, until stdin is
-closed or SIGTERM comes. What is watched comes from the pack's configuration, one JSON object in the environment
+closed or SIGTERM comes. The next line comes when the one before is acknowledged, by a line on stdin: the first 24
+hexadecimal digits of its SHA-256. Until then events wait in the directory ST2HA_STATE_DIR. What is watched comes from the pack's configuration, one JSON object in the environment
 variable ST2HA_WATCH_CONFIG, and as far as that says nothing from /etc/st2/st2.conf, /etc/fstab and /etc/exports.
 
 `)

@@ -1,56 +1,190 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"st2ha/internal/heal"
 	"st2ha/internal/relay"
+	"st2ha/internal/spool"
 	"st2ha/internal/watch"
 )
 
-// sensor prints changes of state as lines, and those that watchdogs report,
-// until ctx ends or the parent does.
+const (
+	lockTime = 10 * time.Second // for a sensor that was killed to let its spool go
+	lockLook = 100 * time.Millisecond
+)
+
+// sensor hands changes of state, and those that watchdogs report, to its parent
+// line by line, until ctx ends or the parent does. Its own are kept in a spool
+// and the watchdogs' by the broker, until the parent says that they are taken.
 func sensor(ctx context.Context, p *prober, proc process) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if err := endWithParent(cancel, proc.stdin); err != nil {
+	acks, err := endWithParent(ctx, cancel, proc.stdin)
+	if err != nil {
 		return err
 	}
-	queue := watch.NewQueue(queued)
-	p.watch("sensor", nil, queue.Put)
+	giver := &giver{ctx: ctx, out: proc.stdout, acks: acks, log: p.log}
+	var spooled *spool.Spool
+	keeper := &keeper{ctx: ctx, log: p.log}
+	if dir := proc.getenv("ST2HA_STATE_DIR"); dir == "" {
+		p.log.Warn("there is no directory to keep events in: what waits is lost when the sensor ends; " +
+			"make one as root: install -d -m 700 -o UID /var/cache/st2ha-UID, UID being the number of this user")
+	} else if spooled, err = openSpool(ctx, filepath.Join(dir, spoolName)); err != nil {
+		p.log.Warn("events cannot be kept: what waits is lost when the sensor ends", "error", err)
+	} else {
+		defer spooled.Close()
+		keeper.spool, keeper.file = spooled, filepath.Join(dir, incidentsName)
+		keeper.load()
+	}
+	own, relayed := watch.NewQueue(queued), watch.NewQueue(queued)
+	p.watch("sensor", keeper.open, own.Put)
 	watched := p.follow(ctx)
-	inbox := &relay.Inbox{Dial: p.dial, Log: p.log, Take: queue.PutLine}
+	inbox := &relay.Inbox{Dial: p.dial, Log: p.log, Take: relayed.PutLine, Refused: func(err error) {
+		tellRefused(own, p.watcher.Node(), "sensor", err)
+	}}
 	go inbox.Run(ctx)
-	written := make(chan struct{})
-	go func() {
-		defer close(written)
-		defer cancel() // the reader is gone
-		if err := queue.Write(ctx, proc.stdout); err != nil {
-			p.log.Error("print a change of state", "error", err)
-		}
-	}()
+	// Each of these ends early only if the parent reads no more, or the machine ends.
+	pass := func(f func() error) <-chan struct{} {
+		return ending(func() {
+			defer cancel()
+			if err := f(); err != nil && ctx.Err() == nil {
+				p.log.Error("print a change of state", "error", err)
+			}
+		})
+	}
+	var kept <-chan struct{}
+	if spooled == nil {
+		kept = pass(func() error { return own.Write(ctx, giver) })
+	} else {
+		kept = pass(func() error { return own.Write(ctx, keeper) })
+		pass(func() error { return giver.feed(spooled) })
+	}
+	pass(func() error { return relayed.Write(ctx, giver) })
 	<-ctx.Done()
 	wait(watched, stopTime)
-	wait(written, flushTime) // nobody may be reading
+	wait(kept, flushTime)
 	return nil
+}
+
+// tellRefused tells people that events cannot be relayed, and why.
+func tellRefused(queue *watch.Queue, node, by string, reason error) {
+	line, err := json.Marshal(heal.Event{Event: heal.EventGaveUp, Target: relay.Queue, Node: node, By: by, At: time.Now(),
+		Reason: "events cannot be relayed: " + reason.Error()})
+	if err == nil {
+		queue.PutLine(line, nil)
+	}
+}
+
+// openSpool opens the spool, also while a sensor that was killed still has it.
+func openSpool(ctx context.Context, dir string) (*spool.Spool, error) {
+	for end := time.Now().Add(lockTime); ; {
+		s, err := spool.Open(dir, spoolLimit)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) {
+			return s, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(lockLook):
+		}
+	}
+}
+
+// giver gives lines to the parent, one at a time and in order: the next one when
+// the parent has said that one is taken, by a line with its messageID.
+type giver struct {
+	ctx  context.Context
+	mu   sync.Mutex
+	out  io.Writer
+	acks <-chan string
+	log  *slog.Logger
+}
+
+// Write gives one line, and returns when it is taken.
+func (g *giver) Write(line []byte) (int, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err := g.ctx.Err(); err != nil {
+		return 0, err
+	}
+	if n, err := g.out.Write(line); err != nil {
+		return n, fmt.Errorf("the reader of stdout: %w", err)
+	}
+	id := messageID(bytes.TrimSuffix(line, []byte("\n")))
+	for {
+		select {
+		case <-g.ctx.Done():
+			return 0, g.ctx.Err()
+		case said := <-g.acks:
+			if said == id {
+				return len(line), nil
+			}
+			g.log.Warn("the reader has taken what it was not given", "id", said)
+		}
+	}
+}
+
+// feed gives what the spool holds, for ever.
+func (g *giver) feed(s *spool.Spool) error {
+	for {
+		records, err := s.Read(queued)
+		if err != nil {
+			g.log.Error("read events that wait", "error", err)
+		}
+		for _, r := range records {
+			if _, err := g.Write(append(r.Data, '\n')); err != nil {
+				return err
+			}
+			if err := s.Taken(r); err != nil {
+				g.log.Error("note that an event is taken", "error", err) // it comes again after a restart
+			}
+		}
+		if len(records) > 0 {
+			continue
+		}
+		select {
+		case <-g.ctx.Done():
+			return g.ctx.Err()
+		case <-s.More():
+		}
+	}
 }
 
 // endWithParent has the process end with its parent: by the end of stdin, which
 // a parent that still lives can close too, and by a signal, for the write end of
-// a pipe may be held by others (prctl(2), PR_SET_PDEATHSIG).
-func endWithParent(cancel func(), stdin io.Reader) error {
+// a pipe may be held by others (prctl(2), PR_SET_PDEATHSIG). acks are the lines
+// that come on stdin until then.
+func endWithParent(ctx context.Context, cancel func(), stdin io.Reader) (acks <-chan string, err error) {
 	parent := unix.Getppid()
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGTERM), 0, 0, 0); err != nil {
-		return err
+		return nil, err
 	}
 	if unix.Getppid() != parent { // it ended just before
 		cancel()
 	}
+	lines := make(chan string)
 	go func() {
-		_, _ = io.Copy(io.Discard, stdin)
-		cancel()
+		defer cancel()
+		for s := bufio.NewScanner(stdin); s.Scan(); {
+			select {
+			case lines <- s.Text():
+			case <-ctx.Done():
+				return
+			}
+		}
 	}()
-	return nil
+	return lines, nil
 }

@@ -98,6 +98,7 @@ func start(t *testing.T, cmd *exec.Cmd) *watcher {
 			if json.Unmarshal(s.Bytes(), &e) == nil {
 				w.lines <- e
 			}
+			_, _ = fmt.Fprintln(w.stdin, messageID(s.Bytes()))
 		}
 	}()
 	return w

@@ -51,7 +51,9 @@ func watchdog(ctx context.Context, p *prober, dir string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	watched := p.follow(ctx)
-	outbox := &relay.Outbox{Spool: s, Dial: p.dial, Log: p.log}
+	outbox := &relay.Outbox{Spool: s, Dial: p.dial, Log: p.log, Refused: func(err error) {
+		tellRefused(queue, p.watcher.Node(), source, err)
+	}}
 	sent := ending(func() { outbox.Run(ctx) })
 	healed := ending(func() { h.run(ctx) })
 	written := ending(func() { _ = queue.Write(ctx, keeper) })
@@ -135,7 +137,7 @@ func (k *keeper) note(e watch.Event) {
 	}
 	data, err := json.Marshal(k.open)
 	if err == nil {
-		err = host.NewLocal("").WriteFile(context.WithoutCancel(k.ctx), host.File{Path: k.file, Data: data, Mode: 0o600})
+		err = host.NewLocal("").WriteFile(context.WithoutCancel(k.ctx), host.File{Path: k.file, Data: data, Mode: 0o600, UID: os.Getuid(), GID: os.Getgid()})
 	}
 	if err != nil {
 		k.log.Error("note the open incidents", "error", err)

@@ -2,15 +2,26 @@ package relay
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
+	"fmt"
 	"log/slog"
+	"math"
+	"regexp"
 	"sync"
+	"time"
 
 	"github.com/streadway/amqp"
 )
 
-// remembered is how many ids of events that were taken are known.
-const remembered = 10000
+const (
+	remembered  = 10000       // ids of events that were taken
+	maxEvent    = 64 << 10    // bytes
+	maxFields   = 64          // of an event
+	unreadPause = time.Minute // between two reports of messages that are no events
+)
+
+var fieldName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
 
 // Inbox reads events from the queue.
 type Inbox struct {
@@ -19,16 +30,20 @@ type Inbox struct {
 	// Take is given each event once, as one line of JSON. It calls taken, which
 	// does not block, when the event is in safe hands; until then the broker has it.
 	Take func(line []byte, taken func())
+	// Refused, if it is there, is told once why the broker will never give them.
+	Refused func(error)
+
+	unread int       // messages that were no events
+	told   time.Time // of them
 }
 
 // Run reads until ctx ends.
 func (i *Inbox) Run(ctx context.Context) {
-	var p pause
+	p := pause{log: i.Log, refused: i.Refused}
 	known := &known{entries: map[string]*entry{}}
 	for ctx.Err() == nil {
 		if err := i.consume(ctx, known, &p); ctx.Err() == nil {
-			i.Log.Debug("no events from the watchdogs for now", "error", err)
-			p.wait(ctx)
+			p.wait(ctx, err)
 		}
 	}
 }
@@ -69,7 +84,9 @@ func (i *Inbox) consume(ctx context.Context, known *known, p *pause) error {
 			if !ok {
 				return errEnded
 			}
-			i.take(known, d, acks)
+			if err := i.take(l, known, d, acks); err != nil {
+				return err
+			}
 		}
 	}
 }
@@ -78,16 +95,69 @@ func (l *link) ack(tag uint64) error {
 	return within(answerTime, func() error { return l.channel.Ack(tag, false) })
 }
 
-// take hands an event on, unless it is a repetition.
-func (i *Inbox) take(known *known, d amqp.Delivery, acks chan<- uint64) {
-	if len(d.Body) == 0 || !json.Valid(d.Body) {
-		i.Log.Warn("a message in the queue is no event, and is dropped", "queue", Queue, "message_id", d.MessageId)
-		acks <- d.DeliveryTag
-		return
+// take hands an event on, unless it is a repetition. What is none is rejected:
+// the broker drops it, or has it where a policy names a dead letter exchange.
+func (i *Inbox) take(l *link, known *known, d amqp.Delivery, acks chan<- uint64) error {
+	line, err := event(d.Body)
+	if err != nil {
+		i.unread++
+		if time.Since(i.told) > unreadPause {
+			i.told = time.Now()
+			i.Log.Warn("a message in the queue is no event, and is set aside", "queue", Queue, "message_id", d.MessageId,
+				"bytes", len(d.Body), "error", err, "so_far", i.unread)
+		}
+		return within(answerTime, func() error { return l.channel.Reject(d.DeliveryTag, false) })
 	}
-	if known.add(d.MessageId, d.DeliveryTag, acks) {
-		i.Take(d.Body, func() { known.taken(d.MessageId) })
+	id := d.MessageId
+	if id == "" {
+		sum := sha256.Sum256(line)
+		id = string(sum[:])
 	}
+	if known.add(id, d.DeliveryTag, acks) {
+		i.Take(line, func() { known.taken(id) })
+	}
+	return nil
+}
+
+// event is a message as the sensor's Python, MongoDB and the rules can hold it:
+// one object whose fields are names and plain values. Deeper ones end Python
+// (RecursionError), larger numbers MongoDB's driver (OverflowError).
+func event(body []byte) ([]byte, error) {
+	if len(body) > maxEvent {
+		return nil, fmt.Errorf("it is larger than %d bytes", maxEvent)
+	}
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(body, &fields); err != nil {
+		return nil, err
+	}
+	if len(fields) == 0 || len(fields) > maxFields {
+		return nil, fmt.Errorf("it has %d fields", len(fields))
+	}
+	for name, value := range fields {
+		if !fieldName.MatchString(name) {
+			return nil, fmt.Errorf("%q is no field's name", name)
+		}
+		var plain any
+		if err := json.Unmarshal(value, &plain); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		switch v := plain.(type) {
+		case string:
+			again, err := json.Marshal(v) // without halves of characters
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", name, err)
+			}
+			fields[name] = again
+		case float64:
+			if math.Abs(v) > 1<<53 {
+				return nil, fmt.Errorf("%s: the number is too large", name)
+			}
+		case bool, nil:
+		default:
+			return nil, fmt.Errorf("%s is neither text nor a number", name)
+		}
+	}
+	return json.Marshal(fields)
 }
 
 // known tells repetitions, which come after a connection has ended, the

@@ -17,12 +17,14 @@ type Outbox struct {
 	Spool *spool.Spool
 	Dial  Dial
 	Log   *slog.Logger
+	// Refused, if it is there, is told once why the broker will never take them.
+	Refused func(error)
 }
 
 // Run sends whatever the spool gets, as soon as a broker takes it, until ctx
 // ends. A record counts as taken once the broker has confirmed it.
 func (o *Outbox) Run(ctx context.Context) {
-	var p pause
+	p := pause{log: o.Log, refused: o.Refused}
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
@@ -35,9 +37,8 @@ func (o *Outbox) Run(ctx context.Context) {
 				break
 			}
 			if ctx.Err() == nil {
-				o.Log.Debug("events wait in the spool", "error", err)
+				p.wait(ctx, err)
 			}
-			p.wait(ctx)
 		}
 	}
 }

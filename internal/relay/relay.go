@@ -6,6 +6,8 @@ package relay
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/streadway/amqp"
@@ -81,15 +83,43 @@ func within(limit time.Duration, f func() error) error {
 	}
 }
 
-// pause waits ever longer, and is reset by a success.
-type pause struct{ next time.Duration }
+// pause waits ever longer after failures, and is reset by a success. It says
+// once what only people can end: a login, a vhost or a queue that is refused.
+type pause struct {
+	log     *slog.Logger
+	refused func(error) // or nil
+	next    time.Duration
+	said    string // of a refusal
+}
 
-func (p *pause) wait(ctx context.Context) {
+func (p *pause) wait(ctx context.Context, err error) {
 	p.next = min(max(p.next*2, firstPause), longestWait)
+	if !isRefused(err) {
+		p.log.Debug("no events go over the broker for now", "error", err)
+	} else {
+		p.next = longestWait
+		if text := err.Error(); text != p.said {
+			p.said = text
+			p.log.Warn("events cannot be relayed until somebody mends that", "queue", Queue, "error", err)
+			if p.refused != nil {
+				p.refused(err)
+			}
+		}
+	}
 	select {
 	case <-ctx.Done():
 	case <-time.After(p.next):
 	}
 }
 
-func (p *pause) reset() { p.next = 0 }
+func (p *pause) reset() { p.next, p.said = 0, "" }
+
+// isRefused tells a refusal, which the broker repeats as often as it is asked,
+// from a broker that is away (AMQP 0-9-1, section 1.2: reply codes).
+func isRefused(err error) bool {
+	if errors.Is(err, rabbitmq.ErrRefused) {
+		return true
+	}
+	var said *amqp.Error
+	return errors.As(err, &said) && slices.Contains([]int{amqp.AccessRefused, amqp.PreconditionFailed, amqp.NotAllowed, amqp.ResourceLocked}, said.Code)
+}
