@@ -365,7 +365,7 @@ func (p *played) SetWriteDeadline(time.Time) error { return nil }
 
 // listen opens a connection to a played broker, hears it out, and returns why
 // it ended, with the memory that was taken meanwhile.
-func listen(t *testing.T, said string) (error, uint64) {
+func listen(t *testing.T, said string) (took uint64, reason error) {
 	t.Helper()
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -383,14 +383,14 @@ func listen(t *testing.T, said string) (error, uint64) {
 		closed.Stop()
 	}
 	runtime.ReadMemStats(&after)
-	return err, after.TotalAlloc - before.TotalAlloc
+	return after.TotalAlloc - before.TotalAlloc, err
 }
 
 // Whatever a broker says, it takes little memory and ends with a reason.
 func TestHostileBroker(t *testing.T) {
 	for name, said := range hostile {
 		t.Run(name, func(t *testing.T) {
-			err, took := listen(t, said)
+			took, err := listen(t, said)
 			require.ErrorContains(t, err, "no AMQP 0-9-1 broker")
 			require.NotContains(t, err.Error(), "\n")
 			require.Less(t, took, uint64(8<<20))
@@ -410,7 +410,7 @@ func FuzzBroker(f *testing.F) {
 	f.Add([]byte(handshake("") + frame(1, "\x00\x3c\x00\x3c\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00") +
 		frame(2, "\x00\x3c\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\xff\xfc"+"\x00\x00"+long("")+"\x02\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00") + frame(3, "x")))
 	f.Fuzz(func(t *testing.T, said []byte) {
-		_, took := listen(t, string(said))
+		took, _ := listen(t, string(said))
 		require.Less(t, took, uint64(16<<20+100*len(said)))
 	})
 }
