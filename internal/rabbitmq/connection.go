@@ -129,6 +129,7 @@ type rawConn struct {
 	unread []byte // of it
 
 	mu      sync.Mutex
+	talk    dialogue
 	opening bool
 	said    *amqp.Error // the broker's farewell, while opening
 	failed  error       // reading did, while opening
@@ -149,6 +150,9 @@ func (r *rawConn) Write(p []byte) (int, error) {
 	if err := r.SetWriteDeadline(time.Now().Add(r.silence)); err != nil {
 		return 0, err
 	}
+	r.mu.Lock()
+	r.talk.says(p) // before it is: the answer may be quick
+	r.mu.Unlock()
 	return r.Conn.Write(p)
 }
 
@@ -159,6 +163,9 @@ func (r *rawConn) Read(p []byte) (int, error) {
 		frame, err := readFrame(r.frames, r.frame)
 		r.mu.Lock()
 		defer r.mu.Unlock()
+		if err == nil {
+			err = r.talk.hears(frame)
+		}
 		if err != nil {
 			if r.opening && r.failed == nil && !errors.Is(err, net.ErrClosed) {
 				r.failed = err

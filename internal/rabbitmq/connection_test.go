@@ -8,7 +8,7 @@ import (
 	"net"
 	"os"
 	"runtime"
-	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -303,75 +303,99 @@ var hostile = map[string]string{
 	"a method that takes of the next":   handshake("") + frame(1, "\x00\x14\x00\x0b\x00") + "\xce\xce\xce\x03\x00\x00\xff\xff\xff\xff",
 	"a method that leaves some of it":   handshake("") + frame(1, "\x00\x0a\x00\x33\x03\x00\x00\xff\xff\xff\xff"),
 	"a method that only clients send":   handshake("") + frame(1, "\x00\x3c\x00\x14"),
+	"an answer to no question":          handshake("") + frame(1, "\x00\x0a\x00\x33"),
+	"a channel nobody opened":           handshake("") + frame(1, "\x00\x3c\x00\x3c\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00")[:1] + "\x00\x01" + frame(1, "\x00\x3c\x00\x3c\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00")[3:],
+	"a message on channel 0":            handshake("") + frame(2, "\x00\x3c\x00\x00"+"\x00\x00\x00\x00\x00\x00\x00\x01"+"\x00\x00"),
 	"no end of a frame":                 "\x01\x00\x00\x00\x00\x00\x04\x00\x0a\x00\x33\x00",
 	"something else":                    "HTTP/1.1 400 Bad Request\r\n\r\n",
 }
 
-// played is a connection on which a broker has said all that it will say; what
-// comes after the handshake it says when the connection is open.
+// played is a connection on which a broker says frame by frame what it will
+// say: the first three when it was asked, as a handshake has it, and the rest
+// when the connection is open.
 type played struct {
 	net.Conn // nil: nothing else is called
-	said     io.Reader
+	said     string
+	turn     int
+	part     string
+	wrote    chan struct{} // one for each write
 	open     chan struct{}
+	over     chan struct{}
+	end      func()
 }
 
 func play(said string) *played {
-	p := &played{said: strings.NewReader(said), open: make(chan struct{})}
-	if rest, ok := strings.CutPrefix(said, handshake("")); ok {
-		p.said = io.MultiReader(strings.NewReader(handshake("")), p.waiting(rest))
-	}
+	p := &played{said: said, wrote: make(chan struct{}, 1000), open: make(chan struct{}), over: make(chan struct{})}
+	p.end = sync.OnceFunc(func() { close(p.over) })
 	return p
 }
 
-func (p *played) waiting(rest string) io.Reader {
-	later := strings.NewReader(rest)
-	return readerFunc(func(b []byte) (int, error) {
-		<-p.open
-		return later.Read(b)
-	})
+func (p *played) Read(b []byte) (int, error) {
+	if p.part == "" {
+		waits := [][]chan struct{}{{p.wrote}, {p.wrote}, {p.wrote, p.wrote}, {p.open}}[min(p.turn, 3)] // Tune-Ok has no answer, Open has
+		for _, c := range waits {
+			select {
+			case <-c:
+			case <-p.over:
+				return 0, net.ErrClosed
+			}
+		}
+		size := len(p.said)
+		if p.turn < 3 && size >= 8 {
+			size = min(size, 8+int(binary.BigEndian.Uint32([]byte(p.said[3:]))))
+		}
+		p.part, p.said = p.said[:size], p.said[size:]
+		p.turn++
+		if size == 0 {
+			return 0, io.EOF
+		}
+	}
+	n := copy(b, p.part)
+	p.part = p.part[n:]
+	return n, nil
 }
 
-type readerFunc func(b []byte) (int, error)
+func (p *played) Write(b []byte) (int, error) {
+	select {
+	case p.wrote <- struct{}{}:
+	default:
+	}
+	return len(b), nil
+}
 
-func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
-
-func (p *played) Read(b []byte) (int, error)       { return p.said.Read(b) }
-func (p *played) Write(b []byte) (int, error)      { return len(b), nil }
-func (p *played) Close() error                     { return nil }
+func (p *played) Close() error                     { p.end(); return nil }
 func (p *played) SetDeadline(time.Time) error      { return nil }
 func (p *played) SetReadDeadline(time.Time) error  { return nil }
 func (p *played) SetWriteDeadline(time.Time) error { return nil }
 
 // listen opens a connection to a played broker, hears it out, and returns why
 // it ended, with the memory that was taken meanwhile.
-func listen(t *testing.T, said string) (error, uint64) {
+func listen(t *testing.T, said string) (took uint64, reason error) {
 	t.Helper()
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	p := play(said)
-	conn, err := open(t.Context(), p, Login{User: "u", VHost: "/"}, heartbeat)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond) // for a broker that says too little
+	defer cancel()
+	conn, err := open(ctx, p, Login{User: "u", VHost: "/"}, heartbeat)
 	close(p.open)
 	if err == nil {
-		select {
-		case end := <-conn.Closed:
-			if end != nil {
-				err = end
-			}
-		case <-time.After(50 * time.Millisecond): // an answer to no question: the library waits for who takes it
+		if end := <-conn.Closed; end != nil {
+			err = end
 		}
 		closed := time.AfterFunc(5*time.Second, func() { panic("Close hangs") })
 		_ = conn.Close()
 		closed.Stop()
 	}
 	runtime.ReadMemStats(&after)
-	return err, after.TotalAlloc - before.TotalAlloc
+	return after.TotalAlloc - before.TotalAlloc, err
 }
 
 // Whatever a broker says, it takes little memory and ends with a reason.
 func TestHostileBroker(t *testing.T) {
 	for name, said := range hostile {
 		t.Run(name, func(t *testing.T) {
-			err, took := listen(t, said)
+			took, err := listen(t, said)
 			require.ErrorContains(t, err, "no AMQP 0-9-1 broker")
 			require.NotContains(t, err.Error(), "\n")
 			require.Less(t, took, uint64(8<<20))
@@ -391,7 +415,7 @@ func FuzzBroker(f *testing.F) {
 	f.Add([]byte(handshake("") + frame(1, "\x00\x3c\x00\x3c\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00") +
 		frame(2, "\x00\x3c\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\xff\xfc"+"\x00\x00"+long("")+"\x02\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00") + frame(3, "x")))
 	f.Fuzz(func(t *testing.T, said []byte) {
-		_, took := listen(t, string(said))
+		took, _ := listen(t, string(said))
 		require.Less(t, took, uint64(16<<20+100*len(said)))
 	})
 }

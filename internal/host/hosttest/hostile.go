@@ -30,10 +30,8 @@ const stranger = 4711
 // that plays the owner of a directory.
 func Swap() {
 	if dir := os.Getenv(swapper); dir != "" {
-		if err := swap(dir); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
+		fmt.Fprintln(os.Stderr, swap(dir)) // else it does not return
+		os.Exit(1)
 	}
 }
 
