@@ -24,6 +24,7 @@ type metrics struct {
 	duration *prometheus.HistogramVec
 	changes  *prometheus.CounterVec
 	heals    *prometheus.CounterVec
+	leftOut  prometheus.Counter
 
 	mu   sync.Mutex
 	took map[watch.Key]time.Duration // of the newest answer
@@ -40,12 +41,14 @@ func newMetrics() *metrics {
 			Help: "Changes of an endpoint's state, by the state that was entered."}, []string{"backend", "endpoint", "state"}),
 		heals: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "st2ha_heals_total",
 			Help: "Heals of an endpoint by this watchdog, by what came of the attempt."}, []string{"backend", "endpoint", "result"}),
+		leftOut: prometheus.NewCounter(prometheus.CounterOpts{Name: "st2ha_events_left_out_total",
+			Help: "Events that became no trigger, for there were too many in a short time."}),
 		took: map[watch.Key]time.Duration{},
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "st2ha_build_info", Help: "The program that runs; always 1.",
 		ConstLabels: prometheus.Labels{"revision": revision(), "goversion": runtime.Version()}})
 	build.Set(1)
-	m.registry.MustRegister(m.up, m.duration, m.changes, m.heals, build,
+	m.registry.MustRegister(m.up, m.duration, m.changes, m.heals, m.leftOut, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

@@ -36,6 +36,20 @@ func newProber(node string, config watch.Config, log *slog.Logger) *prober {
 	return &prober{node: node, config: config, host: host.NewLocal(node), log: log, metrics: newMetrics(), told: map[string]bool{}}
 }
 
+// filter passes to put what is to become a trigger.
+func (p *prober) filter(open []watch.Incident, put func(watch.Event)) func(watch.Event) {
+	f := watch.NewFilter(p.config.SuspectEvents, open)
+	f.LeftOut = func(e watch.Event) {
+		p.metrics.leftOut.Inc()
+		p.log.Warn("an event is left out: there were too many in ten minutes", "backend", e.Backend, "endpoint", e.Endpoint, "state", e.State)
+	}
+	return func(e watch.Event) {
+		if e, ok := f.Pass(e); ok {
+			put(e)
+		}
+	}
+}
+
 // watch makes the watcher whose events go to event. source is what they say
 // they come from, open the incidents of a former run.
 func (p *prober) watch(source string, open []watch.Incident, event func(watch.Event)) {

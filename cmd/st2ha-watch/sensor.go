@@ -50,7 +50,11 @@ func sensor(ctx context.Context, p *prober, proc process) error {
 		keeper.load()
 	}
 	own, relayed := watch.NewQueue(queued), watch.NewQueue(queued)
-	p.watch("sensor", keeper.open, own.Put)
+	put := p.filter(keeper.open, own.Put)
+	p.watch("sensor", keeper.open, func(e watch.Event) {
+		p.log.Debug("state", "backend", e.Backend, "endpoint", e.Endpoint, "state", e.State, "previous", e.Previous, "reason", e.Reason, "id", e.ID)
+		put(e)
+	})
 	watched := p.follow(ctx)
 	inbox := &relay.Inbox{Dial: p.dial, Log: p.log, Take: relayed.PutLine, Refused: func(err error) {
 		tellRefused(own, p.watcher.Node(), "sensor", err)

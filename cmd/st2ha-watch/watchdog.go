@@ -43,9 +43,10 @@ func watchdog(ctx context.Context, p *prober, dir string) error {
 	h := newHealer(p, queue)
 	keeper := &keeper{ctx: ctx, spool: s, log: p.log, file: filepath.Join(dir, incidentsName)}
 	keeper.load()
+	put := p.filter(keeper.open, queue.Put)
 	p.watch(source, keeper.open, func(e watch.Event) {
 		p.log.Info("state", "backend", e.Backend, "endpoint", e.Endpoint, "state", e.State, "previous", e.Previous, "reason", e.Reason, "id", e.ID)
-		queue.Put(e)
+		put(e)
 		h.kick()
 	})
 	ctx, cancel := context.WithCancel(ctx)

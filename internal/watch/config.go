@@ -16,6 +16,8 @@ type Config struct {
 	Mounts   []string `json:"watch_mounts"`        // mount points
 	Units    []string `json:"watch_units"`         // st2api, st2actionrunner…
 
+	SuspectEvents bool `json:"watch_suspect_events"` // events also of doubts, and of what is only unknown
+
 	// In seconds; 0 is the default.
 	PingEvery     float64 `json:"watch_ping_interval"`
 	PingDeadline  float64 `json:"watch_ping_deadline"`

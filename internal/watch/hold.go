@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -16,7 +17,7 @@ import (
 // count for. A zero field means the default.
 type Timing struct {
 	PingEvery     time.Duration // between the starts of two pings; 250 ms
-	PingDeadline  time.Duration // an answer that takes longer is missed; 250 ms
+	PingDeadline  time.Duration // an answer that takes longer is missed, unless the server usually takes longer; 250 ms
 	PingMisses    int           // in a row until the endpoint is suspect; 2
 	DownAfter     time.Duration // since the first missed ping was sent until it is down; 3 s
 	LoginEvery    time.Duration // between two fresh logins; 10 s
@@ -90,6 +91,34 @@ type holder struct {
 	fact     string          // of the last answer
 	took     time.Duration   // the last attempt
 	trouble  map[string]bool // probes whose last report was not Good
+	usual    usual
+}
+
+// usual is what a server's answers take.
+type usual struct {
+	took [400]time.Duration // of the newest answers
+	n    int
+}
+
+func (u *usual) add(took time.Duration) {
+	u.took[u.n%len(u.took)] = took
+	u.n++
+}
+
+// p99 is the time that 99 of 100 answers took at most; 0 as long as few are known.
+func (u *usual) p99() time.Duration {
+	n := min(u.n, len(u.took))
+	if n < 20 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(u.took[:n]))
+	return sorted[n*99/100-1]
+}
+
+// deadline is when an answer is missed: half as long again as this server
+// usually takes, and before it would be down in any case.
+func (h *holder) deadline() time.Duration {
+	return max(h.PingDeadline, min(h.usual.p99()*3/2, h.DownAfter*2/3))
 }
 
 // attempt is a ping on its way.
@@ -134,7 +163,7 @@ func (h *holder) run(ctx context.Context) {
 			}
 		})
 	}
-	next := time.NewTimer(h.PingDeadline)
+	next := time.NewTimer(h.deadline())
 	defer next.Stop()
 	for {
 		var ended <-chan struct{}
@@ -153,7 +182,7 @@ func (h *holder) run(ctx context.Context) {
 			h.drop()
 			if h.atOnce() {
 				begin()
-				next.Reset(h.PingDeadline)
+				next.Reset(h.deadline())
 			}
 		case o := <-held.outcome():
 			if ctx.Err() != nil {
@@ -171,7 +200,7 @@ func (h *holder) run(ctx context.Context) {
 			if again := h.take(o, began); again {
 				begin()
 				if !o.late { // else the misses go on being counted
-					next.Reset(h.PingDeadline)
+					next.Reset(h.deadline())
 				}
 				continue
 			}
@@ -196,7 +225,7 @@ func (h *holder) run(ctx context.Context) {
 		case <-next.C:
 			if held == nil {
 				begin()
-				next.Reset(h.PingDeadline)
+				next.Reset(h.deadline())
 				continue
 			}
 			h.miss(held.began)
@@ -254,6 +283,7 @@ func (h *holder) take(o outcome, began time.Time) (again bool) {
 	h.silent = time.Time{}
 	if o.err == nil {
 		h.fact = o.fact
+		h.usual.add(h.took)
 	}
 	h.judge(o.err)
 	return lived && h.session == nil && h.atOnce()
@@ -293,7 +323,7 @@ func (h *holder) miss(began time.Time) {
 		h.silent = began
 	}
 	h.tell(ProbePing, Silent, fmt.Sprintf("no answer for %s", time.Since(h.silent).Round(10*time.Millisecond)),
-		Limit{Suspect: h.PingMisses, DownAfter: h.DownAfter - h.PingDeadline})
+		Limit{Suspect: h.PingMisses, DownAfter: h.DownAfter - h.deadline()})
 }
 
 // judge reports what an attempt came to.

@@ -138,7 +138,7 @@ func (q *Queue) take() (it item, dropped int, ok bool) {
 func (it item) write(w io.Writer, dropped int) error {
 	line := it.line
 	if line == nil {
-		it.event.Dropped = dropped
+		it.event.Dropped += dropped
 		var err error
 		if line, err = json.Marshal(it.event); err != nil {
 			return err

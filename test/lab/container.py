@@ -59,7 +59,7 @@ def end_with_stdin():
 
 
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-sensor = BackendSensor(Service(), {})
+sensor = BackendSensor(Service(), {"watch_suspect_events": True})  # their times are measured
 sensor.setup()
 threading.Thread(target=end_with_stdin, daemon=True).start()
 sensor.run()

@@ -84,6 +84,14 @@ RemainAfterExit=true
 WantedBy=multi-user.target
 UNIT
 
+# The table of faults measures how soon a doubt is seen; the watchdog tells of those only if it is asked to.
+dropin=$r/usr/lib/systemd/system/st2ha-watchdog.service.d
+install -d -m 755 "$dropin"
+cat > "$dropin/lab.conf" <<'UNIT'
+[Service]
+Environment='ST2HA_WATCH_CONFIG={"watch_suspect_events": true}'
+UNIT
+
 # The broker as today's installer leaves it
 sed -i 's/^#NODE_IP_ADDRESS=127.0.0.1/NODE_IP_ADDRESS=127.0.0.1/' "$r/etc/rabbitmq/rabbitmq-env.conf"
 grep -qx NODE_IP_ADDRESS=127.0.0.1 "$r/etc/rabbitmq/rabbitmq-env.conf"
