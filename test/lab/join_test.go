@@ -39,7 +39,7 @@ func TestJoin(t *testing.T) {
 		diffs := ""
 		for _, address := range []string{primary, secondary} {
 			for _, c := range o.Output.Nodes[address].Changes {
-				diffs += fmt.Sprintf("%s: %s %s\n%s\n", address, c.Kind, c.Target, strings.TrimSpace(c.Diff))
+				diffs += fmt.Sprintf("%s: %s %s\n%s\n", address, c.Kind, c.Target, strings.Join(c.Diff, "\n"))
 			}
 		}
 		golden(t, "dry-run", diffs)
@@ -78,7 +78,7 @@ func TestJoin(t *testing.T) {
 		o := secret.action(t, "primary", "join_secondary", nil)
 		require.Equal(t, "succeeded", o.Status, o.raw)
 		require.True(t, o.Output.Changed)
-		require.Equal(t, "1 changes made", o.Output.Nodes[primary].Steps["restart_st2"], "deferred, and said")
+		require.Equal(t, "1 change made: st2", o.Output.Nodes[primary].Steps["restart_st2"], "deferred, and said")
 		settle(t, "primary")
 		for _, n := range nodes {
 			joined[n] = tree(t, n)

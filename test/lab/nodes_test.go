@@ -224,19 +224,58 @@ type outcome struct {
 		Changed bool
 		Run     string
 		Failure struct{ Host, Step, Code, Message, Hint string }
-		Stdout  result // of an action that is no workflow
-		Nodes   map[string]struct {
-			Changed, Failed bool
-			Steps           map[string]string
-			Changes         []struct{ Kind, Target, Diff string }
-			Findings        []finding
+		Stdout  result              // of an action that is no workflow
+		Lines   map[string][]string `json:"nodes"`
+		Steps   []struct {
+			Host     string
+			Changed  bool
+			Changes  []stepChange
+			Findings []finding
 		}
+		Nodes map[string]*node `json:"-"` // Lines and Steps of each node
 	}
 	Tasks []struct {
 		Name   string
 		Result json.RawMessage
 	}
 	raw string
+}
+
+// node is what a workflow says of a node: what came of each step in words, and
+// what all of them did and found.
+type node struct {
+	Changed  bool
+	Steps    map[string]string
+	Changes  []stepChange
+	Findings []finding
+}
+
+type stepChange struct {
+	Kind, Target string
+	Diff         []string
+}
+
+func (o *outcome) sort() {
+	o.Output.Nodes = map[string]*node{}
+	of := func(host string) *node {
+		if o.Output.Nodes[host] == nil {
+			o.Output.Nodes[host] = &node{Steps: map[string]string{}}
+		}
+		return o.Output.Nodes[host]
+	}
+	for host, lines := range o.Output.Lines {
+		for _, line := range lines {
+			step, said, _ := strings.Cut(line, ": ")
+			if !strings.Contains(step, " ") { // a finding's line begins with its severity and check
+				of(host).Steps[step] = said
+			}
+		}
+	}
+	for _, s := range o.Output.Steps {
+		n := of(s.Host)
+		n.Changed = n.Changed || s.Changed
+		n.Changes, n.Findings = append(n.Changes, s.Changes...), append(n.Findings, s.Findings...)
+	}
 }
 
 // stackstorm is where the pack's actions run, and with which settings beside
@@ -301,6 +340,7 @@ func (s stackstorm) try(t *testing.T, name string, params map[string]any) (outco
 		return outcome{}, fmt.Errorf("%w: %s\n%s", err, out, &stderr)
 	}
 	o.raw = string(out) + stderr.String()
+	o.sort()
 	return o, nil
 }
 
