@@ -33,7 +33,7 @@ lab-down: ## ends a lab that KEEP=1 left up
 
 test: setup lint vuln unit install-test workflow sensor fuzz lab-test ## everything
 
-check: lint unit workflow sensor ## what needs no root, no network and no nodes: format, lint, unit tests, all metadata, workflows, sensor
+check: lint unit workflow sensor ## what needs no nodes, in minutes: format, lint, unit tests, all metadata, workflows, sensor
 
 setup: ## what the tests need on a bare Debian 12 machine with Go
 	@test/setup.sh
