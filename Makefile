@@ -1,4 +1,4 @@
-# st2ha: make build, make lab, make test, make bench, make pack, make release; see README.md.
+# st2ha: make build, make check, make lab, make test, make bench, make pack, make release; see README.md.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 # The toolchain of go.mod, fetched through the module proxy where the machine has an older one.
@@ -11,7 +11,7 @@ FUZZTIME ?= 20000x
 # What make test does not run in the lab, to end within CI's hour; make lab-long does.
 LAB_LONG := TestOlderNodes|TestPowerCut|TestTwoRuns|TestUnauthenticated
 
-.PHONY: build pack release lab lab-down test setup lint vuln unit install-test workflow sensor lab-test lab-long lab-faults fuzz bench clean
+.PHONY: build pack release lab lab-down test check setup lint vuln unit install-test workflow sensor lab-test lab-long lab-faults fuzz bench clean
 
 build: ## the programs that the launcher actions/st2ha runs, static and the same wherever they are built
 	@for program in cmd/*; do \
@@ -32,6 +32,8 @@ lab-down: ## ends a lab that KEEP=1 left up
 	@test/lab/lab.sh down
 
 test: setup lint vuln unit install-test workflow sensor fuzz lab-test ## everything
+
+check: lint unit workflow sensor ## what needs no nodes, in minutes: format, lint, unit tests, all metadata, workflows, sensor
 
 setup: ## what the tests need on a bare Debian 12 machine with Go
 	@test/setup.sh

@@ -47,6 +47,94 @@ _PACK = params.Validator({
     },
 })
 
+_TEXT, _MUST = {"type": "string"}, {"type": "string", "required": True}
+_TYPES = [{"type": kind} for kind in ("array", "boolean", "integer", "number", "object", "string")]
+
+
+def _model(**properties):
+    """An API model: all of them refuse what they do not know, st2common/models/api. Each has these keys as well."""
+    return params.Validator({"type": "object", "additionalProperties": False, "properties": {
+        "id": _TEXT, "uid": _TEXT, "ref": _TEXT, "pack": _TEXT, "metadata_file": _TEXT, "description": _TEXT,
+        "tags": {"type": "array", "items": {"type": "object"}}, "enabled": {"type": "boolean"}, **properties}})
+
+
+_TRIGGER_TYPE = {"type": "object", "additionalProperties": False, "properties": {  # trigger.py:30
+    "id": _TEXT, "ref": _TEXT, "uid": _TEXT, "name": _MUST, "pack": _TEXT, "description": _TEXT, "metadata_file": _TEXT,
+    "payload_schema": {"type": "object"}, "parameters_schema": {"type": "object"},
+    "tags": {"type": "array", "items": {"type": "object"}}}}
+_MODELS = {
+    "sensors": _model(class_name=_MUST, artifact_uri=_TEXT, entry_point=_TEXT, poll_interval={"type": "number"},  # sensor.py:24
+                      trigger_types={"type": "array", "items": _TRIGGER_TYPE}),
+    "rules": _model(  # rule.py:88
+        name=_MUST, type={"type": "object", "properties": {"ref": _MUST, "parameters": {"type": "object"}},
+                          "additionalProperties": False},
+        trigger={"type": "object", "required": True, "properties": {
+            "type": _MUST, "description": _TEXT, "ref": _TEXT, "parameters": {"type": "object"}}},
+        criteria={"type": "object"}, context={"type": "object"},
+        action={"type": "object", "required": True, "additionalProperties": False, "properties": {
+            "ref": _MUST, "description": _TEXT, "parameters": {"type": "object"}}}),
+    "policies": _model(name=_MUST, resource_ref=_MUST, policy_type=_MUST, parameters={  # policy.py:68
+        "type": "object", "patternProperties": {r"^\w+$": {"anyOf": _TYPES}}, "additionalProperties": False}),
+    "aliases": _model(name=_MUST, pack=_MUST, action_ref=_MUST, ack={"type": "object"}, result={"type": "object"},
+                      extra={"type": "object"}, immutable_parameters={"type": "object"}, formats={"type": "array"}),
+}
+# st2common/policies/meta: the parameters of each policy type.
+_CONCURRENCY = {"threshold": {"type": "integer", "required": True},
+                "action": {"type": "string", "default": "delay", "enum": ["delay", "cancel"]}}
+_POLICY_TYPES = {
+    "action.concurrency": _CONCURRENCY,
+    "action.concurrency.attr": {**_CONCURRENCY, "attributes": {
+        "type": "array", "uniqueItems": True, "items": {"type": "string", "minLength": 1}}},
+    "action.retry": {"retry_on": {"type": "string", "required": True, "enum": ["failure", "timeout"]},
+                     "max_retry_count": {"type": "integer", "required": True, "minimum": 1, "maximum": 5, "default": 2},
+                     "delay": {"type": "number", "minimum": 0, "maximum": 120}},
+}
+
+
+def _check_schema(where, schema):
+    """custom.json: StackStorm looks at a payload's schema at every dispatch, and not before (validators/api/reactor.py:206)."""
+    for error in _PARAMETER.iter_errors(schema):
+        yield "%s: %s" % (".".join([where] + [str(part) for part in error.path]), error.message)
+
+
+def _check_content(pack, kind, meta, actions):
+    """What StackStorm says of a sensor, a rule, a policy or an alias when it registers it, and when it uses it."""
+    yield from _boolean_keys(meta)
+    errors = list(_MODELS[kind].iter_errors(meta))
+    for error in errors:
+        yield "%s: %s" % (".".join(str(part) for part in error.path) or "top level", error.message)
+    if errors:
+        return
+    if meta.get("pack", pack.name) != pack.name:
+        yield "pack: is %s, but the pack is %s" % (meta["pack"], pack.name)
+    if kind == "sensors":
+        if not os.path.isfile(os.path.join(pack.path, kind, meta.get("entry_point", ""))):
+            yield "entry_point: no file %s" % meta.get("entry_point")
+        for trigger in meta.get("trigger_types", []):
+            for schema in ("payload_schema", "parameters_schema"):
+                yield from _check_schema("%s.%s" % (trigger["name"], schema), trigger.get(schema, {}))
+        return
+    ref = {"rules": lambda: meta["action"]["ref"], "policies": lambda: meta["resource_ref"],
+           "aliases": lambda: meta["action_ref"]}[kind]()
+    if ref not in actions:
+        yield 'there is no action "%s"' % ref
+        return
+    if kind == "rules":
+        for finding in _check_task_input(actions[ref], meta["action"].get("parameters") or {}):
+            yield "action.parameters: %s" % finding
+    if kind == "policies":
+        schema = _POLICY_TYPES.get(meta["policy_type"])
+        if schema is None:
+            yield 'policy_type: there is no "%s"' % meta["policy_type"]
+            return
+        try:
+            params.validate_object(meta.get("parameters", {}), schema)
+        except params.ParamError as error:
+            yield "parameters: %s" % error
+        for attribute in meta.get("parameters", {}).get("attributes", []):
+            if attribute not in actions[ref].parameters:
+                yield 'parameters.attributes: action %s has no parameter "%s"' % (ref, attribute)
+
 
 def _boolean_keys(value, path=""):
     """YAML 1.1 reads the keys yes, no, on, off (and numbers) as something else than a string."""
@@ -287,6 +375,16 @@ def inspect(pack):
             actions[action.ref] = action
     if not actions and not findings:
         findings.append("actions: none")
+    for kind in _MODELS:
+        directory = os.path.join(pack.path, kind)
+        for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
+            if name.endswith((".yaml", ".yml")):
+                try:
+                    meta = packs.load_yaml(os.path.join(directory, name))
+                except packs.PackError as error:
+                    findings.append(str(error).replace(pack.path + os.sep, ""))
+                    continue
+                check(os.path.join(directory, name), _check_content(pack, kind, meta, actions))
     for action in actions.values():
         if action.runner == "orquesta":
             path = action.entry_point()

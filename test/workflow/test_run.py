@@ -334,8 +334,24 @@ class Inspect(unittest.TestCase):
     def test_findings(self):
         action = "name: bad\nrunner_type: local-shell-script\nentry_point: probe\nparameters:\n"
         workflow = "version: 1.0\ntasks:\n  one:\n    action: fixture.strict\n"
+        sensor = "class_name: S\nentry_point: x.py\ntrigger_types:\n  - name: t\n    "
+        policy = "name: bad\nresource_ref: fixture.strict\npolicy_type: action.concurrency.attr\nparameters: {%s}\n"
         cases = [
             ("bad.yaml", action + "  on: {type: string}\n", "key True is no string"),
+            ("../sensors/bad.yaml", sensor + "payload_schema: {type: object, required: [a], properties: {a: {type: string}}}\n",
+             "t.payload_schema.required: "),
+            ("../sensors/bad.yaml", sensor + "payload_schema: {properties: {a: {properties: {b: {items: {required: [c]}}}}}}\n",
+             "t.payload_schema.properties.a.properties.b.items: {'required': ['c']} is not valid"),
+            ("../sensors/bad.yaml", sensor + "schema: {}\n", "'schema' was unexpected"),
+            ("../sensors/bad.yaml", sensor.replace("x.py", "y.py") + "payload_schema: {}\n", "entry_point: no file y.py"),
+            ("../rules/bad.yaml", "name: bad\ntrigger: {type: x.y}\naction: {ref: fixture.strict}\n", 'parameter "must"'),
+            ("../rules/bad.yaml", "name: bad\ntrigger: {}\naction: {ref: fixture.strict}\n", "trigger.type: 'type' is a required"),
+            ("../rules/bad.yaml", "name: bad\ntrigger: {type: x.y}\naction: {ref: fixture.gone}\n", 'no action "fixture.gone"'),
+            ("../policies/bad.yaml", policy % "threshold: many", "'many' is not of type 'integer'"),
+            ("../policies/bad.yaml", policy % "action: cancel", "'threshold' is a required property"),
+            ("../policies/bad.yaml", policy % "threshold: 1, attributes: [nope]", 'no parameter "nope"'),
+            ("../policies/bad.yaml", policy % "threshold: 1, action: drop", "'drop' is not one of"),
+            ("../aliases/bad.yaml", "name: bad\naction_ref: fixture.strict\n", "'pack' is a required property"),
             ("bad.yaml", action + "  a: {type: strin}\n", "parameters.a.type: "),
             ("bad.yaml", action + "  a: {type: string, requird: true}\n", "'requird' was unexpected"),
             ("bad.yaml", action + "  a: {type: integer, default: many}\n", "parameters.a: "),
@@ -381,6 +397,9 @@ class Inspect(unittest.TestCase):
             for number, (name, text, message) in enumerate(cases):
                 copy = os.path.join(directory, str(number))
                 shutil.copytree(FIXTURE, copy, symlinks=True)
+                os.makedirs(os.path.dirname(os.path.join(copy, "actions", name)), exist_ok=True)
+                if "sensors" in name:
+                    open(os.path.join(copy, "sensors", "x.py"), "w").close()
                 with open(os.path.join(copy, "actions", name), "w") as file:
                     file.write(text)
                 with self.subTest(message):
