@@ -47,6 +47,9 @@ func TestMain(m *testing.M) {
 // machine's own files used.
 func command(t *testing.T, config map[string]any, args ...string) *exec.Cmd {
 	t.Helper()
+	if _, given := config["watch_suspect_events"]; !given && config != nil {
+		config["watch_suspect_events"] = true // each change of state is a line; what is left out by default is watch.Filter's
+	}
 	text, err := json.Marshal(config)
 	require.NoError(t, err)
 	cmd := exec.Command(os.Args[0], args...)

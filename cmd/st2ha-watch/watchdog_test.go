@@ -93,7 +93,7 @@ func (n *node) restarts() int {
 // config is that of a node with a Redis and a broker.
 func config(redis, broker string) watch.Config {
 	login := "amqp://stackstorm:p%40ss%2Fw%25rd@" + broker + "/"
-	return watch.Config{Redis: "redis://" + redis, RabbitMQ: login, MongoDB: "mongodb://127.0.0.1:1/"}
+	return watch.Config{Redis: "redis://" + redis, RabbitMQ: login, MongoDB: "mongodb://127.0.0.1:1/", SuspectEvents: true}
 }
 
 // dog is a watchdog at work.
@@ -207,7 +207,7 @@ func TestWatchdogLeavesAlone(t *testing.T) {
 			require.NoError(t, restart(redis))
 			n := newNode(t, redis)
 			c.prepare(t, n)
-			d := runWatchdog(t, n, watch.Config{Redis: "redis://" + redis.Addr})
+			d := runWatchdog(t, n, watch.Config{Redis: "redis://" + redis.Addr, SuspectEvents: true})
 			redis.Kill()
 			require.Eventually(t, func() bool { return bytes.Contains([]byte(d.said.String()), []byte("state=down")) }, 20*time.Second, 20*time.Millisecond)
 			time.Sleep(2500 * time.Millisecond)
