@@ -130,7 +130,7 @@ func event(body []byte) ([]byte, error) {
 	if err := json.Unmarshal(body, &fields); err != nil {
 		return nil, err
 	}
-	if len(fields) == 0 || len(fields) > maxFields {
+	if len(fields) > maxFields {
 		return nil, fmt.Errorf("it has %d fields", len(fields))
 	}
 	for name, value := range fields {
