@@ -57,6 +57,7 @@ install-test: ## the pack installed as StackStorm does it, and released; needs r
 workflow: build ## the workflows under the real orquesta engine, and their metadata
 	$$(test/workflow/setup.sh) test/workflow/run.py --pack . --inspect
 	$$(test/workflow/setup.sh) test/workflow/test_run.py
+	$$(test/workflow/setup.sh) test/workflow/test_pack.py
 
 sensor: ## the sensor, as it is and with StackStorm's eventlet patching; its rules
 	$$(test/workflow/setup.sh) test/sensor/test_sensor.py

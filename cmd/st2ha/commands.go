@@ -113,7 +113,7 @@ func st2Flags(p *params, f *pflag.FlagSet) {
 }
 
 func restartFlags(p *params, f *pflag.FlagSet) {
-	f.StringVar(&p.restart, "restart", string(stackstorm.Auto), "when the st2 services are restarted: auto, inline, deferred, later or others")
+	f.StringVar(&p.restart, "restart", string(stackstorm.Auto), "when the st2 services are restarted: auto, inline, deferred, later, others or idle")
 }
 
 func forceRestartFlags(p *params, f *pflag.FlagSet) {
@@ -202,7 +202,7 @@ func buildST2(ctx context.Context, c *common, p *params) (step.Step, error) {
 	if err := host.CheckAddress("primary", p.primary); err != nil {
 		return nil, err
 	}
-	s := &stackstorm.Configure{Role: p.role, PrimaryAddress: p.primary, KeepSensors: p.keepSensors, Restart: when}
+	s := &stackstorm.Configure{Role: p.role, PrimaryAddress: p.primary, KeepSensors: p.keepSensors, Restart: when, Run: c.run}
 	switch p.role {
 	case stackstorm.RolePrimary:
 		return s, nil
@@ -290,7 +290,7 @@ func (p *params) mount(primary host.Host) *nfs.Mount {
 func buildRestart(_ context.Context, c *common, p *params) (step.Step, error) {
 	when, err := stackstorm.ParseWhen(p.restart)
 	if when == stackstorm.Later {
-		err = fault.Usage("restart later is what restart_st2 makes up for: give auto, inline, deferred or others")
+		err = fault.Usage("restart later is what restart_st2 makes up for: give auto, inline, deferred, others or idle")
 	}
 	if err == nil && p.delay < 0 {
 		err = fault.Usage("delay %d is no number of seconds", p.delay)
@@ -387,11 +387,11 @@ func (p params) joinNodes(ctx context.Context, c *common) ([]*preflight.Node, er
 	for _, address := range addresses {
 		go c.open(ctx, address)
 	}
-	primary := &preflight.Node{Address: p.primary, Primary: true}
+	primary := &preflight.Node{Address: p.primary, Primary: true, Directories: p.directories}
 	primary.Host, primary.Err = c.open(ctx, p.primary)
 	primary.Steps = []step.Step{
 		&mongodb.Configure{Address: p.primary, Replace: p.replaceBindIP, AllowUnauthenticated: p.allowUnauthenticated, Within: mongodbTime},
-		&stackstorm.Configure{Role: stackstorm.RolePrimary, PrimaryAddress: p.primary, Restart: stackstorm.Later},
+		&stackstorm.Configure{Role: stackstorm.RolePrimary, PrimaryAddress: p.primary, Restart: stackstorm.Later, Run: c.run},
 		rabbit,
 		&nfs.Export{Directories: p.directories, Clients: p.secondaries},
 	}
@@ -404,7 +404,7 @@ func (p params) joinNodes(ctx context.Context, c *common) ([]*preflight.Node, er
 		}
 		if primary.Host != nil {
 			n.Steps = []step.Step{
-				&stackstorm.Configure{Role: stackstorm.RoleSecondary, PrimaryAddress: p.primary, Primary: primary.Host, Broker: broker, KeepSensors: p.keepSensors, Restart: stackstorm.Later},
+				&stackstorm.Configure{Role: stackstorm.RoleSecondary, PrimaryAddress: p.primary, Primary: primary.Host, Broker: broker, KeepSensors: p.keepSensors, Restart: stackstorm.Later, Run: c.run},
 				p.mount(primary.Host),
 				&stackstorm.Restarter{Restart: stackstorm.Auto, Within: st2Time, Run: c.run},
 			}
@@ -416,10 +416,17 @@ func (p params) joinNodes(ctx context.Context, c *common) ([]*preflight.Node, er
 
 // rollbackCommand undoes runs on one host.
 type rollbackCommand struct {
-	host  string
-	only  string
-	force bool
+	host   string
+	only   string
+	force  bool
+	atOnce bool
 }
+
+// rollbackUnit is the transient unit of a rollback that an action hands over.
+const rollbackUnit = "st2ha-rollback"
+
+// handOverDelay gives the action that hands over time to end where it cannot be looked up.
+const handOverDelay = 10 * time.Second
 
 func (r *rollbackCommand) name() string    { return "rollback" }
 func (r *rollbackCommand) summary() string { return "what st2ha did to a host is undone, newest first" }
@@ -428,6 +435,7 @@ func (r *rollbackCommand) flags(f *pflag.FlagSet) {
 	f.StringVar(&r.host, "host", "", "address of the host to act on; this machine's own means locally, others are reached over SSH")
 	f.StringVar(&r.only, "only", "", "name of the one run to undo (default: all of the host's runs)")
 	f.BoolVar(&r.force, "force", false, "restore files that somebody else has changed since, too")
+	f.BoolVar(&r.atOnce, "at_once", false, "undo at once also inside StackStorm, as a workflow does that undoes its own steps")
 }
 
 func (r *rollbackCommand) exec(ctx context.Context, c *common) (any, error) {
@@ -443,7 +451,39 @@ func (r *rollbackCommand) exec(ctx context.Context, c *common) (any, error) {
 		return failed, err
 	}
 	o := step.RollbackOptions{Options: c.options(), Only: strings.TrimSpace(r.only), Force: r.force, Kinds: kinds()}
-	return step.Rollback(ctx, h, o)
+	execution := c.getenv("ST2_ACTION_EXECUTION_ID")
+	if execution == "" || o.DryRun || r.atOnce {
+		return step.Rollback(ctx, h, o)
+	}
+	return r.handOver(ctx, c, h, o, execution)
+}
+
+// handOver has the host itself undo its runs once this action has ended. It may
+// take from StackStorm's services the address that they know their database by,
+// or unmount the directory that this very program lies in; so an action that
+// did that itself could never have its result stored.
+func (r *rollbackCommand) handOver(ctx context.Context, c *common, h host.Host, o step.RollbackOptions, execution string) (step.Result, error) {
+	o.DryRun = true
+	result, err := step.Rollback(ctx, h, o)
+	result.DryRun = false
+	if err != nil || len(result.Changes) == 0 {
+		return result, err
+	}
+	args := []string{r.name(), "--host=127.0.0.1", "--deadline=7200", "--wait=600"}
+	if o.Only != "" {
+		args = append(args, "--only="+o.Only)
+	}
+	if o.Force {
+		args = append(args, "--force")
+	}
+	if err = stackstorm.Defer(ctx, h, rollbackUnit, handOverDelay, execution, args...); err != nil {
+		result.Fail(err, c.mask)
+		return result, err
+	}
+	result.Findings = append(result.Findings, step.Finding{Severity: step.Warning, Host: h.Name(), Check: "handed_over",
+		Message: "this is undone once the action has ended, by the unit " + rollbackUnit + " of the host: it may take away what StackStorm itself stands on",
+		Fix:     "journalctl -u " + rollbackUnit + " on " + h.Name() + " says how it went, rollback with dry_run=true what is left"})
+	return result, nil
 }
 
 // kinds are all changes a journal can hold.

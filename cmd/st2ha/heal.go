@@ -46,6 +46,7 @@ type healParams struct {
 	directory   string
 	patience    int // seconds
 	detach      bool
+	cancel      bool
 }
 
 func datastoreFlags(p *params, f *pflag.FlagSet) {
@@ -122,11 +123,15 @@ func buildReexport(_ context.Context, _ *common, p *params) (step.Step, error) {
 	return &nfs.Restore{Directory: p.heal.directory}, nfs.Validate([]string{p.heal.directory})
 }
 
+// stuckTime is how long a service is watched that seems to take no messages: a
+// healthy one acknowledges what it takes at once.
+const stuckTime = 30 * time.Second
+
 func buildRecoverST2(_ context.Context, _ *common, p *params) (step.Step, error) {
 	if p.delay < 0 {
 		return nil, fault.Usage("delay %d is no number of seconds", p.delay)
 	}
-	return &stackstorm.Recoverer{Delay: time.Duration(p.delay) * time.Second, Within: st2Time}, nil
+	return &stackstorm.Recoverer{Delay: time.Duration(p.delay) * time.Second, Within: st2Time, Stuck: stuckTime}, nil
 }
 
 // healCommand runs a step that mends a fault: within limits, and not journalled.
@@ -223,12 +228,13 @@ type sweepCommand struct{ params params }
 
 func (s *sweepCommand) name() string { return "sweep_executions" }
 func (s *sweepCommand) summary() string {
-	return "executions that a fault left behind are ended, so that what waits for them goes on"
+	return "executions whose runner is gone are ended, so that what waits for them goes on; what else stands still is reported"
 }
 
 func (s *sweepCommand) flags(f *pflag.FlagSet) {
 	f.StringSliceVar(&s.params.heal.nodes, "nodes", nil, "addresses of all nodes, separated by commas: where runners can be (default: this machine)")
-	f.IntVar(&s.params.heal.patience, "patience", 300, "seconds that an execution must have been in its state")
+	f.IntVar(&s.params.heal.patience, "patience", 900, "seconds that an execution must have stood still")
+	f.BoolVar(&s.params.heal.cancel, "cancel", false, "cancel workflows and requests that nothing can move any more; they are only reported without it")
 	datastoreFlags(&s.params, f)
 }
 
@@ -250,12 +256,28 @@ func (s *sweepCommand) exec(ctx context.Context, c *common) (any, error) {
 	if err != nil {
 		return r, err
 	}
+	// People at work on one node, or a run that joins it, are at work on the cluster's executions, too.
+	for _, n := range nodes {
+		m, err := heal.ReadMaintenance(ctx, n, time.Now())
+		if err != nil {
+			return r, err
+		}
+		if m.On {
+			r.Findings = []step.Finding{{Severity: step.Warning, Host: n.Name(), Check: "maintenance", Message: "nothing is swept: " + m.String(),
+				Fix: "st2ha.maintenance with mode=off on that node ends it"}}
+			return r, nil
+		}
+	}
 	local, err := c.open(ctx, here)
 	if err != nil {
 		return r, err
 	}
-	sweeper := &stackstorm.Sweeper{API: api, Nodes: nodes, Patience: time.Duration(s.params.heal.patience) * time.Second,
-		Own: c.getenv("ST2_ACTION_EXECUTION_ID"), Now: time.Now}
+	var away []string
+	for _, f := range unreached {
+		away = append(away, f.Host)
+	}
+	sweeper := &stackstorm.Sweeper{API: api, Nodes: nodes, Away: away, Patience: time.Duration(s.params.heal.patience) * time.Second,
+		Cancel: s.params.heal.cancel, Own: c.getenv("ST2_ACTION_EXECUTION_ID"), Now: time.Now}
 	// It has no limits: what has ended needs no second sweep.
 	r, err = step.Heal(ctx, sweeper, local, c.options(), always)
 	r.Findings = append(unreached, r.Findings...)
@@ -293,6 +315,7 @@ type maintenanceCommand struct {
 	mode   string
 	lasts  int // seconds
 	reason string
+	own    bool
 }
 
 func (m *maintenanceCommand) name() string { return "maintenance" }
@@ -305,6 +328,7 @@ func (m *maintenanceCommand) flags(f *pflag.FlagSet) {
 	f.StringVar(&m.mode, "mode", "", "on or off")
 	f.IntVar(&m.lasts, "lasts", 0, "with on: seconds after which it ends by itself (0: when it is switched off)")
 	f.StringVar(&m.reason, "reason", "", "with on: why, for others who look")
+	f.BoolVar(&m.own, "for_run", false, "it is the run's: one that somebody else has set is left alone")
 }
 
 func (m *maintenanceCommand) exec(ctx context.Context, c *common) (any, error) {
@@ -313,6 +337,9 @@ func (m *maintenanceCommand) exec(ctx context.Context, c *common) (any, error) {
 		return failed, err
 	}
 	to := heal.Maintenance{On: m.mode == "on", Since: c.start.UTC(), Reason: m.reason}
+	if m.own {
+		to.Run = c.run
+	}
 	switch {
 	case m.mode != "on" && m.mode != "off":
 		return failed, fault.Usage("mode %q is none: it is on or off", m.mode)
@@ -327,7 +354,10 @@ func (m *maintenanceCommand) exec(ctx context.Context, c *common) (any, error) {
 	if err != nil {
 		return failed, err
 	}
-	return step.Heal(ctx, &heal.SetMaintenance{To: to}, h, c.options(), always)
+	if m.own && to.On && to.Until.IsZero() {
+		return failed, fault.Usage("lasts is missing: what a run sets must end also if the run dies")
+	}
+	return step.Heal(ctx, &heal.SetMaintenance{To: to, Own: m.own}, h, c.options(), always)
 }
 
 // reportCommand tells people, by this machine's system log, what nobody but

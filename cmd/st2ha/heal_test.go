@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -86,4 +87,28 @@ func TestAddressOf(t *testing.T) {
 	}
 	_, err := c.addressOf(t.Context(), "node3.invalid", []string{"a b"})
 	require.Error(t, err)
+}
+
+// While people, or a run, are at work on a node, its executions are left alone: StackStorm's API is not even asked.
+func TestSweepInMaintenance(t *testing.T) {
+	opened := map[string]func() (host.Host, error){}
+	for address, silent := range map[string]bool{"192.0.2.1": false, "192.0.2.2": true} {
+		root := t.TempDir()
+		require.NoError(t, os.MkdirAll(root+"/var/lib/st2ha", 0o755))
+		if silent {
+			require.NoError(t, os.WriteFile(root+"/var/lib/st2ha/maintenance", []byte(`{"reason": "new disk"}`), 0o644))
+		}
+		opened[address] = func() (host.Host, error) { return host.NewLocalAt(address, root), nil }
+	}
+	env := map[string]string{"ST2_ACTION_API_URL": "http://127.0.0.1:1/v1", "ST2_ACTION_AUTH_TOKEN": "t0ken"}
+	c := &common{opened: opened, getenv: func(name string) string { return env[name] }, start: time.Now()}
+	s := &sweepCommand{}
+	s.params.heal.nodes = []string{"192.0.2.1", "192.0.2.2"}
+	result, err := s.exec(t.Context(), c)
+	require.NoError(t, err)
+	r := result.(step.Result)
+	require.False(t, r.Changed)
+	require.Len(t, r.Findings, 1)
+	require.Equal(t, "192.0.2.2", r.Findings[0].Host)
+	require.Equal(t, "nothing is swept: maintenance is on (new disk)", r.Findings[0].Message)
 }

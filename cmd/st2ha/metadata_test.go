@@ -94,8 +94,29 @@ func actions(t *testing.T) map[string]action {
 	return all
 }
 
-// runnerParameters are local-shell-script's own.
-var runnerParameters = []string{"sudo", "env", "timeout"}
+// runnerParameters are those that a runner has of its own, and that an action's user may set if the action says nothing
+// of them: contrib/runners/local_runner/local_runner/runner.yaml:41-75, orquesta_runner/orquesta_runner/runner.yaml:7-16.
+var runnerParameters = map[string][]string{
+	"local-shell-script": {"debug", "content_version", "cwd", "env", "kwarg_op", "sudo", "sudo_password", "timeout"},
+	"orquesta":           {"notify"},
+}
+
+// What a user gives to a runner must not decide what root runs. The names of booleans stand behind kwarg_op in a
+// shell's command line, and neither is quoted (st2common/models/system/action.py:321); content_version has the files of
+// another commit run (st2common/runners/base.py:283), env may hold PATH or LD_PRELOAD, which sudo -E keeps. timeout is
+// cast to an integer, never part of a command, and has to grow with deadline: it stays.
+func TestRunnerParametersAreFixed(t *testing.T) {
+	for name, a := range actions(t) {
+		for _, parameter := range runnerParameters[a.Runner] {
+			p, ok := a.Parameters[parameter]
+			require.True(t, ok, "%s: %s is open", name, parameter)
+			require.Equal(t, parameter != "timeout", p.Immutable, "%s: %s", name, parameter)
+		}
+		for parameter := range a.Parameters {
+			require.Regexp(t, `^[a-z][a-z0-9_]*$`, parameter, "%s: a name that is safe in a shell", name)
+		}
+	}
+}
 
 func TestActionsAndFlags(t *testing.T) {
 	found := actions(t)
@@ -155,7 +176,7 @@ func TestActions(t *testing.T) {
 				require.Equal(t, "orquesta", a.Runner)
 			}
 			for parameter, p := range a.Parameters {
-				if slices.Contains(runnerParameters, parameter) && a.Runner == "local-shell-script" {
+				if slices.Contains(runnerParameters[a.Runner], parameter) {
 					continue
 				}
 				require.NotEmpty(t, strings.TrimSpace(p.Description), parameter)
@@ -197,7 +218,10 @@ func TestSecretsInEnvironment(t *testing.T) {
 		if a.Runner == "local-shell-script" {
 			require.Equal(t, user, env["ST2HA_RABBITMQ_PASSWORD"] != nil, name)
 		}
-		for parameter := range a.Parameters {
+		for parameter, p := range a.Parameters {
+			if p.Immutable {
+				continue
+			}
 			require.NotRegexp(t, `(^|_)(password|secret|token)$`, strings.TrimPrefix(parameter, "update_password"), name)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
+	"st2ha/internal/stackstorm"
 	"st2ha/internal/step"
 )
 
@@ -28,6 +29,7 @@ type common struct {
 	ssh      host.SSHConfig
 
 	getenv func(string) string
+	gate   *gate // of stderr
 	log    *slog.Logger
 	mask   *step.Masker
 	start  time.Time
@@ -57,10 +59,16 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	c := &common{getenv: getenv, start: time.Now(), opened: map[string]func() (host.Host, error){}}
 	set := flagSet(cmd, c)
 	set.SetOutput(stdout) // what --help prints; errors are reported
+	if err := checkLists(set, rest); err != nil {
+		return report(stdout, stderr, nil, err)
+	}
 	if err := set.Parse(rest); errors.Is(err, pflag.ErrHelp) {
 		return fault.ExitDone
 	} else if err != nil {
 		return report(stdout, stderr, nil, fault.Usage("%s: %w", cmd.name(), err))
+	}
+	if err := checkNumbers(set); err != nil {
+		return report(stdout, stderr, nil, err)
 	}
 	if set.NArg() > 0 {
 		return report(stdout, stderr, nil, fault.Usage("%s: %q is one word too many: parameters are --name=value", cmd.name(), set.Arg(0)))
@@ -71,8 +79,23 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	defer c.close()
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(c.deadline)*time.Second)
 	defer cancel()
+	if id := getenv(stackstorm.AfterEnd); id != "" {
+		if err := c.awaitEnd(ctx, id); err != nil {
+			return report(stdout, stderr, nil, err)
+		}
+	}
 	result, err := cmd.exec(ctx, c)
+	c.gate.open(context.WithoutCancel(ctx))
 	return report(stdout, stderr, result, err)
+}
+
+// awaitEnd waits for an execution of this machine's StackStorm to end.
+func (c *common) awaitEnd(ctx context.Context, id string) error {
+	h, err := c.open(ctx, "127.0.0.1")
+	if err != nil {
+		return err
+	}
+	return stackstorm.AwaitEnd(ctx, h, id)
 }
 
 // find takes the command out of the arguments. StackStorm's runner puts
@@ -116,18 +139,51 @@ func flagSet(cmd command, c *common) *pflag.FlagSet {
 	return set
 }
 
+// checkLists refuses a line break in a list: pflag reads one line of it.
+func checkLists(set *pflag.FlagSet, args []string) error {
+	for i, arg := range args {
+		name, value, given := strings.Cut(strings.TrimPrefix(arg, "--"), "=")
+		if !given && i+1 < len(args) {
+			value = args[i+1]
+		}
+		flag := set.Lookup(name)
+		if strings.HasPrefix(arg, "--") && flag != nil && flag.Value.Type() == "stringSlice" && strings.ContainsAny(value, "\r\n") {
+			return fault.Usage("%s has a line break: it is a list with commas", name)
+		}
+	}
+	return nil
+}
+
+// checkNumbers refuses what is more seconds than a time.Duration can have.
+func checkNumbers(set *pflag.FlagSet) (err error) {
+	set.Visit(func(f *pflag.Flag) {
+		if n, e := set.GetInt(f.Name); e == nil && n != int(int32(n)) {
+			err = fault.Usage("%s %d is too large", f.Name, n)
+		}
+	})
+	return err
+}
+
 func (c *common) prepare(stderr io.Writer) error {
 	level := slog.LevelInfo
 	if c.verbose {
 		level = slog.LevelDebug
 	}
-	c.log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	c.gate = &gate{to: stderr}
+	c.log = slog.New(slog.NewTextHandler(c.gate, &slog.HandlerOptions{Level: level}))
 	c.mask = step.NewMasker(c.secret("RABBITMQ_PASSWORD"))
+	if c.run == "" {
+		// An action's run is its execution, so that what must come after its end can be deferred until then.
+		c.run = c.getenv("ST2_ACTION_EXECUTION_ID")
+	}
 	if c.run == "" {
 		c.run = step.NewRun(c.start)
 	}
 	if c.wait < 0 || c.deadline < 1 {
 		return fault.Usage("wait %d and deadline %d are seconds: 0 or more, 1 or more", c.wait, c.deadline)
+	}
+	if c.ssh.Port < 1 || c.ssh.Port > 65535 {
+		return fault.Usage("ssh_port %d is no port: 1 to 65535", c.ssh.Port)
 	}
 	if !step.ValidRun(c.run) {
 		return fault.Usage("run %q is no name: letters, digits, _ and - only, 64 at most", c.run)
@@ -172,7 +228,7 @@ func (c *common) close() {
 }
 
 func (c *common) options() step.Options {
-	return step.Options{Run: c.run, DryRun: c.dryRun, Wait: time.Duration(c.wait) * time.Second, Log: c.log, Mask: c.mask, Started: c.start}
+	return step.Options{Run: c.run, DryRun: c.dryRun, Wait: time.Duration(c.wait) * time.Second, Log: c.log, Mask: c.mask, Started: c.start, Hold: c.hold}
 }
 
 // report prints the result, and an error for people, and returns the exit code.
@@ -187,7 +243,8 @@ func report(stdout, stderr io.Writer, result any, err error) int {
 	encoder := json.NewEncoder(stdout)
 	encoder.SetEscapeHTML(false)
 	if encodeErr := encoder.Encode(result); encodeErr != nil && err == nil {
-		err = fmt.Errorf("print the result: %w", encodeErr)
+		err = &fault.Error{Exit: fault.ExitUnsaid, Code: "unsaid", Hint: "see /var/lib/st2ha/runs on the host for what was changed; run it again with a standard output that takes the result",
+			Err: fmt.Errorf("all was done, what was changed is in place, and only its result could not be printed: %w", encodeErr)}
 	}
 	if err == nil {
 		return fault.ExitDone
@@ -209,5 +266,5 @@ func usage(w io.Writer) {
 	for _, cmd := range commands() {
 		fmt.Fprintf(w, "  %-19s %s\n", cmd.name(), cmd.summary())
 	}
-	fmt.Fprintln(w, "\nst2ha COMMAND --help lists the parameters. Secrets come in the environment:\nST2HA_RABBITMQ_PASSWORD. It prints one JSON object; logs go to stderr.\nExit codes: 0 done, 1 failed and undone, 2 usage, 3 preflight, 4 undo failed as well.")
+	fmt.Fprintln(w, "\nst2ha COMMAND --help lists the parameters. Secrets come in the environment:\nST2HA_RABBITMQ_PASSWORD. It prints one JSON object; logs go to stderr.\nExit codes: 0 done, 1 failed and undone, 2 usage, 3 preflight, 4 undo failed as well,\n5 done, but the result could not be printed.")
 }

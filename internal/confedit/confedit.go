@@ -143,6 +143,31 @@ func checkText(src []byte) error {
 	}
 }
 
+// checkLine is checkText of one line.
+func checkLine(src []byte, line int, l span) *Error {
+	if err := checkText(src[l.start:l.end]); err != nil {
+		odd := err.(*Error)
+		return &Error{Line: line, Msg: odd.Msg}
+	}
+	return nil
+}
+
+// oddLines is one error for all lines that could not be read.
+func oddLines(odd []*Error) error {
+	if len(odd) == 0 {
+		return nil // not odd's own nil, which would be an error that is not nil
+	}
+	all := *odd[0]
+	for i, e := range odd[1:] {
+		if i == 9 {
+			all.Msg += fmt.Sprintf("; and %d more lines", len(odd)-10)
+			break
+		}
+		all.Msg += "; " + e.Error()
+	}
+	return &all
+}
+
 // checkValue refuses what cannot be written on one line of any format.
 func checkValue(what, s string) error {
 	for _, r := range s {

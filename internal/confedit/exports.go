@@ -41,19 +41,29 @@ func (l *exportLine) implied() bool {
 // continued by a backslash, a path with spaces is quoted or has \040, a word
 // that starts with a dash after the path holds default options, and
 // "host (rw)", with a space, exports to host with the default options and to
-// everybody with rw.
+// everybody with rw. A line that cannot be read costs that line alone: the error
+// names it, and the others are returned.
 func Exports(src []byte) ([]Export, error) {
-	parsed, err := parseExports(src)
-	if err != nil {
-		return nil, err
-	}
 	var out []Export
-	for _, l := range parsed {
+	var odd []*Error
+	phys := lines(src)
+	for n := 0; n < len(phys); n++ {
+		l, last, err := parseExport(src, phys, n)
+		if err == nil {
+			for at := n; at <= last && err == nil; at++ {
+				err = checkLine(src, at+1, phys[at])
+			}
+		}
+		n = last
+		if err != nil {
+			odd = append(odd, err)
+			continue
+		}
 		for _, c := range l.clients {
 			out = append(out, c.Export)
 		}
 	}
-	return out, nil
+	return out, oddLines(odd)
 }
 
 func parseExports(src []byte) ([]exportLine, error) {
@@ -63,22 +73,27 @@ func parseExports(src []byte) ([]exportLine, error) {
 	var out []exportLine
 	phys := lines(src)
 	for n := 0; n < len(phys); n++ {
-		first := n
-		words, last, err := exportWords(src, phys, n)
+		l, last, err := parseExport(src, phys, n)
 		if err != nil {
 			return nil, err
 		}
 		n = last
-		if len(words) == 0 {
-			continue
+		if len(l.clients) > 0 {
+			out = append(out, l)
 		}
-		l := exportLine{line: first + 1, start: phys[first].start, next: phys[last].next}
-		if err := l.parse(words); err != nil {
-			return nil, err
-		}
-		out = append(out, l)
 	}
 	return out, nil
+}
+
+// parseExport reads the logical line that starts at physical line n, which has
+// no clients if it is empty, and returns the number of its last physical line.
+func parseExport(src []byte, phys []span, n int) (exportLine, int, *Error) {
+	words, last, err := exportWords(src, phys, n)
+	if err != nil || len(words) == 0 {
+		return exportLine{}, last, err
+	}
+	l := exportLine{line: n + 1, start: phys[n].start, next: phys[last].next}
+	return l, last, l.parse(words)
 }
 
 // exportWord is one word of a logical line.
@@ -90,7 +105,7 @@ type exportWord struct {
 
 // exportWords splits the logical line that starts at physical line n and
 // returns the number of its last physical line.
-func exportWords(src []byte, phys []span, n int) ([]exportWord, int, error) {
+func exportWords(src []byte, phys []span, n int) ([]exportWord, int, *Error) {
 	var words []exportWord
 	for {
 		l := phys[n]
@@ -121,50 +136,50 @@ func exportWords(src []byte, phys []span, n int) ([]exportWord, int, error) {
 				case c == '"':
 					quoted = !quoted
 				case c == '\\' && at+1 == l.end && l.next == l.end:
-					return nil, 0, refuse(n+1, "backslash at the end of the file")
+					return nil, n, refuse(n+1, "backslash at the end of the file")
 				case quoted && c == '\\' && at+1 == l.end:
-					return nil, 0, refuse(n+1, "quote that is not closed on its line")
+					return nil, n, refuse(n+1, "quote that is not closed on its line")
 				case !quoted && (c == ' ' || c == '\t'):
 					break word
 				case !quoted && c == '#':
 					// Part of the word or a comment, as the version of nfs-utils has it.
-					return nil, 0, refuse(n+1, "# inside a word; put a space before a comment")
+					return nil, n, refuse(n+1, "# inside a word; put a space before a comment")
 				case c == '\\' && at+1 == l.end:
 					break word
 				case c < ' ' && c != '\t' || c == 0x7f:
-					return nil, 0, refuse(n+1, "control character")
+					return nil, n, refuse(n+1, "control character")
 				default:
 					text.WriteByte(c)
 				}
 			}
 			if quoted {
-				return nil, 0, refuse(n+1, "quote that is not closed on its line")
+				return nil, n, refuse(n+1, "quote that is not closed on its line")
 			}
 			w.end = at
 			w.text = unescapeOctal(text.String())
 			if w.text == "" {
-				return nil, 0, refuse(n+1, "empty word")
+				return nil, n, refuse(n+1, "empty word")
 			}
 			words = append(words, w)
 		}
 		crlf := l.next-l.end == 2
 		if continued && crlf {
-			return nil, 0, refuse(n+1, "CR LF after a backslash, which does not continue the line")
+			return nil, n, refuse(n+1, "CR LF after a backslash, which does not continue the line")
 		}
 		if crlf && len(words) == 0 && !comment {
-			return nil, 0, refuse(n+1, "empty line that ends in CR LF: exportfs reads no further")
+			return nil, n, refuse(n+1, "empty line that ends in CR LF: exportfs reads no further")
 		}
 		if !continued {
 			return words, n, nil
 		}
 		if n+1 == len(phys) {
-			return nil, 0, refuse(n+1, "backslash at the end of the file")
+			return nil, n, refuse(n+1, "backslash at the end of the file")
 		}
 		n++
 	}
 }
 
-func (l *exportLine) parse(words []exportWord) error {
+func (l *exportLine) parse(words []exportWord) *Error {
 	l.path, l.pathEnd = words[0].text, words[0].end
 	if l.path[0] != '/' {
 		return refuse(words[0].line, "%q is not an absolute path", l.path)

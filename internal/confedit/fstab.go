@@ -25,17 +25,34 @@ type mountLine struct {
 }
 
 // Fstab reads /etc/fstab as fstab(5) and libmount have it: fields separated by
-// blanks, \040 for a space, the options and the two numbers optional.
+// blanks, \040 for a space, the options and the two numbers optional. A line
+// that cannot be read costs that line alone: the error names it, and the others
+// are returned. One whose first four fields are in order is returned as well,
+// for systemd mounts it (getmntent(3) reads no numbers where there are none),
+// and libmount skips it.
 func Fstab(src []byte) ([]Mount, error) {
-	parsed, err := parseFstab(src)
-	if err != nil {
-		return nil, err
+	var out []Mount
+	var odd []*Error
+	for n, l := range lines(src) {
+		fields := blankFields(src, l)
+		if len(fields) == 0 || src[fields[0].start] == '#' {
+			continue
+		}
+		err := checkLine(src, n+1, l)
+		var m mountLine
+		if err == nil {
+			if m, err = parseMount(src, n+1, fields); err != nil && len(fields) > 4 {
+				odd = append(odd, err)
+				m, err = parseMount(src, n+1, fields[:4])
+			}
+		}
+		if err == nil {
+			out = append(out, m.Mount)
+		} else if len(odd) == 0 || odd[len(odd)-1].Line != n+1 {
+			odd = append(odd, err)
+		}
 	}
-	out := make([]Mount, len(parsed))
-	for i, m := range parsed {
-		out[i] = m.Mount
-	}
-	return out, nil
+	return out, oddLines(odd)
 }
 
 func parseFstab(src []byte) ([]mountLine, error) {
@@ -58,7 +75,7 @@ func parseFstab(src []byte) ([]mountLine, error) {
 	return out, nil
 }
 
-func parseMount(src []byte, line int, fields []span) (mountLine, error) {
+func parseMount(src []byte, line int, fields []span) (mountLine, *Error) {
 	raw := func(i int) string { return string(src[fields[i].start:fields[i].end]) }
 	// mount(8) ignores what follows the sixth field, which is where people put
 	// comments; before that a comment is a parse error to it.
@@ -160,6 +177,21 @@ func AddMount(src []byte, m Mount) ([]byte, error) {
 		}
 	}
 	return nil, refuse(0, "the entry for %s does not come out as wanted", m.Target)
+}
+
+// OtherOptions returns the entry whose options AddMount would replace, or nil.
+func OtherOptions(src []byte, m Mount) (*Mount, error) {
+	parsed, err := parseFstab(src)
+	if err != nil {
+		return nil, err
+	}
+	for _, have := range parsed {
+		if trimSlash(have.Target) == trimSlash(m.Target) && trimSlash(have.Source) == trimSlash(m.Source) && have.Type == m.Type &&
+			!sameSet(have.Options, mountOptions(m.Options)) {
+			return &have.Mount, nil
+		}
+	}
+	return nil, nil
 }
 
 // formatMount checks a Mount and writes its six fields.

@@ -14,6 +14,7 @@ const (
 	ExitUsage      = 2 // a parameter is missing or wrong; nothing was changed
 	ExitPreflight  = 3 // the hosts are not as the step needs them; nothing was changed
 	ExitUndoFailed = 4 // failed, and not all of it could be undone
+	ExitUnsaid     = 5 // brought about, but the result could not be printed
 )
 
 // Error carries the exit code, a stable code for programs and the remedy.

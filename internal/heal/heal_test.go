@@ -252,3 +252,39 @@ func TestFinding(t *testing.T) {
 		require.NotEmpty(t, f.Fix)
 	}
 }
+
+// A run silences healing for itself: what people have set it neither shortens nor ends.
+func TestMaintenanceOfARun(t *testing.T) {
+	h, root := node(t)
+	require.NoError(t, os.MkdirAll(root+"/var/lib/st2ha", 0o700))
+	turn := func(m heal.Maintenance, own bool) string {
+		t.Helper()
+		s := &heal.SetMaintenance{To: m, Own: own}
+		changes, err := s.Plan(t.Context(), h)
+		require.NoError(t, err)
+		for _, c := range changes {
+			require.NoError(t, c.Apply(t.Context(), h))
+		}
+		require.NoError(t, s.Verify(t.Context(), h))
+		now, err := heal.ReadMaintenance(t.Context(), h, noon)
+		require.NoError(t, err)
+		return now.String()
+	}
+	of := func(run string, minutes int) heal.Maintenance {
+		return heal.Maintenance{On: true, Since: noon, Until: noon.Add(time.Duration(minutes) * time.Minute), Reason: run, Run: run}
+	}
+	off := func(run string) heal.Maintenance { return heal.Maintenance{Since: noon, Run: run} }
+	people := heal.Maintenance{On: true, Since: noon, Reason: "new disk"}
+
+	require.Equal(t, "maintenance is on until 2026-03-01T13:00:00Z (one)", turn(of("one", 60), true))
+	require.Equal(t, "maintenance is on until 2026-03-01T13:00:00Z (one)", turn(of("two", 1), true), "another run's")
+	require.Equal(t, "maintenance is on until 2026-03-01T13:00:00Z (one)", turn(off("two"), true))
+	require.Equal(t, "maintenance is on until 2026-03-01T12:01:00Z (one)", turn(of("one", 1), true), "its own")
+	require.Equal(t, "no maintenance", turn(off("one"), true))
+	require.Equal(t, "maintenance is on (new disk)", turn(people, false))
+	require.Equal(t, "maintenance is on (new disk)", turn(of("one", 60), true))
+	require.Equal(t, "maintenance is on (new disk)", turn(off("one"), true))
+	require.Equal(t, "no maintenance", turn(off(""), false))
+	require.Equal(t, "maintenance is on until 2026-03-01T13:00:00Z (one)", turn(of("one", 60), true))
+	require.Equal(t, "no maintenance", turn(off(""), false), "people may end a run's")
+}

@@ -19,6 +19,7 @@ type Maintenance struct {
 	Since  time.Time `json:"since"`
 	Until  time.Time `json:"until,omitzero"` // zero: until it is switched off
 	Reason string    `json:"reason,omitempty"`
+	Run    string    `json:"run,omitempty"` // whose it is; empty: people's
 }
 
 // String says it to people.
@@ -64,6 +65,9 @@ func ReadMaintenance(ctx context.Context, h host.Host, now time.Time) (Maintenan
 // SetMaintenance is the step maintenance: the switch is set or taken away.
 type SetMaintenance struct {
 	To Maintenance
+	// Own leaves a switch alone that is on and not To.Run's: a run neither
+	// shortens nor ends what people have set.
+	Own bool
 }
 
 // Name is maintenance.
@@ -78,7 +82,7 @@ func (s *SetMaintenance) Plan(ctx context.Context, h host.Host) ([]step.Change, 
 	if err != nil {
 		return nil, err
 	}
-	if now.On == s.To.On && now.Until.Equal(s.To.Until) && now.Reason == s.To.Reason {
+	if s.another(now) || now.On == s.To.On && now.Until.Equal(s.To.Until) && now.Reason == s.To.Reason {
 		return nil, nil
 	}
 	return []step.Change{&turn{from: now, to: s.To}}, nil
@@ -87,11 +91,14 @@ func (s *SetMaintenance) Plan(ctx context.Context, h host.Host) ([]step.Change, 
 // Verify reads it.
 func (s *SetMaintenance) Verify(ctx context.Context, h host.Host) error {
 	now, err := ReadMaintenance(ctx, h, s.To.Since)
-	if err == nil && now.On != s.To.On {
+	if err == nil && now.On != s.To.On && !s.another(now) {
 		err = fault.Failed("maintenance", "run it again", "%s: somebody else has switched maintenance meanwhile: %s", h.Name(), now)
 	}
 	return err
 }
+
+// another says whether the switch is somebody else's.
+func (s *SetMaintenance) another(now Maintenance) bool { return s.Own && now.On && now.Run != s.To.Run }
 
 // turn is one turn of the switch.
 type turn struct{ from, to Maintenance }

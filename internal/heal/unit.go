@@ -43,3 +43,13 @@ func Unit(ctx context.Context, h host.Host, backend string) (string, error) {
 	}
 	return unit, err
 }
+
+// Backend returns the backend that a unit runs; empty for what runs none.
+func Backend(unit string) string {
+	for name, candidates := range units() {
+		if slices.Contains(candidates, unit) {
+			return name
+		}
+	}
+	return ""
+}

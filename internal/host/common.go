@@ -82,7 +82,10 @@ func fileError(host, doing, name string, err error) error {
 	at := fmt.Sprintf("%s %s on %s", doing, name, host)
 	dir := path.Dir(name)
 	reading := strings.HasPrefix(doing, "read") || doing == "stat"
+	var foreign *foreignError
 	switch {
+	case errors.As(err, &foreign):
+		return fault.Preflight("foreign_link", fmt.Sprintf("make %s a plain file or directory, or keep the link in a directory that only root may write", foreign.link), "%s: %w", at, err)
 	case errors.Is(err, syscall.EROFS):
 		return fault.Failed("read_only", fmt.Sprintf("see findmnt -T %s and the kernel's log; mount -o remount,rw its mount point", dir), "%s: %w", at, err)
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):

@@ -39,7 +39,12 @@ type Host interface {
 }
 
 // Files is a host's file system. A path that does not exist is fs.ErrNotExist.
+// A symbolic link that others than root can have made is followed only to what
+// is theirs; any other is the fault "foreign_link", and nothing has changed.
 type Files interface {
+	// Resolve returns a path without its symbolic links. Its last element need
+	// not exist.
+	Resolve(ctx context.Context, path string) (string, error)
 	// ReadFile reads a regular file, following symbolic links.
 	ReadFile(ctx context.Context, path string) (File, error)
 	// WriteFile replaces or creates a file: a temporary file beside it, fsync,

@@ -12,11 +12,13 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
 
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
@@ -227,6 +229,14 @@ func TestDialSSHErrors(t *testing.T) {
 	}))
 
 	is(t, try(func(c *host.SSHConfig) { c.KeyFile = filepath.Join(dir, "missing") }), "ssh_key", "missing", "no such file")
+	large, fifo := filepath.Join(dir, "large"), filepath.Join(dir, "fifo")
+	require.NoError(t, os.WriteFile(large, make([]byte, 1<<20+1), 0o600))
+	require.NoError(t, syscall.Mkfifo(fifo, 0o600))
+	is(t, try(func(c *host.SSHConfig) { c.KeyFile = large }), "ssh_key", large, "larger than 1 MiB")
+	for _, odd := range []string{"/dev/zero", fifo, dir} {
+		is(t, try(func(c *host.SSHConfig) { c.KeyFile = odd }), "ssh_key", odd, "not a regular file")
+		is(t, try(func(c *host.SSHConfig) { c.KnownHosts = []string{odd} }), "host_key_unknown", odd, "not a regular file")
+	}
 	text := filepath.Join(dir, "text")
 	require.NoError(t, os.WriteFile(text, []byte("not a key"), 0o600))
 	is(t, try(func(c *host.SSHConfig) { c.KeyFile = text }), "ssh_key", text)
@@ -458,7 +468,7 @@ func TestTempName(t *testing.T) {
 }
 
 func TestOpen(t *testing.T) {
-	for _, addr := range []string{"", " ", "192.168.0.300", "1.2.3", "1", "a b", "a,b", "a:b", "amqp://a", "a\n", "-a", "a-", "a_b", "a..b", "a.", "0.0.0.0", "::", "224.0.0.1", "255.255.255.255", "host:22", "[::1]", "user@host", "$(id)", "a/b", "é", strings.Repeat("a", 64), strings.Repeat("a.", 127) + "a"} {
+	for _, addr := range []string{"", " ", "192.168.0.300", "1.2.3", "1", "a b", "a,b", "a:b", "amqp://a", "a\n", "-a", "a-", "a_b", "a..b", "a.", "0.0.0.0", "::", "224.0.0.1", "255.255.255.255", "host:22", "[::1]", "fe80::1%eth0", "fe80::1%a b\n", "::1%$(id)", "user@host", "$(id)", "a/b", "é", strings.Repeat("a", 64), strings.Repeat("a.", 127) + "a"} {
 		_, err := host.Open(t.Context(), addr, host.SSHConfig{})
 		var e *fault.Error
 		require.ErrorAs(t, err, &e, addr)
@@ -553,3 +563,21 @@ func benchmark(b *testing.B, cfg host.SSHConfig) {
 }
 
 func BenchmarkSSHD(b *testing.B) { benchmark(b, hosttest.NewSSHD(b)) }
+
+// A file that an NFS client has a delegation of is called back first: knfsd holds a lease on it (fcntl(2), F_SETLEASE).
+func TestReadFileUnderLease(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "leased")
+	require.NoError(t, os.WriteFile(name, []byte("data"), 0o600))
+	f, err := os.OpenFile(name, os.O_WRONLY, 0)
+	require.NoError(t, err)
+	defer f.Close()
+	_, err = unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK)
+	require.NoError(t, err)
+	_, err = os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	require.ErrorIs(t, err, unix.EAGAIN, "as open(2) answers without waiting")
+	returned := time.AfterFunc(300*time.Millisecond, func() { _, _ = unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_UNLCK) })
+	defer returned.Stop()
+	file, err := host.NewLocal("x").ReadFile(t.Context(), name)
+	require.NoError(t, err)
+	require.Equal(t, "data", string(file.Data))
+}

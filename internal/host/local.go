@@ -46,86 +46,206 @@ func (l *Local) Close() error { return nil }
 // Path is where a path of the host lies for this process.
 func (l *Local) Path(name string) string { return l.root + name }
 
-// resolve follows the links of a path within root, so that a link to an
-// absolute path stays under it. The last element is followed only if last is
-// set. What does not exist resolves to itself.
-func (l *Local) resolve(name string, last bool) (string, error) {
-	split := func(p string) []string {
-		return strings.FieldsFunc(p, func(r rune) bool { return r == '/' })
-	}
-	done, rest := "", split(name)
-	for links := 0; len(rest) > 0; {
-		element := rest[0]
-		rest = rest[1:]
-		switch element {
-		case ".":
-			continue
-		case "..":
-			done = done[:max(strings.LastIndexByte(done, '/'), 0)]
-			continue
-		}
-		next := done + "/" + element
-		if len(rest) > 0 || last {
-			if target, err := os.Readlink(l.root + next); err == nil {
-				if links++; links > 40 {
-					return "", syscall.ELOOP
-				}
-				if path.IsAbs(target) {
-					done = ""
-				}
-				rest = append(split(target), rest...)
-				continue
-			}
-		}
-		done = next
-	}
-	if done == "" {
-		done = "/"
-	}
-	return l.root + done, nil
+// localDir is a directory by its descriptor, which can only be gone through (O_PATH).
+type localDir struct {
+	fd  int
+	own Info
 }
 
-// at resolves name and runs fn on it, within ctx.
-func at[T any](ctx context.Context, l *Local, doing, name string, last bool, fn func(real string) (T, error)) (T, error) {
+func openDir(at int, name string) (*localDir, error) {
+	fd, err := unix.Openat(at, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	d := &localDir{fd: fd}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		d.close()
+		return nil, err
+	}
+	d.own = statInfo(&st)
+	return d, nil
+}
+
+func (d *localDir) info() Info { return d.own }
+
+func (d *localDir) close() { unix.Close(d.fd) }
+
+func (d *localDir) enter(name string) (directory, error) {
+	in, err := openDir(d.fd, name)
+	if err != nil {
+		return nil, err // not in, which would be a directory that is not nil
+	}
+	return in, nil
+}
+
+func (d *localDir) look(name string) (Info, string, error) {
+	var st unix.Stat_t
+	if err := unix.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return Info{}, "", err
+	}
+	info := statInfo(&st)
+	if info.Mode&fs.ModeSymlink == 0 {
+		return info, "", nil
+	}
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(d.fd, name, buf)
+	if errors.Is(err, unix.EINVAL) { // it is none any more
+		err = errSwapped
+	}
+	return info, string(buf[:max(n, 0)]), err
+}
+
+// open opens a name in the directory, and follows no link.
+func (d *localDir) open(name string, flags int, mode uint32) (*os.File, error) {
+	fd, err := unix.Openat(d.fd, name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// sync makes a rename, a new name or a removal outlast a power cut.
+func (d *localDir) sync() error {
+	fd, err := d.open(".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer fd.Close()
+	return syncDir(fd)
+}
+
+// syncDir does so for a directory that is open. Some file systems cannot sync
+// one, and say so by EINVAL.
+func syncDir(fd *os.File) error {
+	if err := fd.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) {
+		return err
+	}
+	return nil
+}
+
+// remove removes a file, a link or an empty directory.
+func (d *localDir) remove(name string) error {
+	err := unix.Unlinkat(d.fd, name, 0)
+	if err == nil || errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	if e := unix.Unlinkat(d.fd, name, unix.AT_REMOVEDIR); !errors.Is(e, unix.ENOTDIR) {
+		return e
+	}
+	return err
+}
+
+func statInfo(st *unix.Stat_t) Info {
+	mode := fs.FileMode(st.Mode & 0o777)
+	for bit, is := range map[uint32]fs.FileMode{unix.S_ISUID: fs.ModeSetuid, unix.S_ISGID: fs.ModeSetgid, unix.S_ISVTX: fs.ModeSticky} {
+		if st.Mode&bit != 0 {
+			mode |= is
+		}
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFBLK:
+		mode |= fs.ModeDevice
+	case unix.S_IFCHR:
+		mode |= fs.ModeDevice | fs.ModeCharDevice
+	case unix.S_IFDIR:
+		mode |= fs.ModeDir
+	case unix.S_IFIFO:
+		mode |= fs.ModeNamedPipe
+	case unix.S_IFLNK:
+		mode |= fs.ModeSymlink
+	case unix.S_IFSOCK:
+		mode |= fs.ModeSocket
+	}
+	return Info{Mode: mode, UID: int(st.Uid), GID: int(st.Gid), Size: st.Size}
+}
+
+// place is a spot of this machine.
+type place struct {
+	spot
+	dir *localDir
+}
+
+// find walks to name. Links to absolute paths stay under root.
+func (l *Local) find(name string, last bool) (place, error) {
+	if err := absolute(name); err != nil {
+		return place{}, err
+	}
+	root, err := openDir(unix.AT_FDCWD, l.root+"/.") // a test's root may be a link
+	if err != nil {
+		return place{}, err
+	}
+	s, err := walk(root, name, last, os.Geteuid())
+	if err != nil {
+		return place{}, err
+	}
+	return place{s, s.dir.(*localDir)}, nil
+}
+
+// at walks to name and runs fn on it, within ctx.
+func at[T any](ctx context.Context, l *Local, doing, name string, last bool, fn func(p place) (T, error)) (T, error) {
 	v, err := await(ctx, func() (T, error) {
-		var zero T
-		if err := absolute(name); err != nil {
-			return zero, err
-		}
-		real, err := l.resolve(name, last)
+		p, err := l.find(name, last)
 		if err != nil {
+			var zero T
 			return zero, err
 		}
-		return fn(real)
+		defer p.dir.close()
+		return fn(p)
 	})
 	return v, fileError(l.name, doing, name, err)
 }
 
+// Resolve returns a path without its symbolic links.
+func (l *Local) Resolve(ctx context.Context, name string) (string, error) {
+	return at(ctx, l, "resolve", name, true, func(p place) (string, error) { return p.real, nil })
+}
+
+// leaseTime is how long a lease on a file is waited for, which the kernel ends by itself before.
+const leaseTime = time.Minute
+
+// read opens a regular file.
+func (p place) read() (*os.File, Info, error) {
+	// Opening a device can have effects; a pipe put there in between must not
+	// block either.
+	switch {
+	case !p.exists:
+		return nil, Info{}, fs.ErrNotExist
+	case !p.info.Mode.IsRegular():
+		return nil, Info{}, errNotRegular
+	}
+	fd, err := p.dir.open(p.base, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	// A file that an NFS client holds a delegation of is a lease to this kernel: it is called back, which open(2) does
+	// not wait for (EAGAIN; /proc/sys/fs/lease-break-time is 45 s).
+	for end := time.Now().Add(leaseTime); errors.Is(err, unix.EAGAIN) && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+		fd, err = p.dir.open(p.base, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	}
+	if err != nil {
+		return nil, Info{}, err
+	}
+	var st unix.Stat_t
+	if err = unix.Fstat(int(fd.Fd()), &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+		err = errNotRegular
+	}
+	if err != nil {
+		fd.Close()
+		return nil, Info{}, err
+	}
+	return fd, statInfo(&st), nil
+}
+
 // ReadFile reads a regular file of at most 64 MiB.
 func (l *Local) ReadFile(ctx context.Context, name string) (File, error) {
-	return at(ctx, l, "read", name, true, func(real string) (File, error) {
-		// Opening a device can have effects; a pipe put there in between
-		// must not block either.
-		if info, err := os.Lstat(real); err != nil {
-			return File{}, err
-		} else if !info.Mode().IsRegular() {
-			return File{}, errNotRegular
-		}
-		fd, err := os.OpenFile(real, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	return at(ctx, l, "read", name, true, func(p place) (File, error) {
+		fd, info, err := p.read()
 		if err != nil {
 			return File{}, err
 		}
 		defer fd.Close()
-		fi, err := fd.Stat()
-		if err != nil {
-			return File{}, err
-		}
-		if !fi.Mode().IsRegular() {
-			return File{}, errNotRegular
-		}
 		var buf bytes.Buffer
-		if s := fi.Size(); s <= maxFile {
-			buf.Grow(int(s) + bytes.MinRead)
+		if info.Size <= maxFile {
+			buf.Grow(int(info.Size) + bytes.MinRead)
 		}
 		if _, err := buf.ReadFrom(io.LimitReader(fd, maxFile+1)); err != nil {
 			return File{}, err
@@ -133,45 +253,31 @@ func (l *Local) ReadFile(ctx context.Context, name string) (File, error) {
 		if buf.Len() > maxFile {
 			return File{}, errTooLarge
 		}
-		info := infoOf(fi)
 		return File{Path: name, Data: buf.Bytes(), Mode: modeBits(info.Mode), UID: info.UID, GID: info.GID}, nil
 	})
 }
 
-func infoOf(fi fs.FileInfo) Info {
-	info := Info{Mode: fi.Mode(), Size: fi.Size()}
-	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-		info.UID, info.GID = int(st.Uid), int(st.Gid)
-	}
-	return info
-}
-
 // WriteFile replaces or creates a file, atomically and durably.
 func (l *Local) WriteFile(ctx context.Context, f File) error {
-	_, err := at(ctx, l, "write", f.Path, true, func(real string) (struct{}, error) {
-		return struct{}{}, replace(ctx, real, f)
+	_, err := at(ctx, l, "write", f.Path, true, func(p place) (struct{}, error) {
+		return struct{}{}, p.replace(ctx, f)
 	})
 	return err
 }
 
-func replace(ctx context.Context, real string, f File) (err error) {
-	old, err := os.Lstat(real)
-	switch {
-	case err == nil && !old.Mode().IsRegular():
+func (p place) replace(ctx context.Context, f File) (err error) {
+	if p.exists && !p.info.Mode.IsRegular() {
 		return errNotRegular
-	case err != nil && !errors.Is(err, fs.ErrNotExist):
-		return err
 	}
-	exists := err == nil
-	temp := tempName(real)
-	fd, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	temp := tempName(p.base)
+	fd, err := p.dir.open(temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
 			fd.Close()
-			os.Remove(temp)
+			_ = p.dir.remove(temp)
 		}
 	}()
 	if _, err := fd.Write(f.Data); err != nil {
@@ -181,8 +287,13 @@ func replace(ctx context.Context, real string, f File) (err error) {
 	if err := fd.Chown(f.UID, f.GID); err != nil {
 		return err
 	}
-	if exists {
-		if err := keepAttributes(real, int(fd.Fd())); err != nil {
+	if p.exists {
+		old, _, err := p.read()
+		if err != nil {
+			return err
+		}
+		defer old.Close()
+		if err := keepAttributes(int(old.Fd()), int(fd.Fd())); err != nil {
 			return err
 		}
 	}
@@ -198,18 +309,18 @@ func replace(ctx context.Context, real string, f File) (err error) {
 	if err := ctx.Err(); err != nil { // the last moment at which nothing has changed
 		return err
 	}
-	if err := os.Rename(temp, real); err != nil {
+	if err := unix.Renameat(p.dir.fd, temp, p.dir.fd, p.base); err != nil {
 		return err
 	}
-	return syncDir(path.Dir(real))
+	return p.dir.sync()
 }
 
 const aclAccess = "system.posix_acl_access"
 
 // keepAttributes copies the extended attributes, ACLs among them, of a file
 // to its replacement.
-func keepAttributes(from string, to int) error {
-	names, err := attributes(func(buf []byte) (int, error) { return unix.Llistxattr(from, buf) })
+func keepAttributes(from, to int) error {
+	names, err := attributes(func(buf []byte) (int, error) { return unix.Flistxattr(from, buf) })
 	if err != nil {
 		return nil // the file system has none
 	}
@@ -218,7 +329,7 @@ func keepAttributes(from string, to int) error {
 		case "security.evm", "security.ima": // signatures of the old bytes; the kernel makes new ones
 			continue
 		}
-		value, err := sized(func(buf []byte) (int, error) { return unix.Lgetxattr(from, name, buf) })
+		value, err := sized(func(buf []byte) (int, error) { return unix.Fgetxattr(from, name, buf) })
 		if err != nil {
 			continue
 		}
@@ -262,35 +373,20 @@ func sized(get func([]byte) (int, error)) ([]byte, error) {
 	}
 }
 
-// syncDir makes a rename, a new name or a removal outlast a power cut.
-func syncDir(dir string) error {
-	fd, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer fd.Close()
-	// Some file systems cannot sync a directory, and say so by EINVAL.
-	if err := fd.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) {
-		return err
-	}
-	return nil
-}
-
 // Stat follows symbolic links.
 func (l *Local) Stat(ctx context.Context, name string) (Info, error) {
-	return at(ctx, l, "stat", name, true, func(real string) (Info, error) {
-		fi, err := os.Lstat(real)
-		if err != nil {
-			return Info{}, err
+	return at(ctx, l, "stat", name, true, func(p place) (Info, error) {
+		if !p.exists {
+			return Info{}, fs.ErrNotExist
 		}
-		return infoOf(fi), nil
+		return p.info, nil
 	})
 }
 
 // ReadDir returns the names in a directory, sorted.
 func (l *Local) ReadDir(ctx context.Context, name string) ([]string, error) {
-	return at(ctx, l, "read directory", name, true, func(real string) ([]string, error) {
-		fd, err := os.OpenFile(real, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	return at(ctx, l, "read directory", name, true, func(p place) ([]string, error) {
+		fd, err := p.dir.open(p.base, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 		if err != nil {
 			return nil, err
 		}
@@ -303,26 +399,38 @@ func (l *Local) ReadDir(ctx context.Context, name string) ([]string, error) {
 
 // Mkdir makes one directory.
 func (l *Local) Mkdir(ctx context.Context, name string, info Info) error {
-	_, err := at(ctx, l, "make directory", name, false, func(real string) (_ struct{}, err error) {
+	_, err := at(ctx, l, "make directory", name, false, func(p place) (_ struct{}, err error) {
 		var none struct{}
-		if err := os.Mkdir(real, 0o700); err != nil {
+		if err := unix.Mkdirat(p.dir.fd, p.base, 0o700); err != nil {
 			return none, err
 		}
 		defer func() {
-			if err != nil {
-				os.Remove(real)
+			if err != nil && !errors.Is(err, errSwapped) {
+				_ = unix.Unlinkat(p.dir.fd, p.base, unix.AT_REMOVEDIR)
 			}
 		}()
-		if err := os.Lchown(real, info.UID, info.GID); err != nil {
+		fd, err := p.dir.open(p.base, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		if err != nil {
 			return none, err
 		}
-		if err := os.Chmod(real, modeBits(info.Mode)); err != nil {
+		defer fd.Close()
+		var st unix.Stat_t
+		if err := unix.Fstat(int(fd.Fd()), &st); err != nil {
 			return none, err
 		}
-		if err := syncDir(real); err != nil {
+		if int(st.Uid) != os.Geteuid() {
+			return none, errSwapped
+		}
+		if err := fd.Chown(info.UID, info.GID); err != nil {
 			return none, err
 		}
-		return none, syncDir(path.Dir(real))
+		if err := fd.Chmod(modeBits(info.Mode)); err != nil {
+			return none, err
+		}
+		if err := syncDir(fd); err != nil {
+			return none, err
+		}
+		return none, p.dir.sync()
 	})
 	return err
 }
@@ -331,65 +439,67 @@ func (l *Local) Mkdir(ctx context.Context, name string, info Info) error {
 // makes sure of that; where the file system cannot (NFS), a target that
 // appears in the same moment could be replaced.
 func (l *Local) Rename(ctx context.Context, from, to string) error {
-	_, err := at(ctx, l, "rename", from, false, func(real string) (struct{}, error) {
+	_, err := at(ctx, l, "rename", from, false, func(p place) (struct{}, error) {
 		var none struct{}
-		if err := absolute(to); err != nil {
-			return none, err
-		}
-		target, err := l.resolve(to, false)
-		if err != nil {
-			return none, err
-		}
-		err = unix.Renameat2(unix.AT_FDCWD, real, unix.AT_FDCWD, target, unix.RENAME_NOREPLACE)
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-			if _, err := os.Lstat(target); err == nil {
-				return none, syscall.EEXIST
-			}
-			err = os.Rename(real, target)
-		}
+		target, err := l.find(to, false)
 		if err != nil {
 			return none, fmt.Errorf("to %s: %w", to, bare(err))
 		}
-		if err := syncDir(path.Dir(target)); err != nil {
+		defer target.dir.close()
+		err = unix.Renameat2(p.dir.fd, p.base, target.dir.fd, target.base, unix.RENAME_NOREPLACE)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+			if _, _, err := target.dir.look(target.base); err == nil {
+				return none, syscall.EEXIST
+			}
+			err = unix.Renameat(p.dir.fd, p.base, target.dir.fd, target.base)
+		}
+		if err != nil {
+			return none, fmt.Errorf("to %s: %w", to, err)
+		}
+		if err := target.dir.sync(); err != nil {
 			return none, err
 		}
-		if path.Dir(target) == path.Dir(real) {
+		if path.Dir(target.real) == path.Dir(p.real) {
 			return none, nil
 		}
-		return none, syncDir(path.Dir(real))
+		return none, p.dir.sync()
 	})
 	return err
 }
 
 // Remove removes a file, a link or an empty directory.
 func (l *Local) Remove(ctx context.Context, name string) error {
-	_, err := at(ctx, l, "remove", name, false, func(real string) (struct{}, error) {
-		if err := os.Remove(real); err != nil {
+	_, err := at(ctx, l, "remove", name, false, func(p place) (struct{}, error) {
+		if err := p.dir.remove(p.base); err != nil {
 			return struct{}{}, err
 		}
-		return struct{}{}, syncDir(path.Dir(real))
+		return struct{}{}, p.dir.sync()
 	})
 	return err
 }
 
 // Sweep removes what killed writes left beside a file.
 func (l *Local) Sweep(ctx context.Context, name string) error {
-	_, err := at(ctx, l, "clean up beside", name, true, func(real string) (struct{}, error) {
+	_, err := at(ctx, l, "clean up beside", name, true, func(p place) (struct{}, error) {
 		var none struct{}
-		dir := path.Dir(real)
-		entries, err := os.ReadDir(dir)
-		if errors.Is(err, fs.ErrNotExist) {
-			return none, nil
+		fd, err := p.dir.open(".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return none, err
 		}
+		defer fd.Close()
+		names, err := fd.Readdirnames(-1)
 		if err != nil {
 			return none, err
 		}
 		swept := false
-		for _, e := range entries {
-			if !e.Type().IsRegular() || !isTemp(e.Name(), real) {
+		for _, name := range names {
+			if !isTemp(name, p.base) {
 				continue
 			}
-			if err := os.Remove(dir + "/" + e.Name()); err != nil {
+			if info, _, err := p.dir.look(name); err != nil || !info.Mode.IsRegular() {
+				continue
+			}
+			if err := unix.Unlinkat(p.dir.fd, name, 0); err != nil {
 				return none, err
 			}
 			swept = true
@@ -397,8 +507,11 @@ func (l *Local) Sweep(ctx context.Context, name string) error {
 		if !swept {
 			return none, nil
 		}
-		return none, syncDir(dir)
+		return none, syncDir(fd)
 	})
+	if errors.Is(err, fs.ErrNotExist) { // no directory, so nothing beside it
+		return nil
+	}
 	return err
 }
 
@@ -493,8 +606,8 @@ func (l *Local) DialContext(ctx context.Context, network, addr string) (net.Conn
 // ends. The file stays, empty, when the lock is released; with the note of a
 // holder that died.
 func (l *Local) Lock(ctx context.Context, name, note string) (func(), error) {
-	fd, err := at(ctx, l, "lock", name, true, func(real string) (*os.File, error) {
-		return flock(real, name, note)
+	fd, err := at(ctx, l, "lock", name, true, func(p place) (*os.File, error) {
+		return p.flock(name, note)
 	})
 	if err != nil {
 		return nil, err
@@ -505,9 +618,9 @@ func (l *Local) Lock(ctx context.Context, name, note string) (func(), error) {
 	}, nil
 }
 
-func flock(real, name, note string) (*os.File, error) {
+func (p place) flock(name, note string) (*os.File, error) {
 	for {
-		fd, err := os.OpenFile(real, os.O_RDWR|os.O_CREATE|unix.O_NONBLOCK, 0o600)
+		fd, err := p.dir.open(p.base, unix.O_RDWR|unix.O_CREAT|unix.O_NONBLOCK, 0o600)
 		if err != nil {
 			return nil, err
 		}
@@ -516,9 +629,10 @@ func flock(real, name, note string) (*os.File, error) {
 			err = &LockedError{Path: name, Holder: noteOf(fd)}
 		} else if err == nil {
 			// A lock on a file that was removed meanwhile keeps nobody out.
-			mine, e1 := fd.Stat()
-			there, e2 := os.Stat(real)
-			if e1 == nil && errors.Is(e2, fs.ErrNotExist) || e1 == nil && e2 == nil && !os.SameFile(mine, there) {
+			var mine, there unix.Stat_t
+			e1 := unix.Fstat(int(fd.Fd()), &mine)
+			e2 := unix.Fstatat(p.dir.fd, p.base, &there, unix.AT_SYMLINK_NOFOLLOW)
+			if e1 == nil && (errors.Is(e2, fs.ErrNotExist) || e2 == nil && (mine.Dev != there.Dev || mine.Ino != there.Ino)) {
 				fd.Close()
 				continue
 			}

@@ -51,6 +51,9 @@ func CheckAddress(name, addr string) error {
 		if ip.IsUnspecified() || ip.IsMulticast() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
 			return fault.Usage("%s %q is not the address of one host", name, addr)
 		}
+		if ip.Zone() != "" {
+			return fault.Usage("%s %q has a zone, which means another network on each node", name, addr)
+		}
 		return nil
 	}
 	labels := strings.Split(addr, ".")

@@ -10,6 +10,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -23,6 +24,9 @@ import (
 type files struct {
 	*sftp.Client
 	ses *session
+	// pinning is held by whoever works where others can swap things: one at a
+	// time, so that what the server has open there is that one's.
+	pinning sync.Mutex
 }
 
 // sftpScript finds the server where distributions put it. Its files are
@@ -84,7 +88,7 @@ func (s *SSH) startFiles(ctx context.Context) (*files, error) {
 		return sftp.NewClientPipe(ses.Channel, input{ses.Channel}, sftp.UseConcurrentWrites(true))
 	})
 	if err == nil {
-		return &files{client, ses}, nil
+		return &files{Client: client, ses: ses}, nil
 	}
 	// The server never came up; its shell's or sudo's words say why.
 	t := time.NewTimer(grace)
@@ -201,44 +205,231 @@ func (c *files) why(err error, dir string, need int) error {
 	return err
 }
 
-// real resolves the links of a path whose last element need not exist.
-func (c *files) real(name string) (string, error) {
-	for range 40 {
-		real, err := c.RealPath(name)
-		if err == nil || !errors.Is(err, fs.ErrNotExist) {
-			return real, err
-		}
-		// Servers before OpenSSH 8 resolve only what exists.
-		dir, err := c.RealPath(path.Dir(name))
-		if err != nil {
-			return "", err
-		}
-		name = path.Join(dir, path.Base(name))
-		fi, err := c.Lstat(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			return name, nil
-		}
-		if err != nil {
-			return "", err
-		}
-		if fi.Mode()&fs.ModeSymlink == 0 {
-			continue // it has come to exist
-		}
-		target, err := c.ReadLink(name)
-		if err != nil {
-			return "", err
-		}
-		if !path.IsAbs(target) {
-			target = path.Join(dir, target)
-		}
-		name = target
+// errNoPin is a server whose open files cannot be told apart.
+var errNoPin = errors.New("others than root can swap it, and the sftp-server's /proc/self/fd does not say what was opened")
+
+// farWalk is one operation's way to the files of a server. SFTP has no
+// directory descriptors, but OpenSSH's server has, below /proc/self/fd. Where
+// only root can swap what a path leads to, the path is good enough. Where
+// others can, a directory is opened, what was opened is looked at, and it is
+// gone through by its descriptor.
+type farWalk struct {
+	c      *files
+	seen   map[string]farLook // of the path's own elements, asked for all at once
+	locked bool
+	pins   []*sftp.File
+}
+
+type farLook struct {
+	info Info
+	err  error
+}
+
+// farDir is a directory on the far side.
+type farDir struct {
+	w    *farWalk
+	path string // what the server is given
+	real string // where it lies
+	own  Info
+	pin  *sftp.File // of a descriptor
+}
+
+func (d *farDir) info() Info { return d.own }
+
+func (d *farDir) close() {} // done does
+
+// name is a name in the directory, for the server.
+func (d *farDir) name(base string) string { return path.Join(d.path, base) }
+
+func (d *farDir) look(name string) (Info, string, error) {
+	full := d.name(name)
+	l, ok := d.w.seen[full]
+	if !ok {
+		l = d.w.c.lstat(full)
 	}
-	return "", syscall.ELOOP
+	if l.err != nil || l.info.Mode&fs.ModeSymlink == 0 {
+		return l.info, "", l.err
+	}
+	target, err := d.w.c.ReadLink(full)
+	return l.info, target, err
+}
+
+func (d *farDir) enter(name string) (directory, error) {
+	info, _, err := d.look(name)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode.IsDir() {
+		return nil, syscall.ENOTDIR
+	}
+	in := &farDir{w: d.w, path: d.name(name), real: path.Join(d.real, name), own: info}
+	if d.pin == nil && len(makers(d.own, info, 0)) == 0 {
+		return in, nil
+	}
+	fd, at, err := d.open(name + "/.")
+	if err != nil {
+		return nil, err
+	}
+	fi, err := fd.Stat()
+	if err != nil {
+		return nil, err
+	}
+	in.path, in.own, in.pin = at, sftpInfo(fi), fd
+	return in, nil
+}
+
+// open opens what others could swap meanwhile, makes sure that it is what has
+// that name, and returns the server's own path of it. It is open until done.
+func (d *farDir) open(name string) (*sftp.File, string, error) {
+	if !d.w.locked {
+		d.w.c.pinning.Lock()
+		d.w.locked = true
+	}
+	fd, err := d.w.c.Open(d.path + "/" + name)
+	if err != nil {
+		return nil, "", err
+	}
+	d.w.pins = append(d.w.pins, fd)
+	at, err := d.w.c.descriptor(path.Join(d.real, name))
+	return fd, at, err
+}
+
+// done lets go of what the operation had open.
+func (w *farWalk) done(s *SSH) {
+	for _, fd := range w.pins {
+		if w.locked {
+			fd.Close()
+		} else {
+			s.background(func() { fd.Close() }) // its answer says nothing
+		}
+	}
+	if w.locked {
+		w.c.pinning.Unlock()
+	}
+}
+
+// descriptor finds what the server has open of a path (proc(5): the links in
+// /proc/self/fd say where an open file lies now).
+func (c *files) descriptor(real string) (string, error) {
+	self, err := c.ReadLink("/proc/self")
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", errNoPin, err)
+	}
+	dir := "/proc/" + self + "/fd"
+	open, err := c.ReadDir(dir)
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", errNoPin, err)
+	}
+	targets := make([]string, len(open))
+	var all sync.WaitGroup
+	for i, fi := range open {
+		all.Go(func() { targets[i], _ = c.ReadLink(path.Join(dir, fi.Name())) })
+	}
+	all.Wait()
+	if i := slices.Index(targets, real); i >= 0 {
+		return path.Join(dir, open[i].Name()), nil
+	}
+	return "", errSwapped
+}
+
+func (c *files) lstat(name string) farLook {
+	fi, err := c.Lstat(name)
+	if err != nil {
+		return farLook{err: err}
+	}
+	return farLook{info: sftpInfo(fi)}
+}
+
+// ahead looks at all elements of a path at once, in the time of one.
+func (c *files) ahead(name string) *farWalk {
+	w := &farWalk{c: c, seen: map[string]farLook{}}
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	look := func(at string) {
+		all.Go(func() {
+			l := c.lstat(at)
+			mu.Lock()
+			defer mu.Unlock()
+			w.seen[at] = l
+		})
+	}
+	look("/")
+	at := ""
+	for _, e := range elements(name) {
+		if e == ".." {
+			break
+		}
+		if e != "." {
+			at += "/" + e
+			look(at)
+		}
+	}
+	all.Wait()
+	return w
+}
+
+// farPlace is a spot of another machine.
+type farPlace struct {
+	spot
+	dir *farDir
+}
+
+// find walks to name.
+func (w *farWalk) find(name string, last bool) (farPlace, error) {
+	top := w.seen["/"]
+	if top.err != nil {
+		return farPlace{}, top.err
+	}
+	s, err := walk(&farDir{w: w, path: "/", real: "/", own: top.info}, name, last, 0)
+	if err != nil {
+		return farPlace{}, err
+	}
+	return farPlace{s, s.dir.(*farDir)}, nil
+}
+
+// name is the spot's, for the server.
+func (p farPlace) name() string { return p.dir.name(p.base) }
+
+// firm says whether only root can put something else in the spot's place.
+func (p farPlace) firm() bool {
+	return p.dir.pin == nil && (p.base == "." || len(makers(p.dir.own, p.info, 0)) == 0)
+}
+
+// open opens what is there for reading; the operation's end closes it.
+func (p farPlace) open() (*sftp.File, error) {
+	if !p.firm() {
+		fd, _, err := p.dir.open(p.base)
+		return fd, err
+	}
+	fd, err := p.dir.w.c.Open(p.name())
+	if err == nil {
+		p.dir.w.pins = append(p.dir.w.pins, fd)
+	}
+	return fd, err
+}
+
+// there walks to name and runs fn on it with the sftp server, within ctx.
+func there[T any](ctx context.Context, s *SSH, doing, name string, last bool, fn func(c *files, p farPlace) (T, error)) (T, error) {
+	return on(ctx, s, doing, name, func(c *files) (T, error) {
+		w := c.ahead(name)
+		defer w.done(s)
+		p, err := w.find(name, last)
+		if err != nil {
+			var zero T
+			return zero, err
+		}
+		return fn(c, p)
+	})
+}
+
+// Resolve returns a path without its symbolic links.
+func (s *SSH) Resolve(ctx context.Context, name string) (string, error) {
+	return there(ctx, s, "resolve", name, true, func(_ *files, p farPlace) (string, error) { return p.real, nil })
 }
 
 // sync makes a directory's entries outlast a power cut.
-func (s *SSH) sync(ctx context.Context, c *files, dir string) error {
-	fd, err := c.Open(dir)
+func (s *SSH) sync(ctx context.Context, c *files, d *farDir) error {
+	fd, err := c.Open(d.path)
 	if err == nil {
 		err = fd.Sync()
 		fd.Close()
@@ -246,7 +437,7 @@ func (s *SSH) sync(ctx context.Context, c *files, dir string) error {
 	if err == nil {
 		return nil
 	}
-	_, err = s.Run(ctx, nil, "sync", "--", dir)
+	_, err = s.Run(ctx, nil, "sync", "--", d.path)
 	return err
 }
 
@@ -273,28 +464,26 @@ func readAll(fd io.Reader) ([]byte, error) {
 
 // ReadFile reads a regular file of at most 64 MiB.
 func (s *SSH) ReadFile(ctx context.Context, name string) (File, error) {
-	return on(ctx, s, "read", name, func(c *files) (File, error) {
+	return there(ctx, s, "read", name, true, func(_ *files, p farPlace) (File, error) {
 		// Opening a pipe would hang the server, and a device can have effects.
-		fi, err := c.Stat(name)
-		if err != nil {
-			return File{}, err
+		if !p.exists {
+			return File{}, fs.ErrNotExist
 		}
-		if !fi.Mode().IsRegular() {
+		if !p.info.Mode.IsRegular() {
 			return File{}, errNotRegular
 		}
-		fd, err := c.Open(name)
+		fd, err := p.open()
 		if err != nil {
 			return File{}, err
 		}
-		defer s.background(func() { fd.Close() }) // its answer says nothing
 		// Again, and beside the first read: the file may have been replaced in between.
-		data := make([]byte, min(fi.Size(), maxFile))
+		data := make([]byte, max(min(p.info.Size, maxFile), 0)) // a server may say anything
 		read := make(chan int, 1)
 		go func() {
 			n, _ := fd.ReadAt(data, 0)
 			read <- n
 		}()
-		fi, err = fd.Stat()
+		fi, err := fd.Stat()
 		n := <-read
 		if err != nil {
 			return File{}, err
@@ -318,45 +507,45 @@ func (s *SSH) ReadFile(ctx context.Context, name string) (File, error) {
 // WriteFile replaces or creates a file, atomically and durably. The temporary
 // file stays only if the connection is lost in between.
 func (s *SSH) WriteFile(ctx context.Context, f File) error {
-	_, err := on(ctx, s, "write", f.Path, func(c *files) (struct{}, error) {
-		return struct{}{}, s.replace(ctx, c, f)
+	_, err := there(ctx, s, "write", f.Path, true, func(c *files, p farPlace) (struct{}, error) {
+		return struct{}{}, s.replace(ctx, c, p, f)
 	})
 	return err
 }
 
-func (s *SSH) replace(ctx context.Context, c *files, f File) (err error) {
-	real, err := c.real(f.Path)
-	if err != nil {
-		return err
-	}
-	dir := path.Dir(real)
-	old, err := c.Lstat(real)
-	switch {
-	case err == nil && !old.Mode().IsRegular():
+func (s *SSH) replace(ctx context.Context, c *files, p farPlace, f File) (err error) {
+	if p.exists && !p.info.Mode.IsRegular() {
 		return errNotRegular
-	case err != nil && !errors.Is(err, fs.ErrNotExist):
-		return err
 	}
-	exists := err == nil
-	temp := tempName(real)
+	base := tempName(p.base)
+	temp := p.dir.name(base)
 	fd, err := c.OpenFile(temp, syscall.O_WRONLY|syscall.O_CREAT|syscall.O_EXCL)
 	if err != nil {
-		return c.why(err, dir, 1)
+		return c.why(err, p.dir.path, 1)
 	}
 	defer func() {
 		if err == nil {
 			return
 		}
-		err = c.why(err, dir, len(f.Data)) // while the temporary file shows how full it is
+		err = c.why(err, p.dir.path, len(f.Data)) // while the temporary file shows how full it is
 		fd.Close()
 		if c.Remove(temp) != nil {
-			s.sweep(temp)
+			s.sweep(path.Join(p.dir.real, base))
 		}
 	}()
-	if exists {
+	if p.exists {
+		from, to := p.name(), temp
+		if !p.firm() {
+			if _, from, err = p.dir.open(p.base); err != nil {
+				return err
+			}
+			if to, err = c.descriptor(path.Join(p.dir.real, base)); err != nil {
+				return err
+			}
+		}
 		// SFTP knows no ACLs and attributes. Not the times: a file that
 		// changed has to look changed.
-		if _, err := s.Run(ctx, nil, "cp", "--attributes-only", "--preserve=all", "--no-preserve=timestamps", "--", real, temp); err != nil {
+		if _, err := s.Run(ctx, nil, "cp", "--attributes-only", "--preserve=all", "--no-preserve=timestamps", "--", from, to); err != nil {
 			return fmt.Errorf("keep its ACLs and attributes: %w", err)
 		}
 	}
@@ -383,36 +572,43 @@ func (s *SSH) replace(ctx context.Context, c *files, f File) (err error) {
 	if err := ctx.Err(); err != nil { // the last moment at which nothing has changed
 		return err
 	}
-	if err := c.PosixRename(temp, real); err != nil {
+	if err := c.PosixRename(temp, p.name()); err != nil {
 		return err
 	}
-	return s.sync(ctx, c, dir)
+	return s.sync(ctx, c, p.dir)
 }
 
 // sweep removes a temporary file with another server, the first having died.
 func (s *SSH) sweep(temp string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
-	if c, err := s.files(ctx); err == nil {
-		c.Remove(temp)
-	}
+	_ = s.Remove(ctx, temp)
 }
 
 // Stat follows symbolic links.
 func (s *SSH) Stat(ctx context.Context, name string) (Info, error) {
-	return on(ctx, s, "stat", name, func(c *files) (Info, error) {
-		fi, err := c.Stat(name)
-		if err != nil {
-			return Info{}, err
+	return there(ctx, s, "stat", name, true, func(_ *files, p farPlace) (Info, error) {
+		if !p.exists {
+			return Info{}, fs.ErrNotExist
 		}
-		return sftpInfo(fi), nil
+		return p.info, nil
 	})
 }
 
 // ReadDir returns the names in a directory, sorted.
 func (s *SSH) ReadDir(ctx context.Context, name string) ([]string, error) {
-	return on(ctx, s, "read directory", name, func(c *files) ([]string, error) {
-		infos, err := c.ReadDirContext(ctx, name)
+	return there(ctx, s, "read directory", name, true, func(c *files, p farPlace) ([]string, error) {
+		if !p.exists {
+			return nil, fs.ErrNotExist
+		}
+		at := p.name()
+		if !p.firm() {
+			var err error
+			if _, at, err = p.dir.open(p.base + "/."); err != nil {
+				return nil, err
+			}
+		}
+		infos, err := c.ReadDirContext(ctx, at)
 		if err != nil {
 			return nil, err
 		}
@@ -427,29 +623,46 @@ func (s *SSH) ReadDir(ctx context.Context, name string) ([]string, error) {
 
 // Mkdir makes one directory.
 func (s *SSH) Mkdir(ctx context.Context, name string, info Info) error {
-	_, err := on(ctx, s, "make directory", name, func(c *files) (_ struct{}, err error) {
+	_, err := there(ctx, s, "make directory", name, false, func(c *files, p farPlace) (_ struct{}, err error) {
 		var none struct{}
-		if err := c.Mkdir(name); err != nil {
-			if _, e := c.Lstat(name); failed(err) && e == nil {
+		if p.exists {
+			return none, fs.ErrExist
+		}
+		if err := c.Mkdir(p.name()); err != nil {
+			if _, e := c.Lstat(p.name()); failed(err) && e == nil {
 				return none, fs.ErrExist
 			}
-			return none, c.why(err, path.Dir(name), 1)
+			return none, c.why(err, p.dir.path, 1)
 		}
 		defer func() {
-			if err != nil {
-				c.RemoveDirectory(name)
+			if err != nil && !errors.Is(err, errSwapped) {
+				c.RemoveDirectory(p.name())
 			}
 		}()
-		if err := c.Chown(name, info.UID, info.GID); err != nil {
+		p.info = Info{Mode: fs.ModeDir | 0o700}
+		fd, err := p.open()
+		if err != nil {
 			return none, err
 		}
-		if err := c.Chmod(name, modeBits(info.Mode)); err != nil {
+		fi, err := fd.Stat()
+		if err != nil {
 			return none, err
 		}
-		if err := s.sync(ctx, c, name); err != nil {
+		if made := sftpInfo(fi); !made.Mode.IsDir() || made.UID != 0 {
+			return none, errSwapped
+		}
+		if err := fd.Chown(info.UID, info.GID); err != nil {
 			return none, err
 		}
-		return none, s.sync(ctx, c, path.Dir(name))
+		if err := fd.Chmod(modeBits(info.Mode)); err != nil {
+			return none, err
+		}
+		if fd.Sync() != nil {
+			if _, err := s.Run(ctx, nil, "sync", "--", p.name()); err != nil {
+				return none, err
+			}
+		}
+		return none, s.sync(ctx, c, p.dir)
 	})
 	return err
 }
@@ -459,44 +672,51 @@ func (s *SSH) Mkdir(ctx context.Context, name string, info Info) error {
 // safe, and a power cut can leave both names; a directory could replace an
 // empty one that appears in the same moment.
 func (s *SSH) Rename(ctx context.Context, from, to string) error {
-	_, err := on(ctx, s, "rename", from, func(c *files) (struct{}, error) {
+	_, err := there(ctx, s, "rename", from, false, func(c *files, p farPlace) (struct{}, error) {
 		var none struct{}
 		if err := absolute(to); err != nil {
 			return none, err
 		}
-		if err := c.Rename(from, to); err != nil {
-			if _, e := c.Lstat(to); failed(err) && e == nil {
+		target, err := p.dir.w.find(to, false)
+		if err == nil {
+			err = c.Rename(p.name(), target.name())
+		}
+		if err != nil {
+			if target.dir == nil {
+				return none, fmt.Errorf("to %s: %w", to, err)
+			}
+			if _, e := c.Lstat(target.name()); failed(err) && e == nil {
 				err = fs.ErrExist
 			}
-			return none, fmt.Errorf("to %s: %w", to, c.why(err, path.Dir(to), 1))
+			return none, fmt.Errorf("to %s: %w", to, c.why(err, target.dir.path, 1))
 		}
-		if err := s.sync(ctx, c, path.Dir(to)); err != nil {
+		if err := s.sync(ctx, c, target.dir); err != nil {
 			return none, err
 		}
-		if path.Dir(to) == path.Dir(from) {
+		if target.dir.real == p.dir.real {
 			return none, nil
 		}
-		return none, s.sync(ctx, c, path.Dir(from))
+		return none, s.sync(ctx, c, p.dir)
 	})
 	return err
 }
 
 // Remove removes a file, a link or an empty directory.
 func (s *SSH) Remove(ctx context.Context, name string) error {
-	_, err := on(ctx, s, "remove", name, func(c *files) (struct{}, error) {
+	_, err := there(ctx, s, "remove", name, false, func(c *files, p farPlace) (struct{}, error) {
 		var none struct{}
-		if err := c.Remove(name); err != nil {
+		if err := c.Remove(p.name()); err != nil {
 			err = bare(err)
-			if fi, e := c.Lstat(name); errors.Is(e, fs.ErrNotExist) {
+			if fi, e := c.Lstat(p.name()); errors.Is(e, fs.ErrNotExist) {
 				err = fs.ErrNotExist
 			} else if failed(err) && e == nil && fi.IsDir() {
-				if names, e := c.ReadDir(name); e == nil && len(names) > 0 {
+				if names, e := c.ReadDir(p.name()); e == nil && len(names) > 0 {
 					err = syscall.ENOTEMPTY
 				}
 			}
-			return none, c.why(err, path.Dir(name), 1)
+			return none, c.why(err, p.dir.path, 1)
 		}
-		return none, s.sync(ctx, c, path.Dir(name))
+		return none, s.sync(ctx, c, p.dir)
 	})
 	return err
 }
@@ -504,29 +724,18 @@ func (s *SSH) Remove(ctx context.Context, name string) error {
 // Sweep removes what killed writes, and those that lost their connection, left
 // beside a file.
 func (s *SSH) Sweep(ctx context.Context, name string) error {
-	_, err := on(ctx, s, "clean up beside", name, func(c *files) (struct{}, error) {
+	_, err := there(ctx, s, "clean up beside", name, true, func(c *files, p farPlace) (struct{}, error) {
 		var none struct{}
-		real, err := c.real(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			return none, nil
-		}
-		if err != nil {
-			return none, err
-		}
-		dir := path.Dir(real)
-		entries, err := c.ReadDirContext(ctx, dir)
-		if errors.Is(err, fs.ErrNotExist) {
-			return none, nil
-		}
+		entries, err := c.ReadDirContext(ctx, p.dir.path)
 		if err != nil {
 			return none, err
 		}
 		swept := false
 		for _, e := range entries {
-			if !e.Mode().IsRegular() || !isTemp(e.Name(), real) {
+			if !e.Mode().IsRegular() || !isTemp(e.Name(), p.base) {
 				continue
 			}
-			if err := c.Remove(path.Join(dir, e.Name())); err != nil {
+			if err := c.Remove(p.dir.name(e.Name())); err != nil {
 				return none, err
 			}
 			swept = true
@@ -534,7 +743,10 @@ func (s *SSH) Sweep(ctx context.Context, name string) error {
 		if !swept {
 			return none, nil
 		}
-		return none, s.sync(ctx, c, dir)
+		return none, s.sync(ctx, c, p.dir)
 	})
+	if errors.Is(err, fs.ErrNotExist) { // no directory, so nothing beside it
+		return nil
+	}
 	return err
 }

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/skeema/knownhosts"
@@ -170,7 +171,7 @@ func unreachable(cfg SSHConfig, err error) error {
 }
 
 func readKey(file string) (ssh.Signer, error) {
-	pem, err := os.ReadFile(file)
+	pem, err := readSmall(file, maxKey)
 	if err != nil {
 		hint := "name the system user's private key (ssh_key); StackStorm's is /home/stanley/.ssh/stanley_rsa"
 		if errors.Is(err, fs.ErrPermission) {
@@ -189,10 +190,35 @@ func readKey(file string) (ssh.Signer, error) {
 	return signer, nil
 }
 
+const (
+	maxKey        = 1 << 20  // bytes; OpenSSH's own limit for a private key (authfile.c, MAX_KEY_FILE_SIZE)
+	maxKnownHosts = 16 << 20 // bytes of the lines of some 100,000 hosts
+)
+
+// readSmall reads a regular file. A device may never end, and a pipe may have
+// nobody to write to it.
+func readSmall(file string, most int64) ([]byte, error) {
+	fd, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer fd.Close()
+	if fi, err := fd.Stat(); err != nil {
+		return nil, err
+	} else if !fi.Mode().IsRegular() {
+		return nil, errNotRegular
+	}
+	data, err := io.ReadAll(io.LimitReader(fd, most+1))
+	if err == nil && int64(len(data)) > most {
+		err = fmt.Errorf("larger than %d MiB", most>>20)
+	}
+	return data, err
+}
+
 func readKnownHosts(names []string) (*knownhosts.HostKeyDB, error) {
 	var there []string
 	for _, name := range names {
-		if _, err := os.Stat(name); err == nil {
+		if _, err := readSmall(name, maxKnownHosts); err == nil {
 			there = append(there, name)
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return nil, fault.Preflight("host_key_unknown", "make the file readable", "read %s: %w", name, bare(err))
@@ -661,9 +687,19 @@ func (s *SSH) Lock(ctx context.Context, name, note string) (func(), error) {
 	if err := absolute(name); err != nil {
 		return nil, fileError(s.name, "lock", name, err)
 	}
+	// flock(1) goes by the name, so only root may be able to swap it.
+	real, err := there(ctx, s, "lock", name, true, func(_ *files, p farPlace) (string, error) {
+		if !p.firm() {
+			return "", errors.New("others than root can write the directory it is in")
+		}
+		return p.real, nil
+	})
+	if err != nil {
+		return nil, err
+	}
 	note = strings.ReplaceAll(note, "\x00", "")
 	argv := []string{"sh", "-c", `umask 077; PATH=` + searchPath + `; LC_ALL=C; export PATH LC_ALL
-exec flock --exclusive --nonblock --conflict-exit-code 75 "$1" sh -c "$3" sh "$1" "$2"`, "sh", name, note, lockScript}
+exec flock --exclusive --nonblock --conflict-exit-code 75 "$1" sh -c "$3" sh "$1" "$2"`, "sh", real, note, lockScript}
 	ses, err := s.start(ctx, s.asRoot()+quoteAll(argv), func() {})
 	if err != nil {
 		return nil, fileError(s.name, "lock", name, err)

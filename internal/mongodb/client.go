@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"go.mongodb.org/mongo-driver/bson"
+	"go.mongodb.org/mongo-driver/bson/primitive"
 	"go.mongodb.org/mongo-driver/mongo"
 	"go.mongodb.org/mongo-driver/mongo/options"
 	"go.mongodb.org/mongo-driver/x/mongo/driver"
@@ -24,7 +25,7 @@ var ErrRefused = errors.New("login refused")
 // Options are those of a client that talks to exactly the server at addr
 // (host:port), by what else uri says.
 func Options(d options.ContextDialer, uri, addr string) *options.ClientOptions {
-	return options.Client().ApplyURI(uri).SetHosts([]string{addr}).SetDialer(d).SetDirect(true).SetMaxPoolSize(1).
+	return options.Client().ApplyURI(uri).SetHosts([]string{addr}).SetDialer(bounded{d}).SetDirect(true).SetMaxPoolSize(1).
 		SetServerSelectionTimeout(answerTime).SetConnectTimeout(answerTime).SetTimeout(answerTime)
 }
 
@@ -81,4 +82,25 @@ func Open(ctx context.Context, d options.ContextDialer, addr string) (bool, erro
 		return false, nil
 	}
 	return err == nil, err
+}
+
+// Field reads one field of the document with an id, as text; empty if there is
+// no such document or field.
+func Field(ctx context.Context, d options.ContextDialer, uri, addr, database, collection, id, field string) (string, error) {
+	object, err := primitive.ObjectIDFromHex(id)
+	if err != nil {
+		return "", err
+	}
+	var reply struct {
+		Cursor struct {
+			FirstBatch []bson.M `bson:"firstBatch"`
+		} `bson:"cursor"`
+	}
+	command := bson.D{{Key: "find", Value: collection}, {Key: "filter", Value: bson.D{{Key: "_id", Value: object}}},
+		{Key: "projection", Value: bson.D{{Key: field, Value: 1}}}, {Key: "limit", Value: 1}, {Key: "singleBatch", Value: true}}
+	if err := ask(ctx, Options(d, uri, addr), database, command, &reply); err != nil || len(reply.Cursor.FirstBatch) == 0 {
+		return "", err
+	}
+	text, _ := reply.Cursor.FirstBatch[0][field].(string)
+	return text, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os/exec"
+	"slices"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -36,7 +37,10 @@ func (s *Export) Check(ctx context.Context, h host.Host) ([]step.Finding, error)
 	if err != nil {
 		return nil, err
 	}
-	var findings []step.Finding
+	findings, err := leads(ctx, h, dirs)
+	if err != nil {
+		return nil, err
+	}
 	for _, dir := range dirs {
 		info, err := h.Stat(ctx, dir)
 		switch {
@@ -50,7 +54,32 @@ func (s *Export) Check(ctx context.Context, h host.Host) ([]step.Finding, error)
 				Fix: "take it out of the list of directories"})
 		}
 	}
-	return findings, nil
+	root, err := version4Root(ctx, h)
+	if err != nil || root == nil {
+		return findings, err
+	}
+	return append(findings, step.Finding{Severity: step.Warning, Host: h.Name(), Check: "fsid",
+		Message: fmt.Sprintf("%s:%d makes %s the root of NFSv4 (fsid=0): clients do not find %s by NFSv4", exportsPath, root.Line, root.Path, strings.Join(dirs, ", ")),
+		Fix:     "take fsid=0 out of that line, if no client needs it; else mount.nfs falls back to NFSv3, which the firewalls must let through"}), nil
+}
+
+// version4Root is the export that NFSv4 clients take for the server's root
+// (exports(5), fsid=), unless it is the real root; nil if there is none.
+func version4Root(ctx context.Context, h host.Host) (*confedit.Export, error) {
+	f, _, err := step.ReadOrEmpty(ctx, h, exportsPath, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	list, err := confedit.Exports(f.Data)
+	if err != nil {
+		return nil, step.Located(h, exportsPath, err)
+	}
+	for _, e := range list {
+		if e.Path != "/" && (slices.Contains(e.Options, "fsid=0") || slices.Contains(e.Options, "fsid=root")) {
+			return &e, nil
+		}
+	}
+	return nil, nil
 }
 
 // options are those of every export: written to disk before it is answered,

@@ -68,7 +68,15 @@ func (s *Mount) Check(ctx context.Context, h host.Host) ([]step.Finding, error) 
 	if err != nil {
 		return nil, err
 	}
-	var findings []step.Finding
+	findings, err := leads(ctx, h, dirs)
+	if err != nil {
+		return nil, err
+	}
+	other, err := s.otherOptions(ctx, h, dirs)
+	if err != nil {
+		return nil, err
+	}
+	findings = append(findings, other...)
 	for _, dir := range dirs {
 		m, ok := mounted[dir]
 		switch {
@@ -90,6 +98,34 @@ func (s *Mount) Check(ctx context.Context, h host.Host) ([]step.Finding, error) 
 		}
 	}
 	return findings, nil
+}
+
+// otherOptions names the entries of /etc/fstab that are this step's but for
+// their options: somebody chose those, and they are replaced.
+func (s *Mount) otherOptions(ctx context.Context, h host.Host, dirs []string) ([]step.Finding, error) {
+	f, _, err := step.ReadOrEmpty(ctx, h, fstabPath, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	var findings []step.Finding
+	for _, dir := range dirs {
+		have, err := confedit.OtherOptions(f.Data, s.entry(dir))
+		if err != nil {
+			return nil, step.Located(h, fstabPath, err)
+		}
+		if have != nil {
+			findings = append(findings, step.Finding{Severity: step.Warning, Host: h.Name(), Check: "mount_options",
+				Message: fmt.Sprintf("%s:%d mounts %s with the options %s; they are replaced by %s, from the next mount on", fstabPath, have.Line, dir,
+					strings.Join(have.Options, ","), s.Options),
+				Fix: "to keep them, give mount_options=" + strings.Join(have.Options, ",")})
+		}
+	}
+	return findings, nil
+}
+
+// entry is a directory's in /etc/fstab.
+func (s *Mount) entry(dir string) confedit.Mount {
+	return confedit.Mount{Source: s.source(dir), Target: dir, Type: "nfs", Options: strings.Split(s.Options, ",")}
 }
 
 // hides says whether a mount on dir would take away the program that the
@@ -125,7 +161,7 @@ func (s *Mount) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
 	}
 	data := f.Data
 	for _, dir := range dirs {
-		if data, err = confedit.AddMount(data, confedit.Mount{Source: s.source(dir), Target: dir, Type: "nfs", Options: strings.Split(s.Options, ",")}); err != nil {
+		if data, err = confedit.AddMount(data, s.entry(dir)); err != nil {
 			return nil, step.Located(h, fstabPath, err)
 		}
 	}

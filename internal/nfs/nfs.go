@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
 	"st2ha/internal/confedit"
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
+	"st2ha/internal/step"
 )
 
 // Group owns StackStorm's content (StackStorm's packages create it, with a
@@ -47,13 +49,13 @@ func Validate(dirs []string) error {
 		case strings.ContainsFunc(dir, func(r rune) bool { return r < ' ' || r == 0x7f }):
 			return fault.Usage("directory %q holds a control character", dir)
 		}
-		for _, system := range []string{"/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/root", "/run", "/sbin", "/sys", "/tmp", "/usr", "/var/lib/st2ha"} {
+		for _, system := range []string{"/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/proc", "/root", "/run", "/sbin", "/sys", "/tmp", "/usr", "/var/lib/st2ha"} {
 			if dir == system || strings.HasPrefix(dir, system+"/") {
 				return fault.Usage("directory %s is the system's own", dir)
 			}
 		}
 		switch dir {
-		case "/", "/home", "/mnt", "/opt", "/opt/stackstorm", "/opt/stackstorm/st2", "/srv", "/var", "/var/lib", "/var/log":
+		case "/", "/mnt", "/opt", "/opt/stackstorm", "/opt/stackstorm/st2", "/srv", "/var", "/var/lib", "/var/log":
 			// A mount there would hide what the node itself needs.
 			return fault.Usage("directory %s is the system's own", dir)
 		}
@@ -64,6 +66,27 @@ func Validate(dirs []string) error {
 		}
 	}
 	return nil
+}
+
+// leads judges directories by where they lead to on the host, once their links
+// are resolved.
+func leads(ctx context.Context, h host.Host, dirs []string) ([]step.Finding, error) {
+	real := slices.Clone(dirs)
+	for i, dir := range dirs {
+		at, err := h.Resolve(ctx, dir)
+		var refused *fault.Error
+		if errors.As(err, &refused) { // a link that others can have made
+			return nil, err
+		}
+		if err == nil { // else it will be made, or what it is on does not answer
+			real[i] = at
+		}
+	}
+	if err := Validate(real); err != nil {
+		return []step.Finding{{Severity: step.Error, Host: h.Name(), Check: "directories",
+			Message: fmt.Sprintf("%s: %v, once links are resolved", strings.Join(dirs, ", "), err), Fix: "leave it out of the list of directories, or replace the link by a directory"}}, nil
+	}
+	return nil, nil
 }
 
 // groupID looks the gid of a group up (getent(1)).

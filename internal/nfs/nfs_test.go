@@ -100,7 +100,7 @@ func TestValidate(t *testing.T) {
 		require.NoError(t, Validate(ok), ok)
 	}
 	for _, bad := range [][]string{
-		{""}, {"opt"}, {"/opt/"}, {"/opt//a"}, {"/opt/../etc"}, {"/opt/./a"}, {"/"}, {"/etc"}, {"/usr"}, {"/var"}, {"/home"},
+		{""}, {"opt"}, {"/opt/"}, {"/opt//a"}, {"/opt/../etc"}, {"/opt/./a"}, {"/"}, {"/etc"}, {"/usr"}, {"/var"}, {"/home"}, {"/home/stanley/x"}, {"/etc/x"}, {"/root/x"},
 		{"/opt/a\nb"}, {"/opt/a\tb"}, {"/opt/a", "/opt/a"}, {"/opt/a", "/opt/a/b"}, {"/opt/a/b", "/srv", "/opt/a"},
 	} {
 		err := Validate(bad)
@@ -218,6 +218,19 @@ func TestExportPlan(t *testing.T) {
 	require.Len(t, findings, 2)
 	require.Contains(t, findings[0].Message, "/opt/none does not exist")
 	require.Contains(t, findings[1].Message, "/opt/file is no directory")
+
+	// What a link leads to is what would be shared.
+	require.NoError(t, os.MkdirAll(m.root+"/root/own", 0o755))
+	require.NoError(t, os.Symlink("/root/own", m.root+"/opt/link"))
+	require.NoError(t, os.MkdirAll(m.root+"/proc/1", 0o755))
+	require.NoError(t, os.WriteFile(m.root+"/proc/1/mountinfo", nil, 0o644))
+	for _, s := range []step.Step{&Export{Directories: []string{"/opt/link"}}, &Mount{Primary: m, Directories: []string{"/opt/link"}}} {
+		findings, err = s.Check(ctx, m)
+		require.NoError(t, err)
+		require.Len(t, findings, 1, s.Name())
+		require.Contains(t, findings[0].Message, "/opt/link: directory /root/own is the system's own, once links are resolved")
+	}
+	require.NoError(t, os.Remove(m.root+"/opt/link"))
 }
 
 // An export the administrator made otherwise is not repeated.
@@ -321,6 +334,43 @@ func TestFstabConflict(t *testing.T) {
 	_, err := s.Plan(t.Context(), m)
 	require.ErrorContains(t, err, "secondary: /etc/fstab: line 2")
 	require.Equal(t, fault.ExitPreflight, fault.Of(err).Exit)
+}
+
+// Options that somebody chose are not replaced without a word.
+func TestOtherOptions(t *testing.T) {
+	primary := newMachine(t, "primary", map[string]string{"/opt/a/": "", "/opt/b/": ""})
+	m := newMachine(t, "secondary", map[string]string{"/sbin/mount.nfs": "", "/proc/1/mountinfo": mountinfo, "/opt/a/": "", "/opt/b/": "",
+		"/etc/fstab": "#\n192.168.0.100:/opt/a /opt/a nfs ro,vers=4.1 0 0\n192.168.0.100:/opt/b/ /opt/b nfs hard,rw 0 0\n"})
+	s := &Mount{PrimaryAddress: "192.168.0.100", Primary: primary, Directories: []string{"/opt/a", "/opt/b"}, Options: "rw,hard"}
+	findings, err := s.Check(t.Context(), m)
+	require.NoError(t, err)
+	require.Len(t, findings, 1)
+	require.Equal(t, step.Warning, findings[0].Severity)
+	require.Equal(t, "/etc/fstab:2 mounts /opt/a with the options ro,vers=4.1; they are replaced by rw,hard, from the next mount on", findings[0].Message)
+	require.Equal(t, "to keep them, give mount_options=ro,vers=4.1", findings[0].Fix)
+	changes, err := s.Plan(t.Context(), m)
+	require.NoError(t, err)
+	require.Contains(t, changes[0].Diff(), "-192.168.0.100:/opt/a /opt/a nfs ro,vers=4.1 0 0\n+192.168.0.100:/opt/a /opt/a nfs rw,hard 0 0\n")
+}
+
+// An export that NFSv4 takes for the root hides all others from it.
+func TestExportBesideARoot(t *testing.T) {
+	for line, want := range map[string]string{
+		"/srv *(ro,fsid=0)\n":    "/etc/exports:1 makes /srv the root of NFSv4 (fsid=0): clients do not find /opt/a by NFSv4",
+		"#\n/srv -fsid=root *\n": "/etc/exports:2 makes /srv the root of NFSv4 (fsid=0): clients do not find /opt/a by NFSv4",
+		"/ *(ro,fsid=0)\n":       "", "/srv *(fsid=1)\n": "",
+	} {
+		m := newMachine(t, "primary", map[string]string{"/opt/a/": "", "/etc/exports": line})
+		findings, err := (&Export{Directories: []string{"/opt/a"}}).Check(t.Context(), m)
+		require.NoError(t, err)
+		if want == "" {
+			require.Empty(t, findings)
+			continue
+		}
+		require.Len(t, findings, 1)
+		require.Equal(t, want, findings[0].Message)
+		require.Equal(t, step.Warning, findings[0].Severity)
+	}
 }
 
 func TestAside(t *testing.T) {

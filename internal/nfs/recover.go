@@ -57,15 +57,12 @@ func (s *Recover) source(ctx context.Context, h host.Host) (string, error) {
 		return "", err
 	}
 	list, err := confedit.Fstab(f.Data)
-	if err != nil {
-		return "", step.Located(h, fstabPath, err)
-	}
 	for _, m := range list {
 		if m.Target == s.Directory && (m.Type == "nfs" || m.Type == "nfs4") {
 			return m.Source, nil
 		}
 	}
-	return "", nil
+	return "", step.Located(h, fstabPath, err) // it may be on a line that cannot be read
 }
 
 // Server is the address of the server of SERVER:/DIRECTORY (nfs(5)).

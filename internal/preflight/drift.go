@@ -26,8 +26,29 @@ func Drift(ctx context.Context, nodes []*Node, within time.Duration) []step.Find
 			group.Go(func() { found[i][j] = differs(ctx, n, s, within) })
 		}
 	}
+	// The datastore's key is no step's, and still must be the same.
+	keys := make([][]step.Finding, len(nodes))
+	for i, n := range nodes {
+		if n.Err == nil {
+			group.Go(func() {
+				var err error
+				if keys[i], err = key(ctx, n); err != nil {
+					keys[i] = []step.Finding{of(n, "key", err)}
+				}
+			})
+		}
+	}
 	group.Wait()
-	return slices.Concat(slices.Concat(found...)...)
+	all := slices.Concat(slices.Concat(found...)...)
+	all = append(all, slices.Concat(keys...)...)
+	if first := primaryOf(nodes); first != nil {
+		for _, n := range nodes {
+			if n != first && n.Host != nil {
+				all = append(all, compareKey(first, n)...)
+			}
+		}
+	}
+	return all
 }
 
 // differs is what stands between a node and what a step wants.

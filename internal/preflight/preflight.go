@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"math"
 	"net"
+	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
@@ -20,6 +21,8 @@ import (
 
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
+	"st2ha/internal/nfs"
+	st2 "st2ha/internal/stackstorm"
 	"st2ha/internal/step"
 )
 
@@ -28,6 +31,8 @@ type Node struct {
 	Address string
 	Primary bool
 	Steps   []step.Step
+	// Directories are those that are shared; empty: the default list.
+	Directories []string
 
 	// Host is nil where the connection failed, for the reason in Err.
 	Host host.Host
@@ -39,8 +44,12 @@ type Node struct {
 // facts are what is compared between the nodes.
 type facts struct {
 	version  string
-	key      string // SHA-256 of the datastore's key, empty where there is none
+	keyPath  string // of the datastore's key, empty where st2.conf names none
+	key      string // its SHA-256, empty where there is none
 	uid, gid int
+	content  []st2.ContentSetting
+	conf     bool          // st2.conf was read
+	locks    string        // where [coordination] url has the node's locks, without secrets; empty where there are none
 	clock    time.Duration // ahead of this machine's
 	accuracy time.Duration // half of the round trip that measured it
 }
@@ -102,7 +111,7 @@ func single(ctx context.Context, n *Node) []step.Finding {
 	}
 	var all []step.Finding
 	for _, c := range []check{
-		{"address", address}, {"stackstorm", stackstorm}, {"ids", ids}, {"key", key}, {"clock", clock}, {"disk", disk}, {"lock", lock},
+		{"address", address}, {"stackstorm", stackstorm}, {"ids", ids}, {"key", key}, {"coordination", coordination}, {"content", content}, {"clock", clock}, {"disk", disk}, {"lock", lock},
 	} {
 		found, err := c.look(ctx, n)
 		all = append(all, found...)
@@ -203,18 +212,135 @@ func ids(ctx context.Context, n *Node) ([]step.Finding, error) {
 	return nil, nil
 }
 
-// key reads what the encrypted datastore and its secrets are read with.
+// key reads what the encrypted datastore and its secrets are read with, from
+// where [keyvalue] encryption_key_path has it (st2common/st2common/config.py:495:
+// nowhere by default).
 func key(ctx context.Context, n *Node) ([]step.Finding, error) {
-	const usual = "/etc/st2/keys/datastore_key.json" // as StackStorm's installer makes it
-	f, err := n.Host.ReadFile(ctx, usual)
-	if errors.Is(err, fs.ErrNotExist) {
+	conf, err := st2.ReadConf(ctx, n.Host)
+	if err != nil {
+		return nil, nil // configure_st2 says what is wrong with the file
+	}
+	if n.facts.keyPath = conf.EncryptionKey(); n.facts.keyPath == "" {
 		return nil, nil
+	}
+	f, err := n.Host.ReadFile(ctx, n.facts.keyPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return []step.Finding{{Severity: step.Warning, Host: n.Address, Check: "datastore_key",
+			Message: fmt.Sprintf("%s names %s as [keyvalue] encryption_key_path, which does not exist: the node can read no encrypted value", st2.ConfPath, n.facts.keyPath),
+			Fix:     "copy the file from the primary, with its owner and mode, and restart the st2 services"}}, nil
 	}
 	if err != nil {
 		return nil, err
 	}
 	n.facts.key = fmt.Sprintf("%x", sha256.Sum256(f.Data))
 	return nil, nil
+}
+
+// compareKey reports a node that reads encrypted values with another key than the first.
+func compareKey(first, n *Node) []step.Finding {
+	a, b := first.facts, n.facts
+	message, fix := "", "copy the file from the primary, with its owner and mode, and restart the st2 services"
+	switch {
+	case a.key == b.key:
+		return nil
+	case b.keyPath == "":
+		message = "no [keyvalue] encryption_key_path is set, and the primary has one: what is encrypted in the datastore, this node cannot read"
+		fix = "set it in " + st2.ConfPath + " as on the primary, and copy the file from there, with its owner and mode"
+	case a.key == "":
+		message = b.keyPath + " is a key that the primary does not have: what this node encrypts in the datastore, the primary cannot read"
+		fix = "give the primary the same key, or take it from this node"
+	case b.key == "":
+		return nil // key has said so
+	default:
+		message = b.keyPath + " is not the primary's: what one node encrypts in the datastore, this one cannot read"
+	}
+	return []step.Finding{{Severity: step.Warning, Host: n.Address, Check: "datastore_key", Message: message, Fix: fix}}
+}
+
+// coordination reads where StackStorm's services have their locks.
+func coordination(ctx context.Context, n *Node) ([]step.Finding, error) {
+	conf, err := st2.ReadConf(ctx, n.Host)
+	if err != nil {
+		return nil, nil // configure_st2 says what is wrong with the file
+	}
+	n.facts.conf = true
+	if u, err := url.Parse(conf.Coordination()); err == nil && u.Scheme != "" {
+		n.facts.locks = u.Scheme + "://" + u.Host
+	}
+	if !n.Primary {
+		return nil, nil
+	}
+	const fix = "have a Redis that all nodes reach, and set [coordination] url to it on all nodes; until then use no concurrency policies that must hold"
+	const so = "services of different nodes do not wait for each other, so that concurrency policies and workflows may let too much run at once"
+	warn := func(message string) []step.Finding {
+		return []step.Finding{{Severity: step.Warning, Host: n.Address, Check: "coordination", Message: message + ": " + so, Fix: fix}}
+	}
+	switch {
+	case n.facts.locks == "":
+		return warn("[coordination] url is not set in " + st2.ConfPath), nil
+	case ownLocks(n.facts.locks):
+		return warn(fmt.Sprintf("[coordination] url of %s is %s, which is each node's own", st2.ConfPath, n.facts.locks)), nil
+	}
+	return nil, nil
+}
+
+// ownLocks says whether a coordinator is another one on each node: on
+// loopback, or of tooz's drivers for one machine.
+func ownLocks(locks string) bool {
+	u, err := url.Parse(locks)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(u.Hostname())
+	return u.Scheme == "file" || u.Scheme == "ipc" || u.Scheme == "zake" || u.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// compareLocks reports a node whose services have their locks elsewhere than those of the first.
+func compareLocks(first, n *Node) []step.Finding {
+	if !first.facts.conf || !n.facts.conf || first.facts.locks == "" || ownLocks(first.facts.locks) || n.facts.locks == first.facts.locks {
+		return nil
+	}
+	here := n.facts.locks
+	if here == "" {
+		here = "not set"
+	}
+	return []step.Finding{{Severity: step.Warning, Host: n.Address, Check: "coordination",
+		Message: fmt.Sprintf("[coordination] url of %s is %s here and %s on the primary: the nodes do not wait for each other", st2.ConfPath, here, first.facts.locks),
+		Fix:     "set it as on the primary, and restart the st2 services"}}
+}
+
+// content reads where StackStorm looks for packs and what belongs to them; of
+// the primary's it names what the other nodes will not have.
+func content(ctx context.Context, n *Node) ([]step.Finding, error) {
+	conf, err := st2.ReadConf(ctx, n.Host)
+	if err != nil {
+		return nil, nil // configure_st2 says what is wrong with the file
+	}
+	n.facts.content = conf.Content()
+	if !n.Primary {
+		return nil, nil
+	}
+	shared, err := nfs.Directories(ctx, n.Host, n.Directories)
+	if err != nil {
+		return nil, err
+	}
+	var found []step.Finding
+	for _, setting := range n.facts.content {
+		for _, dir := range setting.Directories {
+			if slices.ContainsFunc(shared, func(s string) bool { return dir == s || strings.HasPrefix(dir, s+"/") }) {
+				continue
+			}
+			if _, err := n.Host.Stat(ctx, dir); errors.Is(err, fs.ErrNotExist) {
+				continue
+			} else if err != nil {
+				return nil, err
+			}
+			found = append(found, step.Finding{Severity: step.Warning, Host: n.Address, Check: "content",
+				Message: fmt.Sprintf("%s of %s has StackStorm use %s, which is not shared: the other nodes do not see what lies there", setting.Name, st2.ConfPath, dir),
+				Fix:     "give directories=" + strings.Join(append(slices.Clone(shared), dir), ",") + ", or have the same there on all nodes by other means"})
+		}
+	}
+	return found, nil
 }
 
 // clock measures how far the node's clock is ahead of this machine's.
@@ -271,14 +397,18 @@ func lock(ctx context.Context, n *Node) ([]step.Finding, error) {
 	return nil, nil
 }
 
+// primaryOf is the primary, if it was reached.
+func primaryOf(nodes []*Node) *Node {
+	i := slices.IndexFunc(nodes, func(n *Node) bool { return n.Primary && n.Host != nil })
+	if i < 0 {
+		return nil
+	}
+	return nodes[i]
+}
+
 // compare reports where nodes differ that must not.
 func compare(nodes []*Node) []step.Finding {
-	var first *Node
-	for _, n := range nodes {
-		if n.Primary && n.Host != nil {
-			first = n
-		}
-	}
+	first := primaryOf(nodes)
 	if first == nil {
 		return nil
 	}
@@ -299,10 +429,16 @@ func compare(nodes []*Node) []step.Finding {
 		if a, b := first.facts.gid, n.facts.gid; a != 0 && b != 0 && a != b {
 			add("ids", fmt.Sprintf("groupmod -g %d st2packs, and chgrp what it owns", a), "group st2packs has gid %d here and %d on the primary; NFS compares numbers", b, a)
 		}
-		if a, b := first.facts.key, n.facts.key; a != "" && a != b {
-			found = append(found, step.Finding{Severity: step.Warning, Host: n.Address, Check: "datastore_key",
-				Message: "/etc/st2/keys/datastore_key.json is not the primary's: what one node encrypts in the datastore, this one cannot read",
-				Fix:     "copy the file from the primary, with its owner and mode, and restart the st2 services"})
+		found = append(found, compareKey(first, n)...)
+		found = append(found, compareLocks(first, n)...)
+		for i, here := range n.facts.content {
+			if len(first.facts.content) == 0 || slices.Equal(here.Directories, first.facts.content[i].Directories) {
+				continue
+			}
+			found = append(found, step.Finding{Severity: step.Warning, Host: n.Address, Check: "content",
+				Message: fmt.Sprintf("%s of %s is not the primary's: content is looked for in %s here, and in %s there", here.Name, st2.ConfPath,
+					list(here.Directories), list(first.facts.content[i].Directories)),
+				Fix: "set it as on the primary, and restart the st2 services"})
 		}
 		skew := (n.facts.clock - first.facts.clock).Abs() - n.facts.accuracy - first.facts.accuracy
 		if skew > maxClockSkew {
@@ -312,16 +448,19 @@ func compare(nodes []*Node) []step.Finding {
 	return found
 }
 
+// list are directories in words.
+func list(dirs []string) string {
+	if len(dirs) == 0 {
+		return "no directory"
+	}
+	return strings.Join(dirs, ", ")
+}
+
 // reachable sees from each secondary whether the primary's ports are free of
 // firewalls. Where nothing listens yet, a refusal says that packets arrive.
 func reachable(ctx context.Context, nodes []*Node, ports Ports) []step.Finding {
-	var primary *Node
-	for _, n := range nodes {
-		if n.Primary {
-			primary = n
-		}
-	}
-	if primary == nil || primary.Host == nil {
+	primary := primaryOf(nodes)
+	if primary == nil {
 		return nil
 	}
 	listening := listen(ctx, primary, ports)

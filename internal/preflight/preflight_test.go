@@ -259,3 +259,117 @@ type walled struct{ *machine }
 func (walled) DialContext(context.Context, string, string) (net.Conn, error) {
 	return nil, errors.New("no route to host")
 }
+
+// Packs can lie in more places than are shared by default, and each node looks where its own st2.conf says.
+func TestContent(t *testing.T) {
+	primary, secondary := newMachine(t, "192.168.0.100"), newMachine(t, "192.168.0.101")
+	for m, conf := range map[*machine]string{
+		primary:   "[content]\npacks_base_paths = /opt/ours:/opt/gone:/opt/stackstorm/packs/more:\n",
+		secondary: "[system]\nbase_path = /srv/st2\n",
+	} {
+		require.NoError(t, os.MkdirAll(m.root+"/etc/st2", 0o755))
+		require.NoError(t, os.WriteFile(m.root+"/etc/st2/st2.conf", []byte(conf), 0o644))
+	}
+	for _, dir := range []string{"/opt/ours", "/opt/stackstorm/packs/more", "/opt/stackstorm/virtualenvs"} {
+		require.NoError(t, os.MkdirAll(primary.root+dir, 0o755))
+	}
+	nodes := []*Node{{Address: "192.168.0.100", Primary: true, Host: primary}, {Address: "192.168.0.101", Host: secondary}}
+	found, err := content(t.Context(), nodes[0])
+	require.NoError(t, err)
+	require.Equal(t, []string{"warning 192.168.0.100 content: [content] packs_base_paths of /etc/st2/st2.conf has StackStorm use /opt/ours, " +
+		"which is not shared: the other nodes do not see what lies there"}, said(found))
+	require.Contains(t, found[0].Fix, "directories=/opt/stackstorm/packs,/opt/stackstorm/virtualenvs,/opt/ours")
+	nodes[0].Directories = []string{"/opt/stackstorm/packs", "/opt/stackstorm/virtualenvs", "/opt/ours"}
+	found, err = content(t.Context(), nodes[0])
+	require.NoError(t, err)
+	require.Empty(t, found)
+
+	found, err = content(t.Context(), nodes[1])
+	require.NoError(t, err)
+	require.Empty(t, found)
+	require.Equal(t, []string{
+		"warning 192.168.0.101 content: [system] base_path of /etc/st2/st2.conf is not the primary's: content is looked for in /srv/st2/virtualenvs, /srv/st2/configs here, and in /opt/stackstorm/virtualenvs, /opt/stackstorm/configs there",
+		"warning 192.168.0.101 content: [content] system_packs_base_path of /etc/st2/st2.conf is not the primary's: content is looked for in /srv/st2/packs here, and in /opt/stackstorm/packs there",
+		"warning 192.168.0.101 content: [content] packs_base_paths of /etc/st2/st2.conf is not the primary's: content is looked for in no directory here, and in /opt/ours, /opt/gone, /opt/stackstorm/packs/more there",
+	}, said(compare(nodes)))
+}
+
+// The key is read where each node's st2.conf has it, by preflight and by drift.
+func TestKeys(t *testing.T) {
+	const shared = "/etc/st2/keys/datastore_key.json"
+	for name, tc := range map[string]struct {
+		primary, secondary map[string]string // files
+		want               string
+	}{
+		"the same":                {map[string]string{shared: "k"}, map[string]string{shared: "k"}, ""},
+		"the same elsewhere":      {map[string]string{shared: "k"}, map[string]string{"/srv/key": "k", shared: "old"}, ""},
+		"none":                    {nil, nil, ""},
+		"not named, though there": {map[string]string{shared: "k"}, nil, "warning 192.168.0.101 datastore_key: no [keyvalue] encryption_key_path is set, and the primary has one: what is encrypted in the datastore, this node cannot read"},
+		"another":                 {map[string]string{"/srv/key": "k"}, map[string]string{"/srv/key": "l"}, "warning 192.168.0.101 datastore_key: /srv/key is not the primary's: what one node encrypts in the datastore, this one cannot read"},
+		"the primary has none":    {nil, map[string]string{shared: "l"}, "warning 192.168.0.101 datastore_key: " + shared + " is a key that the primary does not have: what this node encrypts in the datastore, the primary cannot read"},
+		"missing":                 {map[string]string{shared: "k"}, map[string]string{"/srv/gone": ""}, "warning 192.168.0.101 datastore_key: /etc/st2/st2.conf names /srv/gone as [keyvalue] encryption_key_path, which does not exist: the node can read no encrypted value"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			nodes := []*Node{{Address: "192.168.0.100", Primary: true}, {Address: "192.168.0.101"}}
+			for i, files := range []map[string]string{tc.primary, tc.secondary} {
+				m := newMachine(t, nodes[i].Address)
+				nodes[i].Host = m
+				require.NoError(t, os.MkdirAll(m.root+"/etc/st2/keys", 0o755))
+				require.NoError(t, os.MkdirAll(m.root+"/srv", 0o755))
+				conf := "[coordination]\nurl = redis://:pw@192.168.0.5:6379/0\n"
+				for file, data := range files {
+					if data != "" {
+						require.NoError(t, os.WriteFile(m.root+file, []byte(data), 0o640))
+					}
+					if data != "old" {
+						conf += "[keyvalue]\nencryption_key_path = " + file + "\n"
+					}
+				}
+				if len(files) == 0 {
+					require.NoError(t, os.WriteFile(m.root+shared, []byte("not used"), 0o640))
+				}
+				require.NoError(t, os.WriteFile(m.root+"/etc/st2/st2.conf", []byte(conf), 0o644))
+			}
+			want := []string{}
+			if tc.want != "" {
+				want = append(want, tc.want)
+			}
+			require.ElementsMatch(t, want, said(Drift(t.Context(), nodes, time.Second)))
+			found := append(single(t.Context(), nodes[0]), single(t.Context(), nodes[1])...)
+			require.ElementsMatch(t, want, said(append(found, compare(nodes)...)))
+		})
+	}
+}
+
+// Without a coordinator that all nodes share, their services do not wait for each other.
+func TestCoordination(t *testing.T) {
+	const so = ": services of different nodes do not wait for each other, so that concurrency policies and workflows may let too much run at once"
+	for _, tc := range []struct{ primary, secondary, want string }{
+		{"redis://:s3cret@192.168.0.5:6379/1", "redis://192.168.0.5:6379", ""},
+		{"", "", "warning 192.168.0.100 coordination: [coordination] url is not set in /etc/st2/st2.conf" + so},
+		{"redis://:s3cret@127.0.0.1:6379", "redis://127.0.0.1:6379", "warning 192.168.0.100 coordination: [coordination] url of /etc/st2/st2.conf is redis://127.0.0.1:6379, which is each node's own" + so},
+		{"file:///tmp", "", "warning 192.168.0.100 coordination: [coordination] url of /etc/st2/st2.conf is file://, which is each node's own" + so},
+		{"redis://:s3cret@192.168.0.5:6379", "redis://localhost", "warning 192.168.0.101 coordination: [coordination] url of /etc/st2/st2.conf is redis://localhost here and redis://192.168.0.5:6379 on the primary: the nodes do not wait for each other"},
+		{"redis://192.168.0.5:6379", "", "warning 192.168.0.101 coordination: [coordination] url of /etc/st2/st2.conf is not set here and redis://192.168.0.5:6379 on the primary: the nodes do not wait for each other"},
+	} {
+		nodes := []*Node{{Address: "192.168.0.100", Primary: true}, {Address: "192.168.0.101"}}
+		for i, address := range []string{tc.primary, tc.secondary} {
+			m := newMachine(t, nodes[i].Address)
+			nodes[i].Host = m
+			require.NoError(t, os.MkdirAll(m.root+"/etc/st2", 0o755))
+			conf := "[coordination]\nurl = " + address + "\n"
+			if address == "" {
+				conf = "\n"
+			}
+			require.NoError(t, os.WriteFile(m.root+"/etc/st2/st2.conf", []byte(conf), 0o644))
+		}
+		found := append(single(t.Context(), nodes[0]), single(t.Context(), nodes[1])...)
+		found = append(found, compare(nodes)...)
+		if tc.want == "" {
+			require.Empty(t, found)
+			continue
+		}
+		require.Equal(t, []string{tc.want}, said(found))
+		require.NotContains(t, fmt.Sprint(found), "s3cret")
+	}
+}

@@ -91,7 +91,7 @@ func Listens(ctx context.Context, d ContextDialer, addr string) error {
 		return err
 	}
 	if frame[0] != 1 || frame[1] != 0 || frame[2] != 0 {
-		return errors.New("what answers is no AMQP 0-9-1 broker")
+		return errFrame
 	}
 	return nil
 }
@@ -166,9 +166,15 @@ func permission(err error, which string) error {
 	return err
 }
 
-// Consumers returns how many consumers each queue has. A queue that does not
-// exist has none.
-func Consumers(ctx context.Context, d ContextDialer, l Login, queues ...string) (map[string]int, error) {
+// Queue is what a broker says of a queue (AMQP 0-9-1, queue.declare-ok).
+type Queue struct {
+	Messages  int // that wait for a consumer; those under way are not counted
+	Consumers int
+}
+
+// Inspect asks for queues by name. One that does not exist is empty and has no
+// consumers.
+func Inspect(ctx context.Context, d ContextDialer, l Login, queues ...string) (map[string]Queue, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
 	conn, err := Dial(ctx, d, l)
@@ -176,12 +182,12 @@ func Consumers(ctx context.Context, d ContextDialer, l Login, queues ...string) 
 		return nil, err
 	}
 	defer conn.Close()
-	return conn.Consumers(ctx, queues...)
+	return conn.Inspect(ctx, queues...)
 }
 
-// Consumers is as the function of that name, on a connection that is there.
-func (c *Connection) Consumers(ctx context.Context, queues ...string) (map[string]int, error) {
-	count := map[string]int{}
+// Inspect is as the function of that name, on a connection that is there.
+func (c *Connection) Inspect(ctx context.Context, queues ...string) (map[string]Queue, error) {
+	found := map[string]Queue{}
 	err := c.within(ctx, func() error {
 		for _, queue := range queues {
 			// The broker closes the channel of a question for a queue that is not there.
@@ -197,12 +203,12 @@ func (c *Connection) Consumers(ctx context.Context, queues ...string) (map[strin
 			if err != nil {
 				return permission(err, "read")
 			}
-			count[queue] = q.Consumers
+			found[queue] = Queue{Messages: q.Messages, Consumers: q.Consumers}
 			if err := channel.Close(); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
-	return count, err
+	return found, err
 }

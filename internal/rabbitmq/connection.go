@@ -1,8 +1,8 @@
 package rabbitmq
 
 import (
+	"bufio"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -42,7 +42,7 @@ func open(ctx context.Context, conn net.Conn, l Login, beat time.Duration) (*Con
 	if beat < time.Second {
 		beat = time.Second // less would mean the broker's own value to the library
 	}
-	raw := &rawConn{Conn: conn, silence: 3 * beat, opening: true}
+	raw := &rawConn{Conn: conn, frames: bufio.NewReader(conn), silence: 3 * beat, opening: true}
 	properties := amqp.Table{"product": "st2ha"}
 	// The library clears all deadlines before open returns, so that none could
 	// end a handshake; and it has no context.
@@ -51,6 +51,7 @@ func open(ctx context.Context, conn net.Conn, l Login, beat time.Duration) (*Con
 		SASL:       []amqp.Authentication{&plainAuth{amqp.PlainAuth{Username: l.User, Password: l.Password}, properties}},
 		Vhost:      l.VHost,
 		Heartbeat:  beat,
+		FrameSize:  maxFrame,
 		Properties: properties,
 	})
 	inTime := stop()
@@ -117,15 +118,21 @@ func (a *plainAuth) Response() string {
 	return a.PlainAuth.Response()
 }
 
-// rawConn is the network connection below the library.
+// rawConn is the network connection below the library, which gets only frames
+// that it can be given.
 type rawConn struct {
 	net.Conn
 	silence time.Duration // the longest the broker may have nothing to say
 
+	frames *bufio.Reader
+	frame  []byte // the one that is being read
+	unread []byte // of it
+
 	mu      sync.Mutex
+	talk    dialogue
 	opening bool
-	heard   []byte // while opening
-	failed  error  // reading did, while opening
+	said    *amqp.Error // the broker's farewell, while opening
+	failed  error       // reading did, while opening
 }
 
 // SetDeadline takes the zero time for the time of three heartbeats: the
@@ -143,27 +150,42 @@ func (r *rawConn) Write(p []byte) (int, error) {
 	if err := r.SetWriteDeadline(time.Now().Add(r.silence)); err != nil {
 		return 0, err
 	}
+	r.mu.Lock()
+	r.talk.says(p) // before it is: the answer may be quick
+	r.mu.Unlock()
 	return r.Conn.Write(p)
 }
 
-// Read remembers what is said in the handshake.
+// Read gives the library one frame after the other, and remembers how a
+// handshake ends.
 func (r *rawConn) Read(p []byte) (int, error) {
-	n, err := r.Conn.Read(p)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.opening {
-		r.heard = append(r.heard, p[:n]...)
-		if err != nil && r.failed == nil && !errors.Is(err, net.ErrClosed) {
-			r.failed = err
+	if len(r.unread) == 0 {
+		frame, err := readFrame(r.frames, r.frame)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if err == nil {
+			err = r.talk.hears(frame)
 		}
+		if err != nil {
+			if r.opening && r.failed == nil && !errors.Is(err, net.ErrClosed) {
+				r.failed = err
+			}
+			return 0, err
+		}
+		if r.opening && r.said == nil {
+			r.said = farewell(frame)
+		}
+		r.frame, r.unread = frame, frame
 	}
-	return n, err
+	n := copy(p, r.unread)
+	r.unread = r.unread[n:]
+	return n, nil
 }
 
 func (r *rawConn) opened() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.opening, r.heard = false, nil
+	r.opening = false
 }
 
 // cause is why a handshake failed. To the library all that goes wrong in it is
@@ -171,7 +193,7 @@ func (r *rawConn) opened() {
 func (r *rawConn) cause(l Login, err error) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	said := farewell(r.heard)
+	said := r.said
 	switch {
 	case said != nil && said.Code == amqp.AccessRefused:
 		// Which of the two it is the broker tells its log only.
@@ -180,27 +202,10 @@ func (r *rawConn) cause(l Login, err error) error {
 		return fmt.Errorf("%w: %s", ErrRefused, Words(said))
 	case said != nil:
 		return said
+	case errors.Is(r.failed, errFrame):
+		return r.failed
 	case r.failed != nil:
 		return fmt.Errorf("the connection ended while it was opened: %w", r.failed)
 	}
 	return err
-}
-
-// farewell finds the broker's Connection.Close among the frames of a
-// handshake, or returns nil (AMQP 0-9-1, sections 2.3.5 and 1.4.2.10: a frame
-// is its type, 1 for a method, the channel, the size, the payload and an end
-// mark; class 10, method 50, reply code, reply text).
-func farewell(frames []byte) *amqp.Error {
-	for len(frames) >= 8 {
-		size := int(binary.BigEndian.Uint32(frames[3:]))
-		if size > len(frames)-8 {
-			return nil
-		}
-		payload := frames[7 : 7+size]
-		if frames[0] == 1 && size >= 7 && binary.BigEndian.Uint32(payload) == 10<<16|50 && size >= 7+int(payload[6]) {
-			return &amqp.Error{Code: int(binary.BigEndian.Uint16(payload[4:])), Reason: string(payload[7 : 7+int(payload[6])]), Server: true}
-		}
-		frames = frames[8+size:]
-	}
-	return nil
 }

@@ -2,9 +2,13 @@ package rabbitmq
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
+	"io"
 	"net"
 	"os"
+	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -223,7 +227,7 @@ func TestShortHeartbeat(t *testing.T) {
 	require.Equal(t, time.Second, conn.Config.Heartbeat)
 }
 
-func TestWorksAndConsumers(t *testing.T) {
+func TestWorksAndInspect(t *testing.T) {
 	broker := shared.Broker(t)
 	check := backendtest.NoLeaks(t)
 	require.NoError(t, Works(t.Context(), &net.Dialer{}, brokerLogin(broker.Addr)))
@@ -237,9 +241,14 @@ func TestWorksAndConsumers(t *testing.T) {
 	}
 	_, err = channel.Consume("a", "", true, false, false, false, nil)
 	require.NoError(t, err)
-	count, err := Consumers(t.Context(), &net.Dialer{}, brokerLogin(broker.Addr), "a", "none", "b")
-	require.NoError(t, err)
-	require.Equal(t, map[string]int{"a": 1, "b": 0}, count)
+	require.NoError(t, channel.Publish("", "b", false, false, amqp.Publishing{Body: []byte("waits")}))
+	require.Eventually(t, func() bool {
+		queues, err := Inspect(t.Context(), &net.Dialer{}, brokerLogin(broker.Addr), "a", "none", "b")
+		require.NoError(t, err)
+		require.Len(t, queues, 2)
+		require.Equal(t, Queue{Consumers: 1}, queues["a"])
+		return queues["b"] == Queue{Messages: 1}
+	}, 10*time.Second, 10*time.Millisecond)
 	require.NoError(t, conn.Ask(t.Context()))
 	require.NoError(t, conn.Close())
 	check()
@@ -260,16 +269,159 @@ func TestCanaryCut(t *testing.T) {
 	require.True(t, errors.Is(ctx.Err(), context.DeadlineExceeded))
 }
 
-// FuzzFarewell reads what a broker, or anything else, says in a handshake.
-func FuzzFarewell(f *testing.F) {
-	f.Add([]byte("\x01\x00\x00\x00\x00\x00\x0e\x00\x0a\x00\x32\x02\x12\x03abc\x00\x00\x00\x00\xce"))
-	f.Add([]byte("\x01\x00\x00\xff\xff\xff\xff\x00"))
-	f.Add([]byte("HTTP/1.1 400 Bad Request\r\n"))
-	f.Fuzz(func(t *testing.T, frames []byte) { farewell(frames) })
+func frame(kind byte, payload string) string {
+	return string(kind) + "\x00\x00" + string(binary.BigEndian.AppendUint32(nil, uint32(len(payload)))) + payload + "\xce"
+}
+
+func long(s string) string { return string(binary.BigEndian.AppendUint32(nil, uint32(len(s)))) + s }
+
+// handshake is what a broker says until a connection is open.
+func handshake(properties string) string {
+	return frame(1, "\x00\x0a\x00\x0a\x00\x09"+long(properties)+long("PLAIN AMQPLAIN")+long("en_US")) +
+		frame(1, "\x00\x0a\x00\x1e\x07\xff\xff\xff\xff\xff\x00\x3c") + // tune: no limit of its own
+		frame(1, "\x00\x0a\x00\x29\x00")
+}
+
+// nested are n tables in each other.
+func nested(n int) string {
+	table := ""
+	for range n {
+		table = "\x01kF" + long(table)
+	}
+	return table
+}
+
+// hostile are brokers whose answers once took all memory.
+var hostile = map[string]string{
+	"a message of 2^40 bytes":           handshake("") + frame(2, "\x00\x3c\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00"),
+	"a frame of 2^32 bytes":             handshake("") + "\x03\x00\x00\xff\xff\xff\xff",
+	"63 KB of tables in each other":     handshake(nested(9000)),
+	"tables in each other in a message": handshake("") + frame(2, "\x00\x3c\x00\x00"+"\x00\x00\x00\x00\x00\x00\x00\x01"+"\x20\x00"+long(nested(9000))),
+	"a string of 2 GB":                  frame(1, "\x00\x0a\x00\x0a\x00\x09"+long("")+"\x7f\xff\xff\xff"),
+	"a field of -1 bytes":               handshake("\x01kx\xff\xff\xff\xff"),
+	"a string in a table that goes on":  handshake("\x01kS\x7f\xff\xff\xff"),
+	"a method that takes of the next":   handshake("") + frame(1, "\x00\x14\x00\x0b\x00") + "\xce\xce\xce\x03\x00\x00\xff\xff\xff\xff",
+	"a method that leaves some of it":   handshake("") + frame(1, "\x00\x0a\x00\x33\x03\x00\x00\xff\xff\xff\xff"),
+	"a method that only clients send":   handshake("") + frame(1, "\x00\x3c\x00\x14"),
+	"an answer to no question":          handshake("") + frame(1, "\x00\x0a\x00\x33"),
+	"a channel nobody opened":           handshake("") + frame(1, "\x00\x3c\x00\x3c\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00")[:1] + "\x00\x01" + frame(1, "\x00\x3c\x00\x3c\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00")[3:],
+	"a message on channel 0":            handshake("") + frame(2, "\x00\x3c\x00\x00"+"\x00\x00\x00\x00\x00\x00\x00\x01"+"\x00\x00"),
+	"no end of a frame":                 "\x01\x00\x00\x00\x00\x00\x04\x00\x0a\x00\x33\x00",
+	"something else":                    "HTTP/1.1 400 Bad Request\r\n\r\n",
+}
+
+// played is a connection on which a broker says frame by frame what it will
+// say: the first three when it was asked, as a handshake has it, and the rest
+// when the connection is open.
+type played struct {
+	net.Conn // nil: nothing else is called
+	said     string
+	turn     int
+	part     string
+	wrote    chan struct{} // one for each write
+	open     chan struct{}
+	over     chan struct{}
+	end      func()
+}
+
+func play(said string) *played {
+	p := &played{said: said, wrote: make(chan struct{}, 1000), open: make(chan struct{}), over: make(chan struct{})}
+	p.end = sync.OnceFunc(func() { close(p.over) })
+	return p
+}
+
+func (p *played) Read(b []byte) (int, error) {
+	if p.part == "" {
+		waits := [][]chan struct{}{{p.wrote}, {p.wrote}, {p.wrote, p.wrote}, {p.open}}[min(p.turn, 3)] // Tune-Ok has no answer, Open has
+		for _, c := range waits {
+			select {
+			case <-c:
+			case <-p.over:
+				return 0, net.ErrClosed
+			}
+		}
+		size := len(p.said)
+		if p.turn < 3 && size >= 8 {
+			size = min(size, 8+int(binary.BigEndian.Uint32([]byte(p.said[3:]))))
+		}
+		p.part, p.said = p.said[:size], p.said[size:]
+		p.turn++
+		if size == 0 {
+			return 0, io.EOF
+		}
+	}
+	n := copy(b, p.part)
+	p.part = p.part[n:]
+	return n, nil
+}
+
+func (p *played) Write(b []byte) (int, error) {
+	select {
+	case p.wrote <- struct{}{}:
+	default:
+	}
+	return len(b), nil
+}
+
+func (p *played) Close() error                     { p.end(); return nil }
+func (p *played) SetDeadline(time.Time) error      { return nil }
+func (p *played) SetReadDeadline(time.Time) error  { return nil }
+func (p *played) SetWriteDeadline(time.Time) error { return nil }
+
+// listen opens a connection to a played broker, hears it out, and returns why
+// it ended, with the memory that was taken meanwhile.
+func listen(t *testing.T, said string) (took uint64, reason error) {
+	t.Helper()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	p := play(said)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond) // for a broker that says too little
+	defer cancel()
+	conn, err := open(ctx, p, Login{User: "u", VHost: "/"}, heartbeat)
+	close(p.open)
+	if err == nil {
+		if end := <-conn.Closed; end != nil {
+			err = end
+		}
+		closed := time.AfterFunc(5*time.Second, func() { panic("Close hangs") })
+		_ = conn.Close()
+		closed.Stop()
+	}
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc, err
+}
+
+// Whatever a broker says, it takes little memory and ends with a reason.
+func TestHostileBroker(t *testing.T) {
+	for name, said := range hostile {
+		t.Run(name, func(t *testing.T) {
+			took, err := listen(t, said)
+			require.ErrorContains(t, err, "no AMQP 0-9-1 broker")
+			require.NotContains(t, err.Error(), "\n")
+			require.Less(t, took, uint64(8<<20))
+		})
+	}
+	conn, err := open(t.Context(), play(handshake("\x01kF"+long("\x01aA"+long("VVS"+long("x"))))), Login{User: "u", VHost: "/"}, heartbeat)
+	require.NoError(t, err, "three levels are in order")
+	_ = conn.Close()
+}
+
+// FuzzBroker is a broker that says anything.
+func FuzzBroker(f *testing.F) {
+	for _, said := range hostile {
+		f.Add([]byte(said))
+	}
+	f.Add([]byte(handshake("\x01kF" + long("\x01aA"+long("VVS"+long("x"))))))
+	f.Add([]byte(handshake("") + frame(1, "\x00\x3c\x00\x3c\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00") +
+		frame(2, "\x00\x3c\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\xff\xfc"+"\x00\x00"+long("")+"\x02\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00") + frame(3, "x")))
+	f.Fuzz(func(t *testing.T, said []byte) {
+		took, _ := listen(t, string(said))
+		require.Less(t, took, uint64(16<<20+100*len(said)))
+	})
 }
 
 func TestFarewell(t *testing.T) {
-	said := farewell([]byte("\x01\x00\x00\x00\x00\x00\x00\xce\x01\x00\x00\x00\x00\x00\x0e\x00\x0a\x00\x32\x02\x12\x03abc\x00\x00\x00\x00\xce"))
+	said := farewell([]byte(frame(1, "\x00\x0a\x00\x32\x02\x12\x03abc\x00\x00\x00\x00")))
 	require.Equal(t, &amqp.Error{Code: 530, Reason: "abc", Server: true}, said)
-	require.Nil(t, farewell([]byte("AMQP\x00\x00\x09\x01")))
+	require.Nil(t, farewell([]byte(frame(8, ""))))
 }

@@ -78,6 +78,13 @@ func (o *Outbox) deliver(ctx context.Context, p *pause) error {
 		if err := o.send(ctx, l, records, confirmed, returned); err != nil {
 			return err
 		}
+		broken := 0
+		for _, r := range records {
+			broken += r.Broken
+		}
+		if broken > 0 {
+			o.Log.Error("events in the spool cannot be read, and are lost: look at the node's disk", "lost", broken)
+		}
 		if err := o.Spool.Taken(records[len(records)-1]); err != nil {
 			return err
 		}

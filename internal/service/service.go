@@ -200,6 +200,9 @@ func (r *Restart) Diff() string { return "systemctl restart " + r.Unit }
 // Owes is the unit: a killed run's restart is made up for by the next one.
 func (r *Restart) Owes() string { return r.Unit }
 
+// Interrupts is the unit.
+func (r *Restart) Interrupts() string { return r.Unit }
+
 // Postponed is false.
 func (r *Restart) Postponed() bool { return false }
 

@@ -23,7 +23,8 @@ import (
 
 // A segment is a file of records: length and CRC-32C of the payload, four
 // bytes each, big endian, then the payload, ID, newline, data. Only the newest
-// segment is written to, so only its end can be torn.
+// segment is written to, so only its end can be torn. A record that is broken
+// elsewhere (a flipped byte) costs itself: the next one is found by its checksum.
 const (
 	segmentSize = 1 << 20
 	headerSize  = 8
@@ -36,7 +37,10 @@ const (
 type Record struct {
 	ID   string // unique; what a reader tells a repetition by
 	Data []byte
-	end  position
+	// Broken is how many records before this one could not be read, at least;
+	// they are counted once, for they are taken with it.
+	Broken int
+	end    position
 }
 
 // position is a place in the spool.
@@ -128,13 +132,17 @@ func (s *Spool) load() error {
 	if s.out, err = os.OpenFile(s.path(last), os.O_RDWR, 0o600); err != nil {
 		return err
 	}
+	data, err := readSegment(s.out)
+	if err != nil {
+		return err
+	}
 	whole := int64(0)
 	for {
-		payload, err := readAt(s.out, whole)
-		if err != nil {
+		_, payload := next(data, whole)
+		if payload.end == 0 {
 			break // torn, or the end
 		}
-		whole += headerSize + int64(len(payload))
+		whole = payload.end
 	}
 	s.sizes[last] = whole
 	if err := s.out.Truncate(whole); err != nil {
@@ -170,7 +178,8 @@ func (s *Spool) path(segment uint64) string {
 
 // begin makes a new segment the one that is written to.
 func (s *Spool) begin(n uint64) error {
-	out, err := os.OpenFile(s.path(n), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	// What is there is the rest of a try that failed, for want of a descriptor or of room.
+	out, err := os.OpenFile(s.path(n), os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
 	}
@@ -221,32 +230,35 @@ func (s *Spool) Append(id string, data []byte) (lost int, err error) {
 	}
 	s.sizes[last] += int64(len(record))
 	s.wake()
-	return s.bound()
+	return s.bound(), nil
 }
 
 // bound removes the oldest segments beyond the limit.
-func (s *Spool) bound() (lost int, err error) {
+func (s *Spool) bound() (lost int) {
 	total := int64(0)
 	for _, size := range s.sizes {
 		total += size
 	}
 	for total > s.limit && len(s.segments) > 1 {
 		oldest := s.segments[0]
-		from := int64(0)
-		if s.taken.segment == oldest {
-			from = s.taken.offset
-		}
-		records, _ := s.scan(oldest, from, -1)
-		lost += len(records)
-		total -= s.sizes[oldest]
-		if s.taken.segment <= oldest {
+		if s.taken.segment <= oldest { // else it was counted, and could not be removed
+			from := int64(0)
+			if s.taken.segment == oldest {
+				from = s.taken.offset
+			}
+			records, broken, _ := s.scan(oldest, from, -1)
+			for _, r := range records {
+				broken += r.Broken
+			}
+			lost += len(records) + broken
 			s.taken = position{s.segments[1], 0}
 		}
-		if err := s.removeTaken(); err != nil {
-			return lost, fmt.Errorf("spool: %w", err)
+		total -= s.sizes[oldest]
+		if s.removeTaken() != nil {
+			break // tried again with the next record; this one is on the disk
 		}
 	}
-	return lost, nil
+	return lost
 }
 
 // More has a token when there may be records to read.
@@ -265,16 +277,20 @@ func (s *Spool) Read(n int) ([]Record, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var all []Record
-	from := s.taken.offset
+	from, broken := s.taken.offset, 0
 	for _, segment := range s.segments {
 		if segment < s.taken.segment {
 			continue
 		}
-		records, err := s.scan(segment, from, n-len(all))
-		all, from = append(all, records...), 0
+		records, rest, err := s.scan(segment, from, n-len(all))
 		if err != nil {
 			return all, fmt.Errorf("spool: %w", err)
 		}
+		if len(records) > 0 {
+			records[0].Broken += broken
+			broken = 0
+		}
+		all, from, broken = append(all, records...), 0, broken+rest
 		if len(all) >= n {
 			break
 		}
@@ -282,25 +298,38 @@ func (s *Spool) Read(n int) ([]Record, error) {
 	return all, nil
 }
 
-// scan reads at most n records of a segment, all if n is negative. A record
-// that is broken ends it: what follows cannot be found.
-func (s *Spool) scan(segment uint64, offset int64, n int) ([]Record, error) {
+// scan reads at most n records of a segment, all if n is negative. broken is
+// how many could not be read at its end.
+func (s *Spool) scan(segment uint64, offset int64, n int) (all []Record, broken int, err error) {
 	f, err := os.Open(s.path(segment))
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer f.Close()
-	var all []Record
+	data, err := readSegment(f)
+	if err != nil {
+		return nil, 0, err
+	}
+	// What is written beyond the size was never said to be there.
+	data = data[:min(int64(len(data)), s.sizes[segment])]
 	for n < 0 || len(all) < n {
-		payload, err := readAt(f, offset)
-		if err != nil {
+		skipped, found := next(data, offset)
+		if found.end == 0 {
+			if offset < int64(len(data)) {
+				broken = 1
+			}
 			break
 		}
-		offset += headerSize + int64(len(payload))
-		id, data, _ := bytes.Cut(payload, []byte("\n"))
-		all = append(all, Record{ID: string(id), Data: data, end: position{segment, offset}})
+		r := Record{end: position{segment, found.end}}
+		if skipped {
+			r.Broken = 1
+		}
+		offset = found.end
+		id, rest, _ := bytes.Cut(data[found.start:found.end], []byte("\n"))
+		r.ID, r.Data = string(id), rest
+		all = append(all, r)
 	}
-	return all, nil
+	return all, broken, nil
 }
 
 // Taken notes that a record, and all before it, need not be read again.
@@ -340,26 +369,27 @@ func (s *Spool) removeTaken() error {
 	return nil
 }
 
-var errBroken = errors.New("broken record")
+// readSegment reads a whole segment; one record may reach beyond its size.
+func readSegment(f *os.File) ([]byte, error) {
+	return io.ReadAll(io.NewSectionReader(f, 0, segmentSize+headerSize+maxRecord))
+}
 
-// readAt reads the payload of the record at offset.
-func readAt(f io.ReaderAt, offset int64) ([]byte, error) {
-	var header [headerSize]byte
-	if _, err := f.ReadAt(header[:], offset); err != nil {
-		return nil, err
+// extent is where a payload lies in a segment; its end is zero if there is none.
+type extent struct{ start, end int64 }
+
+// next finds the first whole record from an offset on. skipped says that it is
+// not right there. A payload begins with an ID and a newline, and events are
+// text: so few places look like a header that each can be tried.
+func next(data []byte, from int64) (skipped bool, found extent) {
+	for at := from; at+headerSize < int64(len(data)); at++ {
+		length := int64(binary.BigEndian.Uint32(data[at:]))
+		e := extent{at + headerSize, at + headerSize + length}
+		if length > 0 && length <= maxRecord && e.end <= int64(len(data)) &&
+			checksum(data[e.start:e.end]) == binary.BigEndian.Uint32(data[at+4:]) {
+			return at != from, e
+		}
 	}
-	length := binary.BigEndian.Uint32(header[:])
-	if length == 0 || length > maxRecord {
-		return nil, errBroken
-	}
-	payload := make([]byte, length)
-	if _, err := f.ReadAt(payload, offset+headerSize); err != nil {
-		return nil, err
-	}
-	if checksum(payload) != binary.BigEndian.Uint32(header[4:]) {
-		return nil, errBroken
-	}
-	return payload, nil
+	return true, extent{}
 }
 
 func checksum(payload []byte) uint32 {

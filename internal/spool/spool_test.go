@@ -16,6 +16,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // TestMain is also the process that TestKill kills.
@@ -176,6 +177,157 @@ func TestTornTail(t *testing.T) {
 		s := open(t, dir, 1<<20)
 		require.Equal(t, []string{"one", "two"}, ids(t, s), "taken %q: better twice than never", taken)
 		require.NoError(t, s.Close())
+	}
+}
+
+// One flipped byte costs one record, wherever it is, and that is counted once.
+func TestFlippedByte(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	s := open(t, dir, 1<<20)
+	want := []string{"one", "two", "three", "four"}
+	for _, id := range want {
+		_, err := s.Append(id, []byte(`{"event": "backend_changed", "id": "`+id+`"}`))
+		require.NoError(t, err)
+	}
+	name := s.path(1)
+	whole, err := os.ReadFile(name)
+	require.NoError(t, err)
+	read := func(s *Spool) (left []string, broken int) {
+		records, err := s.Read(100)
+		require.NoError(t, err)
+		for _, r := range records {
+			left = append(left, r.ID)
+			broken += r.Broken
+		}
+		return left, broken
+	}
+	for at := range whole {
+		for _, flip := range []byte{1, 0x80, 0xff} {
+			spoilt := slices.Clone(whole)
+			spoilt[at] ^= flip
+			require.NoError(t, os.WriteFile(name, spoilt, 0o600))
+			lost := at * len(want) / len(whole) // they are about the same size
+			left, broken := read(s)
+			for _, id := range left {
+				require.Contains(t, want, id)
+			}
+			require.Len(t, left, 3, "byte %d", at)
+			require.InDelta(t, lost, slices.Index(want, missing(want, left)), 1)
+			if left[2] == "four" { // else nobody comes after it yet
+				require.Equal(t, 1, broken, "byte %d", at)
+			}
+		}
+	}
+	// One after the other that nothing follows, and then something: counted with that.
+	spoilt := slices.Clone(whole)
+	spoilt[len(whole)-1] ^= 1
+	require.NoError(t, os.WriteFile(name, spoilt, 0o600))
+	_, err = s.Append("five", []byte("x"))
+	require.NoError(t, err)
+	left, broken := read(s)
+	require.Equal(t, []string{"one", "two", "three", "five"}, left)
+	require.Equal(t, 1, broken)
+	records, err := s.Read(100)
+	require.NoError(t, err)
+	require.NoError(t, s.Taken(records[3]))
+	left, broken = read(s)
+	require.Empty(t, left)
+	require.Zero(t, broken, "counted once")
+	require.NoError(t, s.Close())
+
+	// The same for a spool that is opened: nothing that follows a broken record is cut off.
+	require.NoError(t, os.Remove(filepath.Join(dir, ackFile)))
+	whole, err = os.ReadFile(name)
+	require.NoError(t, err)
+	whole[10] ^= 1
+	require.NoError(t, os.WriteFile(name, whole, 0o600))
+	s = open(t, dir, 1<<20)
+	left, broken = read(s)
+	require.Equal(t, []string{"two", "three", "five"}, left)
+	require.Equal(t, 2, broken)
+}
+
+// missing is the one that is wanted and not there.
+func missing(want, have []string) string {
+	for _, id := range want {
+		if !slices.Contains(have, id) {
+			return id
+		}
+	}
+	return ""
+}
+
+// A broken record at the end of a segment is counted with the next segment's first.
+func TestBrokenEnd(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "spool"), 64<<20)
+	for i := range 15 {
+		_, err := s.Append(fmt.Sprint(i), make([]byte, 100<<10))
+		require.NoError(t, err)
+	}
+	f, err := os.OpenFile(s.path(1), os.O_WRONLY, 0)
+	require.NoError(t, err)
+	_, err = f.WriteAt([]byte{1}, s.sizes[1]-1)
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+	records, err := s.Read(100)
+	require.NoError(t, err)
+	require.Len(t, records, 14)
+	for _, r := range records {
+		if r.Broken > 0 {
+			require.Equal(t, "10", r.ID)
+			require.Equal(t, 1, r.Broken)
+		}
+	}
+	require.Equal(t, 1, records[9].Broken)
+}
+
+// A disk that is full, and a process without descriptors, are errors for as long as that lasts, and no longer.
+func TestUsableAgain(t *testing.T) {
+	require.Zero(t, os.Geteuid(), "mounting takes root")
+	for name, trouble := range map[string]func(t *testing.T, dir string) (end func()){
+		"no descriptors": func(t *testing.T, _ string) func() {
+			var limit unix.Rlimit
+			require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+			none := limit
+			none.Cur = 0
+			require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &none))
+			return func() { require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)) }
+		},
+		"disk full": func(t *testing.T, dir string) func() {
+			full := filepath.Join(dir, "full")
+			_ = os.WriteFile(full, make([]byte, 8<<20), 0o600)
+			return func() { require.NoError(t, os.Remove(full)) }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			require.NoError(t, unix.Mount("st2ha-test", dir, "tmpfs", 0, "size=4m"))
+			t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+			s := open(t, filepath.Join(dir, "spool"), 64<<20)
+			var want []string
+			add := func(id string) error {
+				_, err := s.Append(id, make([]byte, 300<<10))
+				if err == nil {
+					want = append(want, id)
+				}
+				return err
+			}
+			for i := range 3 { // the next one begins a segment
+				require.NoError(t, add(fmt.Sprint(i)))
+			}
+			end := trouble(t, dir)
+			for range 5 {
+				require.Error(t, add("x"))
+			}
+			end()
+			for i := range 5 {
+				require.NoError(t, add(fmt.Sprint("after ", i)))
+			}
+			require.Equal(t, want, ids(t, s))
+			require.NoError(t, s.Close())
+			s = open(t, filepath.Join(dir, "spool"), 64<<20)
+			require.Equal(t, want, ids(t, s))
+		})
 	}
 }
 

@@ -101,6 +101,7 @@ type Execution struct {
 	ID      string    `json:"id"`
 	Status  string    `json:"status"`
 	Parent  string    `json:"parent"`
+	Delay   int64     `json:"delay"` // milliseconds before it is scheduled
 	Started time.Time `json:"start_timestamp"`
 	Ended   time.Time `json:"end_timestamp"`
 	Action  struct {
@@ -137,24 +138,41 @@ const pageSize = 100
 
 // Executions lists those that match a filter, oldest first.
 func (a *API) Executions(ctx context.Context, filter url.Values) ([]Execution, error) {
-	query := url.Values{"sort_asc": {"true"}, "exclude_attributes": {"result,trigger_instance"}, "limit": {strconv.Itoa(pageSize)}}
-	for key, values := range filter {
-		query[key] = values
-	}
 	var all []Execution
 	for {
-		query.Set("offset", strconv.Itoa(len(all)))
-		var page []Execution
-		header, err := a.call(ctx, http.MethodGet, "/executions", query, nil, &page)
+		page, total, err := a.page(ctx, filter, len(all), pageSize)
 		if err != nil {
 			return nil, err
 		}
 		all = append(all, page...)
-		total, err := strconv.Atoi(header.Get("X-Total-Count"))
-		if len(page) == 0 || err != nil || len(all) >= total {
+		if len(page) == 0 || len(all) >= total {
 			return all, nil
 		}
 	}
+}
+
+// First is the oldest of those that match a filter, if there is any.
+func (a *API) First(ctx context.Context, filter url.Values) (e Execution, found bool, err error) {
+	page, _, err := a.page(ctx, filter, 0, 1)
+	if err != nil || len(page) == 0 {
+		return e, false, err
+	}
+	return page[0], true, nil
+}
+
+// page lists up to limit of those that match, from offset on, and how many there are.
+func (a *API) page(ctx context.Context, filter url.Values, offset, limit int) (page []Execution, total int, err error) {
+	query := url.Values{"sort_asc": {"true"}, "exclude_attributes": {"result,trigger_instance"},
+		"offset": {strconv.Itoa(offset)}, "limit": {strconv.Itoa(limit)}}
+	for key, values := range filter {
+		query[key] = values
+	}
+	header, err := a.call(ctx, http.MethodGet, "/executions", query, nil, &page)
+	if err != nil {
+		return nil, 0, err
+	}
+	total, _ = strconv.Atoi(header.Get("X-Total-Count"))
+	return page, total, nil
 }
 
 // Execution reads one.

@@ -24,6 +24,7 @@ type Configure struct {
 	Broker         Broker    // for the secondary's [messaging]
 	KeepSensors    bool      // leave the secondary's sensors and timers running
 	Restart        When
+	Run            string // the run\'s name, which the restart may wait for
 }
 
 // Broker is how the secondary logs in to the primary's RabbitMQ.
@@ -74,7 +75,7 @@ func (s *Configure) Plan(ctx context.Context, h host.Host) ([]step.Change, error
 	if edit != nil {
 		changes = append(changes, edit)
 	}
-	restart, err := planRestart(ctx, h, s.Restart, edit != nil)
+	restart, err := planRestart(ctx, h, s.Restart, edit != nil, s.Run)
 	if err != nil {
 		return nil, err
 	}
@@ -202,8 +203,8 @@ func (s *Configure) own(conf *Conf) error {
 	if s.KeepSensors {
 		return nil
 	}
-	if _, ok := conf.Get("sensorcontainer", "partition_provider"); !ok {
-		if _, ok := conf.Get("sensorcontainer", "sensor_node_name"); !ok {
+	if provider, _ := conf.Get("sensorcontainer", "partition_provider"); everySensor(provider) {
+		if name, _ := conf.Get("sensorcontainer", "sensor_node_name"); name == "" || name == "sensornode1" {
 			if err := set("sensorcontainer", "sensor_node_name", "sensornode-"+strings.NewReplacer(".", "-", ":", "-").Replace(conf.host.Name())); err != nil {
 				return err
 			}
@@ -214,7 +215,25 @@ func (s *Configure) own(conf *Conf) error {
 			return err
 		}
 	}
+	if _, ok := conf.Get("timer", "enable"); ok {
+		// Either of the two runs them (st2reactor/cmd/timersengine.py:71).
+		if err := set("timer", "enable", "False"); err != nil {
+			return err
+		}
+	}
 	return set("timersengine", "enable", "False")
+}
+
+// everySensor says whether a partition_provider leaves all sensors to the
+// node: what StackStorm takes where nothing is set is name:default, in
+// whatever case (st2reactor/container/partitioner_lookup.py:53-57).
+func everySensor(provider string) bool {
+	for _, item := range strings.Split(provider, ",") {
+		if key, value, _ := strings.Cut(item, ":"); strings.TrimSpace(key) == "name" {
+			return strings.EqualFold(strings.TrimSpace(value), "default")
+		}
+	}
+	return true
 }
 
 // ValidateSecret refuses what no configuration file and no command's standard

@@ -2,11 +2,7 @@ package stackstorm
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"net"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,11 +17,12 @@ import (
 )
 
 // Recoverer is the step recover_st2_services: it restarts exactly those st2
-// units that are not active, or that are deaf: connected to no broker, or with
-// a queue that nobody consumes.
+// units that are not active, or that are deaf: connected to no broker, with a
+// queue that nobody consumes, or with messages of which they take none.
 type Recoverer struct {
 	Delay  time.Duration // of a restart that would end the action that asks for it
 	Within time.Duration // they must be active by then
+	Stuck  time.Duration // that messages may wait without one being taken
 }
 
 // Name is recover_st2_services.
@@ -148,13 +145,17 @@ func (s *Recoverer) deaf(ctx context.Context, h host.Host, active []string) ([]*
 			names = append(names, prefix+"."+queue)
 		}
 	}
-	count, err := rabbitmq.Consumers(ctx, h, login, names...)
+	count, err := rabbitmq.Inspect(ctx, h, login, names...)
 	if err != nil {
 		return nil, fmt.Errorf("%s: who consumes at RabbitMQ %s: %w", h.Name(), login.Addr, err)
 	}
-	connected, err := connectedUnits(ctx, h, login.Addr)
+	list, err := connections(ctx, h, login.Addr)
 	if err != nil {
 		return nil, err
+	}
+	connected := map[string]bool{}
+	for _, c := range list {
+		connected[c.unit] = true
 	}
 	var deaf []*unitRestart
 	for _, unit := range active {
@@ -162,13 +163,54 @@ func (s *Recoverer) deaf(ctx context.Context, h host.Host, active []string) ([]*
 			deaf = append(deaf, &unitRestart{Unit: unit, why: why})
 		}
 	}
-	return deaf, nil
+	stuck, err := s.stuck(ctx, h, login, names, prefix, active)
+	return append(deaf, stuck...), err
+}
+
+// stuck returns those of the active units that are connected, have messages
+// waiting, and take none for all of Stuck. It ends as soon as all have taken one.
+func (s *Recoverer) stuck(ctx context.Context, h host.Host, login rabbitmq.Login, names []string, prefix string, active []string) ([]*unitRestart, error) {
+	var p Progress
+	var doubtful []string
+	end := time.Now().Add(s.Stuck)
+	for first := true; ; first = false {
+		queues, err := rabbitmq.Inspect(ctx, h, login, names...)
+		if err != nil {
+			return nil, fmt.Errorf("%s: what waits at RabbitMQ %s: %w", h.Name(), login.Addr, err)
+		}
+		moved, err := p.Look(ctx, h, login.Addr)
+		if err != nil {
+			return nil, err
+		}
+		if first {
+			doubtful = active
+		}
+		doubtful = slices.DeleteFunc(slices.Clone(doubtful), func(unit string) bool {
+			took, connected := moved[unit]
+			return !connected || took && !first || Waits(unit, prefix, queues) == ""
+		})
+		if len(doubtful) == 0 {
+			return nil, nil
+		}
+		if !time.Now().Before(end) {
+			var stuck []*unitRestart
+			for _, unit := range doubtful {
+				stuck = append(stuck, &unitRestart{Unit: unit, why: fmt.Sprintf("active, but takes none of %s for %s", Waits(unit, prefix, queues), s.Stuck)})
+			}
+			return stuck, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 // deafness says why an active unit is deaf; empty if it is not.
-func deafness(unit, prefix string, consumers map[string]int, connected map[string]bool) string {
+func deafness(unit, prefix string, queues map[string]rabbitmq.Queue, connected map[string]bool) string {
 	for _, queue := range Queues(unit) {
-		if name := prefix + "." + queue; consumers[name] == 0 {
+		if name := prefix + "." + queue; queues[name].Consumers == 0 {
 			return "active, but nobody consumes " + name
 		}
 	}
@@ -178,43 +220,6 @@ func deafness(unit, prefix string, consumers map[string]int, connected map[strin
 		return "active, but not connected to RabbitMQ"
 	}
 	return ""
-}
-
-var (
-	pidOf    = regexp.MustCompile(`pid=(\d+)`)
-	cgroupOf = regexp.MustCompile(`(?m)/(st2[a-z]+(?:@[^/.]+)?)\.service(?:/|$)`)
-)
-
-// connectedUnits are the st2 units with a process that holds a connection to
-// addr: ss(8) knows the process, its control group the unit (systemd, cgroups(7)).
-func connectedUnits(ctx context.Context, h host.Host, addr string) (map[string]bool, error) {
-	_, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return nil, fmt.Errorf("%s: broker %q: %w", h.Name(), addr, err)
-	}
-	out, err := h.Run(ctx, nil, "ss", "--tcp", "--numeric", "--no-header", "--processes", "state", "established", "dport = :"+port)
-	if err != nil {
-		return nil, fmt.Errorf("%s: connections to RabbitMQ: %w", h.Name(), err)
-	}
-	units := map[string]bool{}
-	seen := map[string]bool{}
-	for _, m := range pidOf.FindAllStringSubmatch(string(out), -1) {
-		if seen[m[1]] {
-			continue
-		}
-		seen[m[1]] = true
-		f, err := h.ReadFile(ctx, "/proc/"+m[1]+"/cgroup")
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // it has ended
-		}
-		if err != nil {
-			return nil, err
-		}
-		if unit := cgroupOf.FindSubmatch(f.Data); unit != nil {
-			units[string(unit[1])] = true
-		}
-	}
-	return units, nil
 }
 
 // unitRestart restarts one st2 unit.

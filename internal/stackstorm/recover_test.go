@@ -21,6 +21,7 @@ type st2node struct {
 	units     map[string]string // state of each, "active running"
 	connected map[string]int    // and the number of the process that is
 	pids      map[string]int
+	sockets   map[string]int // real ones: processes by local address
 }
 
 func newST2Node(t *testing.T, broker, mongod string) *st2node {
@@ -68,9 +69,10 @@ func (n *st2node) systemd(argv string) (string, error) {
 	case words[0] == "ss":
 		var out strings.Builder
 		for unit, pid := range n.connected {
-			fmt.Fprintf(&out, "0 0 127.0.0.1:40000 127.0.0.1:5672 users:((\"%s\",pid=%d,fd=7))\n", unit, pid)
+			fmt.Fprintf(&out, "0 0 127.0.0.1:%d 127.0.0.1:5672 users:((\"%s\",pid=%d,fd=7))\n\t cubic rto:204 bytes_sent:900 bytes_acked:901 lastrcv:9\n", 40000+pid, unit, pid)
 		}
-		return out.String(), nil
+		real, err := backendtest.Sockets(words, n.sockets)
+		return out.String() + real, err
 	case words[1] == "restart":
 		n.units[words[2]] = "active running"
 		n.connected[words[2]] = n.pids[words[2]]
@@ -175,4 +177,31 @@ func TestRecoverServices(t *testing.T) {
 	findings, err = s.Check(t.Context(), n)
 	require.NoError(t, err)
 	require.Equal(t, "database", findings[0].Check)
+}
+
+// A service that is connected and takes nothing is restarted; one that is slow is not, and is told from it within seconds.
+func TestRecoverStuck(t *testing.T) {
+	broker, err := backendtest.NewBroker(t.TempDir())
+	require.NoError(t, err)
+	t.Cleanup(broker.Close)
+	const queue = "st2.actionrunner.req"
+	c := backendtest.Consume(t, MessagingURL(backendtest.User, backendtest.Password, "127.0.0.1", port(t, broker.Addr), "/"), queue, time.Second, backendtest.Hang)
+	c.Publish(t, queue, 9)
+	stop := consume(t, broker.Addr, "st2workflowengine", runnerUnit)
+	defer stop()
+	n := newST2Node(t, broker.Addr, "127.0.0.1:1")
+	n.connected = map[string]int{"st2workflowengine": n.pids["st2workflowengine"], "st2actionrunner@1": n.pids["st2actionrunner@1"], "st2actionrunner@2": n.pids["st2actionrunner@2"]}
+	n.sockets = map[string]int{c.Local: n.pids["st2scheduler"]}
+	s := &Recoverer{Within: time.Second, Stuck: 4 * time.Second}
+	require.Eventually(t, func() bool {
+		changes, err := s.Plan(t.Context(), n)
+		require.NoError(t, err)
+		return len(changes) == 1 && changes[0].Diff() == "active, but takes none of 8 messages in "+queue+" for 4s: systemctl restart st2scheduler"
+	}, 30*time.Second, time.Millisecond)
+	c.Pace(500 * time.Millisecond)
+	began := time.Now()
+	changes, err := s.Plan(t.Context(), n)
+	require.NoError(t, err)
+	require.Empty(t, changes)
+	require.Less(t, time.Since(began), 4*time.Second)
 }

@@ -3,13 +3,10 @@ package stackstorm
 import (
 	"context"
 	"fmt"
-	"os"
-	"strconv"
 	"time"
 
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
-	"st2ha/internal/service"
 	"st2ha/internal/step"
 )
 
@@ -26,51 +23,22 @@ type When string
 // The times of a restart.
 const (
 	// Auto is Deferred on this machine, whose action runner may be running
-	// this very process, and Inline on another.
+	// this very process, and where somebody waits for the run to end; else Inline.
 	Auto     When = "auto"
 	Inline   When = "inline"   // now, before the command ends
-	Deferred When = "deferred" // by a transient systemd unit, after the workflow has ended
+	Deferred When = "deferred" // by a transient systemd unit of the host, after the workflow has ended
 	Later    When = "later"    // by a later restart_st2
 	Others   When = "others"   // Later on this machine, Inline on another
+	Idle     When = "idle"     // Later where Auto is Deferred; else Inline
 )
 
 // ParseWhen reads a When.
 func ParseWhen(s string) (When, error) {
 	switch w := When(s); w {
-	case Auto, Inline, Deferred, Later, Others:
+	case Auto, Inline, Deferred, Later, Others, Idle:
 		return w, nil
 	}
-	return "", fault.Usage("restart %q is none: it is auto, inline, deferred, later or others", s)
-}
-
-// Services are StackStorm's units (COMPONENTS of st2ctl), as far as they hold
-// connections; st2chatops speaks to the API only.
-func services() []string {
-	return []string{"st2actionrunner", "st2api", "st2stream", "st2auth", "st2garbagecollector", "st2notifier",
-		"st2rulesengine", "st2sensorcontainer", "st2timersengine", "st2workflowengine", "st2scheduler"}
-}
-
-// Units are the units of StackStorm that the host starts at boot, and so
-// are meant to run.
-func Units(ctx context.Context, h host.Host) ([]string, error) {
-	units, err := service.Enabled(ctx, h, services()...)
-	if err == nil && len(units) == 0 {
-		err = noUnits(h)
-	}
-	return units, err
-}
-
-func noUnits(h host.Host) error {
-	return fault.Preflight("st2_units", "install StackStorm on "+h.Name()+", or enable its services", "%s: none of the st2 services is enabled", h.Name())
-}
-
-// await waits until the st2 services that the host is meant to run are active.
-func await(ctx context.Context, h host.Host) error {
-	enabled, err := service.AwaitEnabled(ctx, h, services()...)
-	if err == nil && enabled == 0 {
-		return noUnits(h)
-	}
-	return err
+	return "", fault.Usage("restart %q is none: it is auto, inline, deferred, later, others or idle", s)
 }
 
 // Restarter is the step restart_st2: it makes up for the restart that
@@ -99,11 +67,11 @@ const st2ctl = "/usr/bin/st2ctl"
 
 // Plan restarts if a restart is owed.
 func (s *Restarter) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
-	c, err := planRestart(ctx, h, s.Restart, s.Force)
+	c, err := planRestart(ctx, h, s.Restart, s.Force, s.Run)
 	if err != nil || c == nil {
 		return nil, err
 	}
-	c.Delay, c.Run = s.Delay, s.Run
+	c.Delay = s.Delay
 	return []step.Change{c}, nil
 }
 
@@ -121,31 +89,45 @@ func (s *Restarter) Verify(ctx context.Context, h host.Host) error {
 func Pending(ctx context.Context, h host.Host) (bool, error) { return step.Owed(ctx, h, owes) }
 
 // planRestart returns the restart that is needed now, or nil.
-func planRestart(ctx context.Context, h host.Host, when When, needed bool) (*Restart, error) {
+func planRestart(ctx context.Context, h host.Host, when When, needed bool, run string) (*Restart, error) {
 	owed, err := Pending(ctx, h)
 	if err != nil {
 		return nil, err
 	}
-	switch {
-	case when == Auto && h.IsLocal():
-		when = Deferred
-	case when == Others && h.IsLocal():
-		when = Later
-	case when == Others:
-		when = Inline
-	}
-	switch {
-	case !needed && !owed:
+	if !needed && !owed {
 		return nil, nil
+	}
+	when = when.on(ctx, h, run)
+	switch {
 	case !needed && when == Later:
 		return nil, nil // already left to restart_st2
 	case !needed && when == Deferred:
-		scheduled, err := service.IsActive(ctx, h, restartUnit+".timer")
+		scheduled, err := deferred(ctx, h, restartUnit)
 		if err != nil || scheduled {
 			return nil, err
 		}
 	}
-	return &Restart{When: when, Delay: defaultDelay}, nil
+	return &Restart{When: when, Delay: defaultDelay, Run: run}, nil
+}
+
+// on is Inline, Deferred or Later, whichever it means on that host.
+func (w When) on(ctx context.Context, h host.Host, run string) When {
+	switch w {
+	case Others:
+		if h.IsLocal() {
+			return Later
+		}
+		return Inline
+	case Auto, Idle:
+		switch {
+		case !h.IsLocal() && !waits(ctx, h, run):
+			return Inline
+		case w == Auto:
+			return Deferred
+		}
+		return Later
+	}
+	return w
 }
 
 // defaultDelay gives the action that asked for the restart time to end.
@@ -170,7 +152,7 @@ func (r *Restart) Diff() string {
 	case Later:
 		return "st2ctl restart, by the step restart_st2"
 	case Deferred:
-		return fmt.Sprintf("st2ctl restart, %s after this action, by the unit %s", r.Delay, restartUnit)
+		return fmt.Sprintf("st2ctl restart, %s after this action and once the workflow has ended, by the unit %s", r.Delay, restartUnit)
 	}
 	return "st2ctl restart"
 }
@@ -186,8 +168,14 @@ func (r *Restart) Apply(ctx context.Context, h host.Host) error {
 	switch {
 	case r.When == Later:
 		return nil
-	case r.When == Deferred && h.IsLocal():
-		return r.schedule(ctx, h)
+	case r.When == Deferred:
+		// st2ctl stops the action runner first, and with it whatever runs below
+		// it, such as this process.
+		args := []string{"restart_st2", "--host=127.0.0.1", "--restart=" + string(Inline), "--deadline=7200"}
+		if r.Run != "" {
+			args = append(args, "--run="+r.Run)
+		}
+		return Defer(ctx, h, restartUnit, r.Delay, r.Run, args...)
 	}
 	if _, err := h.Run(ctx, nil, st2ctl, "restart"); err != nil {
 		return fault.Failed("restart", "st2ctl status says which service is down", "%s: st2ctl restart: %w", h.Name(), err)
@@ -198,39 +186,6 @@ func (r *Restart) Apply(ctx context.Context, h host.Host) error {
 // Undo restarts the services with what was restored.
 func (r *Restart) Undo(ctx context.Context, h host.Host) error {
 	again := *r
-	if again.When = Inline; h.IsLocal() {
-		again.When = Deferred
-	}
+	again.When = Auto.on(ctx, h, r.Run)
 	return again.Apply(ctx, h)
-}
-
-// schedule has PID 1 run this program's restart_st2 once the action that asks
-// for it has ended: st2ctl stops the action runner first, and with it whatever
-// runs below it, this process included.
-func (r *Restart) schedule(ctx context.Context, h host.Host) error {
-	// A copy: the pack's directory can be a mount that is undone before the
-	// restart takes place. /run is noexec on Debian.
-	const program = step.StateDir + "/st2ha"
-	self, err := os.ReadFile("/proc/self/exe")
-	if err != nil {
-		return fmt.Errorf("%s: read this program: %w", h.Name(), err)
-	}
-	if err := h.WriteFile(ctx, host.File{Path: program, Data: self, Mode: 0o700}); err != nil {
-		return err
-	}
-	for _, unit := range []string{restartUnit + ".timer", restartUnit + ".service"} {
-		// Left from an earlier run, to be replaced by this one.
-		_, _ = h.Run(ctx, nil, "systemctl", "stop", unit)
-		_, _ = h.Run(ctx, nil, "systemctl", "reset-failed", unit)
-	}
-	argv := []string{"systemd-run", "--quiet", "--collect", "--unit=" + restartUnit,
-		"--on-active=" + strconv.Itoa(int(r.Delay.Seconds())), "--timer-property=AccuracySec=1s", "--",
-		program, "restart_st2", "--host=127.0.0.1", "--restart=" + string(Inline)}
-	if r.Run != "" {
-		argv = append(argv, "--run="+r.Run)
-	}
-	if _, err := h.Run(ctx, nil, argv...); err != nil {
-		return fault.Failed("restart", "run st2ctl restart by hand", "%s: schedule the restart of the st2 services: %w", h.Name(), err)
-	}
-	return nil
 }

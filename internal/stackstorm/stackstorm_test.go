@@ -285,7 +285,7 @@ func TestRestart(t *testing.T) {
 		mentionedIn string
 	}{
 		{name: "nothing", when: Auto},
-		{name: "remote", when: Auto, needed: true, want: Auto, diff: "st2ctl restart", mentionedIn: "/usr/bin/st2ctl restart"},
+		{name: "remote", when: Auto, needed: true, want: Inline, diff: "st2ctl restart", mentionedIn: "/usr/bin/st2ctl restart"},
 		{name: "remote, owed", when: Inline, owed: true, want: Inline, mentionedIn: "/usr/bin/st2ctl restart"},
 		{name: "local", when: Auto, local: true, needed: true, want: Deferred, afterwards: true, diff: "by the unit st2ha-restart-st2", mentionedIn: "systemd-run"},
 		{name: "local, inline", when: Inline, local: true, needed: true, want: Inline, mentionedIn: "/usr/bin/st2ctl restart"},
@@ -296,7 +296,9 @@ func TestRestart(t *testing.T) {
 		{name: "others", when: Others, owed: true, want: Inline, mentionedIn: "/usr/bin/st2ctl restart"},
 		{name: "others, not this one", when: Others, local: true, owed: true},
 		{name: "others, this one changed", when: Others, local: true, needed: true, want: Later, afterwards: true, diff: "by the step restart_st2"},
-		{name: "deferred elsewhere", when: Deferred, needed: true, want: Deferred, mentionedIn: "/usr/bin/st2ctl restart"},
+		{name: "deferred elsewhere", when: Deferred, needed: true, want: Deferred, afterwards: true, mentionedIn: "systemd-run"},
+		{name: "idle elsewhere", when: Idle, owed: true, want: Inline, mentionedIn: "/usr/bin/st2ctl restart"},
+		{name: "idle here", when: Idle, local: true, needed: true, want: Later, afterwards: true, diff: "by the step restart_st2"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			m := newMachine(t, "node", "")
@@ -313,7 +315,7 @@ func TestRestart(t *testing.T) {
 			if tc.owed {
 				require.NoError(t, step.Owe(ctx, m, owes))
 			}
-			c, err := planRestart(ctx, m, tc.when, tc.needed)
+			c, err := planRestart(ctx, m, tc.when, tc.needed, "r")
 			require.NoError(t, err)
 			if tc.want == "" {
 				require.Nil(t, c)
@@ -419,5 +421,14 @@ func TestValidate(t *testing.T) {
 		err := ValidateSecret("rabbitmq_password", bad)
 		requireFault(t, err, fault.ExitUsage, "usage")
 		require.NotContains(t, err.Error(), bad)
+	}
+}
+
+func TestEverySensor(t *testing.T) {
+	for provider, want := range map[string]bool{
+		"": true, "name:default": true, " name : Default ": true, "x:1": true,
+		"name:hash, hash_ranges:0..0": false, "hash_ranges:MIN..MAX, name:hash": false, "name:kvstore": false, "name:file, partition_file:/x": false,
+	} {
+		require.Equal(t, want, everySensor(provider), provider)
 	}
 }

@@ -1,6 +1,7 @@
 package stackstorm
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -14,8 +15,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/streadway/amqp"
 	"github.com/stretchr/testify/require"
 
+	"st2ha/internal/backendtest"
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
 	"st2ha/internal/step"
@@ -203,17 +206,24 @@ func TestSweep(t *testing.T) {
 		execution("waits", "requested", 60, map[string]any{"action": map[string]any{"ref": "a.held back"}}),
 		execution("waits, too", "requested", 30, map[string]any{"action": map[string]any{"ref": "a.held back"}}),
 		execution("fresh", "requested", 3, map[string]any{"action": map[string]any{"ref": "a.overtaken"}}),
+		execution("has a delay", "requested", 60, map[string]any{"action": map[string]any{"ref": "a.overtaken"}, "delay": 3600_000}),
 	}
 	a := newST2API(t, executions...)
 	s := newSweeper(t, a)
-	findings, err := s.Check(t.Context(), nil)
+	node := s.Nodes[0]
+	findings, err := s.Check(t.Context(), node)
 	require.NoError(t, err)
-	require.Len(t, findings, 1)
-	require.Contains(t, findings[0].Message, "execution elsewhere of core.local runs on node3")
+	var reported []string
+	for _, f := range findings {
+		reported = append(reported, f.Check+": "+strings.Fields(f.Message)[1])
+		require.NotEmpty(t, f.Fix)
+	}
+	slices.Sort(reported)
+	require.Equal(t, []string{"runner: elsewhere", "stands_still: empty", "stands_still: lost", "stands_still: lost", "stands_still: stuck"}, reported)
 
-	changes, err := s.Plan(t.Context(), nil)
+	changes, err := s.Plan(t.Context(), node)
 	require.NoError(t, err)
-	want := map[string]string{"gone": "abandoned", "recycled": "abandoned", "stuck": "canceled", "empty": "canceled", "lost": "canceled", "lost later": "canceled"}
+	want := map[string]string{"gone": "abandoned", "recycled": "abandoned"}
 	got := map[string]string{}
 	for _, c := range changes {
 		got[c.Target()] = c.(*settle).to
@@ -230,7 +240,7 @@ func TestSweep(t *testing.T) {
 		before[e["id"].(string)] = e["status"].(string)
 	}
 	for _, c := range changes {
-		require.NoError(t, c.Apply(t.Context(), nil))
+		require.NoError(t, c.Apply(t.Context(), node))
 	}
 	for _, e := range a.executions {
 		id := e["id"].(string)
@@ -240,17 +250,122 @@ func TestSweep(t *testing.T) {
 			require.Equal(t, want[id], e["status"], id)
 		}
 	}
-	changes, err = s.Plan(t.Context(), nil)
+	changes, err = s.Plan(t.Context(), node)
 	require.NoError(t, err)
 	require.Empty(t, changes)
-	require.NoError(t, s.Verify(t.Context(), nil))
+	require.NoError(t, s.Verify(t.Context(), node))
+}
+
+// What stands still is cancelled only where nothing can move it any more: st2#5275 was a healthy workflow that stood for
+// eight minutes, and then ran. A real broker says what waits in the queues, and who consumes them.
+func TestSweepCancel(t *testing.T) {
+	broker, err := backendtest.NewBroker(t.TempDir())
+	require.NoError(t, err)
+	t.Cleanup(broker.Close)
+	stop := consume(t, broker.Addr, "st2scheduler", "st2workflowengine", runnerUnit)
+	a := newST2API(t, execution("own", "running", 1, nil),
+		execution("stuck", "running", 60, workflow()), execution("stuck-1", "succeeded", 50, task("stuck")),
+		execution("lost", "requested", 60, map[string]any{"action": map[string]any{"ref": "a.b"}}),
+		execution("unrun", "scheduled", 40, map[string]any{"action": map[string]any{"ref": "a.b"}}),
+		execution("later", "succeeded", 30, map[string]any{"action": map[string]any{"ref": "a.b"}}))
+	s := newSweeper(t, a)
+	s.Cancel = true
+	node := s.Nodes[0].(*machine)
+	node.put(t, ConfPath, "[messaging]\nurl = "+MessagingURL(backendtest.User, backendtest.Password, "127.0.0.1", port(t, broker.Addr), "/")+"\n")
+	minutes := map[string]int{"st2scheduler": 20, "st2workflowengine": 20, "st2actionrunner": 20} // since the services were begun
+	for _, n := range s.Nodes {
+		n.(*machine).run = func(argv string) (string, error) {
+			require.Equal(t, "ps -e -o etimes=,args=", argv)
+			out := "99999 /sbin/init\n"
+			for name, m := range minutes {
+				out += fmt.Sprintf("%6d /opt/stackstorm/st2/bin/python /opt/stackstorm/st2/bin/%s --config-file /etc/st2/st2.conf\n", m*60, name)
+			}
+			return out, nil
+		}
+	}
+	sweep := func() (ended []string, why string) {
+		findings, err := s.Check(t.Context(), node)
+		require.NoError(t, err)
+		changes, err := s.Plan(t.Context(), node)
+		require.NoError(t, err)
+		for _, c := range changes {
+			ended = append(ended, c.Target())
+		}
+		slices.Sort(ended)
+		for _, f := range findings {
+			why += f.Message + " -> " + f.Fix + "\n"
+		}
+		return ended, why
+	}
+	ended, why := sweep()
+	require.Equal(t, []string{"lost", "stuck", "unrun"}, ended)
+	require.Empty(t, why)
+
+	// A process that was there before may hold the message in its memory.
+	for name, target := range map[string]string{"st2scheduler": "lost", "st2workflowengine": "stuck", "st2actionrunner": "unrun"} {
+		minutes[name] = 65
+		ended, why = sweep()
+		require.NotContains(t, ended, target)
+		require.Len(t, ended, 2)
+		require.Contains(t, why, name+" on node1 runs since before that")
+		require.Contains(t, why, "systemctl restart "+name+" on node1, then sweep again")
+		minutes[name] = 20
+	}
+	// So may what runs on a node that cannot be reached.
+	s.Away = []string{"192.0.2.3"}
+	ended, why = sweep()
+	require.Empty(t, ended)
+	require.Contains(t, why, "192.0.2.3 cannot be reached")
+	s.Away = nil
+	// Nobody takes from the queues, and what waits there may be its own message.
+	stop()
+	require.Eventually(t, func() bool { ended, why = sweep(); return len(ended) == 0 }, 10*time.Second, 50*time.Millisecond)
+	require.Contains(t, why, "nobody consumes the queue st2.workflow.work")
+	conn, err := amqp.Dial(MessagingURL(backendtest.User, backendtest.Password, "127.0.0.1", port(t, broker.Addr), "/"))
+	require.NoError(t, err)
+	defer conn.Close()
+	channel, err := conn.Channel()
+	require.NoError(t, err)
+	require.NoError(t, channel.Qos(1, 0, false))
+	for _, unit := range []string{"st2scheduler", "st2workflowengine", runnerUnit} {
+		for _, queue := range Queues(unit) {
+			_, err = channel.Consume("st2."+queue, "", false, false, false, false, nil)
+			require.NoError(t, err)
+		}
+	}
+	for range 3 { // the consumer takes one and keeps it
+		require.NoError(t, channel.Publish("", "st2.workflow.action.update", false, false, amqp.Publishing{}))
+	}
+	require.Eventually(t, func() bool {
+		ended, why = sweep()
+		return strings.Contains(why, "2 messages wait in the queue st2.workflow.action.update")
+	}, 10*time.Second, 50*time.Millisecond, why)
+	require.Equal(t, []string{"lost", "unrun"}, ended)
+}
+
+// A workflow that moves between plan and apply is left alone.
+func TestSweepMoves(t *testing.T) {
+	a := newST2API(t, execution("own", "running", 1, nil), execution("stuck", "running", 60, workflow()), execution("stuck-1", "succeeded", 50, task("stuck")))
+	s := newSweeper(t, a)
+	e, err := s.API.Execution(t.Context(), "stuck")
+	require.NoError(t, err)
+	c := &settle{Execution: e, API: s.API, to: statusCanceled, again: func(ctx context.Context) (string, error) {
+		why, _, err := s.idle(ctx, e)
+		return why, err
+	}}
+	a.executions = append(a.executions, execution("stuck-2", "running", 0, task("stuck")))
+	require.NoError(t, c.Apply(t.Context(), nil))
+	require.Equal(t, "running", a.executions[1]["status"])
+	a.executions[3]["status"], a.executions[3]["end_timestamp"] = "succeeded", a.executions[2]["end_timestamp"]
+	require.NoError(t, c.Apply(t.Context(), nil))
+	require.Equal(t, "canceled", a.executions[1]["status"])
 }
 
 // What moved on between plan and apply is left alone.
 func TestSweepRace(t *testing.T) {
 	a := newST2API(t, execution("own", "running", 1, nil), execution("1", "running", 60, ranBy("node1", 300)))
 	s := newSweeper(t, a)
-	changes, err := s.Plan(t.Context(), nil)
+	changes, err := s.Plan(t.Context(), s.Nodes[0])
 	require.NoError(t, err)
 	require.Len(t, changes, 1)
 	a.executions[1]["status"] = "succeeded"

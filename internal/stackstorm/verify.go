@@ -110,11 +110,11 @@ func (s *Verifier) connections(ctx context.Context, h host.Host) error {
 
 // consumed proves a login to the broker, and that somebody takes actions from the queue.
 func consumed(ctx context.Context, h host.Host, login rabbitmq.Login) error {
-	consumers, err := rabbitmq.Consumers(ctx, h, login, runnerQueue)
+	queues, err := rabbitmq.Inspect(ctx, h, login, runnerQueue)
 	if err != nil {
 		return fault.Failed("broker", "compare [messaging] of "+ConfPath+" with the broker's users", "%s: log in to RabbitMQ at %s as %s: %w", h.Name(), login.Addr, login.User, err)
 	}
-	if consumers[runnerQueue] == 0 {
+	if queues[runnerQueue].Consumers == 0 {
 		return fault.Failed("consumers", "journalctl -u 'st2actionrunner*' says more", "%s: nobody consumes the queue %s", h.Name(), runnerQueue)
 	}
 	return nil

@@ -101,9 +101,26 @@ func (c *FileChange) Undo(ctx context.Context, h host.Host) error {
 		return c.conflict(h)
 	}
 	if !c.Existed {
-		return h.Remove(ctx, c.Path)
+		return c.remove(ctx, h)
 	}
 	return h.WriteFile(ctx, host.File{Path: c.Path, Data: c.before, Mode: c.Mode, UID: c.UID, GID: c.GID})
+}
+
+// remove removes the file that Apply made. A link that was there before, and
+// led to no file, stays: what is removed is where it leads to.
+func (c *FileChange) remove(ctx context.Context, h host.Host) error {
+	real, err := h.Resolve(ctx, c.Path)
+	if err != nil {
+		return err
+	}
+	if err := h.Remove(ctx, real); err != nil {
+		return err
+	}
+	current, err := currentSum(ctx, h, c.Path)
+	if err == nil && current != absent {
+		err = fault.Failed("changed_meanwhile", "see who writes it, and run rollback again", "%s: %s was removed, and is there again", h.Name(), c.Path)
+	}
+	return err
 }
 
 func (c *FileChange) conflict(h host.Host) error {

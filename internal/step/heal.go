@@ -46,6 +46,7 @@ func heal(ctx context.Context, s Step, h host.Host, o Options, guard Guard, r *R
 	if changes, err = s.Plan(ctx, h); err != nil {
 		return err
 	}
+	o.hold(ctx, h, changes...)
 	refused := false
 	for _, c := range changes {
 		f, err := guard(ctx, h, c)

@@ -161,58 +161,108 @@ func parseDir(name string) (number int, run, step string, ok bool) {
 }
 
 // journals reads the steps that are not undone, oldest first; of one run, or
-// of all when run is empty.
-func journals(ctx context.Context, h host.Host, run string, kinds Kinds) ([]*journal, error) {
+// of all when run is empty. One that cannot be used is a finding, and keeps
+// nobody from the others.
+func journals(ctx context.Context, h host.Host, run string, kinds Kinds) ([]*journal, []Finding, error) {
 	names, err := h.ReadDir(ctx, runsDir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var found []*journal
+	var unusable []Finding
 	for _, name := range names { // numbers have leading zeros: sorted by name is sorted by age
-		if _, r, _, ok := parseDir(name); !ok || (run != "" && r != run) {
+		_, r, _, ok := parseDir(name)
+		if !ok || (run != "" && r != run) {
 			continue
 		}
-		j, err := readJournal(ctx, h, path.Join(runsDir, name), kinds)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // killed before the journal was written, so before any change
-		}
-		if err != nil {
-			return nil, err
-		}
-		if j.State != undone {
+		dir := path.Join(runsDir, name)
+		j, err := readJournal(ctx, h, dir, kinds)
+		var bad *unusableError
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			// killed before the journal was written, so before any change
+		case errors.As(err, &bad):
+			unusable = append(unusable, Finding{Severity: Error, Host: h.Name(), Check: "journal",
+				Message: fmt.Sprintf("run %s: %v: what it changed is not undone", r, err),
+				Fix:     fmt.Sprintf("put that file back from a backup; or undo by hand what it names, with the before-images in %s, and move that directory away", dir)})
+		case err != nil:
+			return nil, nil, err
+		case j.State != undone:
 			found = append(found, j)
 		}
 	}
-	return found, nil
+	return found, unusable, nil
 }
+
+// unusableError is a journal that is there and cannot be used: cut off,
+// edited, or written by another version.
+type unusableError struct{ err error }
+
+// Error is the reason.
+func (e *unusableError) Error() string { return e.err.Error() }
+
+// parseJournal reads what save wrote: the states and names that it can hold.
+func parseJournal(data []byte) (*journal, error) {
+	j := &journal{}
+	if err := json.Unmarshal(data, j); err != nil {
+		return nil, fmt.Errorf("it is no journal, or a part of one: %w", err)
+	}
+	if j.State != open && j.State != done && j.State != undone {
+		return nil, fmt.Errorf("its state is %q", j.State)
+	}
+	for i, e := range j.Entries {
+		switch {
+		case e == nil:
+			return nil, fmt.Errorf("entry %d is empty", i+1)
+		case e.State != planned && e.State != applying && e.State != applied && e.State != undone:
+			return nil, fmt.Errorf("the state of entry %d is %q", i+1, e.State)
+		case e.Image != "" && !imageName.MatchString(e.Image):
+			return nil, fmt.Errorf("the before-image of entry %d is called %q", i+1, e.Image)
+		}
+	}
+	return j, nil
+}
+
+// imageName is what add calls before-images.
+var imageName = regexp.MustCompile(`^[0-9]{2,}\.image$`)
 
 func readJournal(ctx context.Context, h host.Host, dir string, kinds Kinds) (*journal, error) {
 	f, err := h.ReadFile(ctx, path.Join(dir, "journal.json"))
 	if err != nil {
 		return nil, err
 	}
-	j := &journal{dir: dir}
-	if err := json.Unmarshal(f.Data, j); err != nil {
-		return nil, fmt.Errorf("%s: %s: %w", h.Name(), f.Path, err)
+	unusable := func(err error) error { return &unusableError{fmt.Errorf("%s: %w", f.Path, err)} }
+	j, err := parseJournal(f.Data)
+	if err != nil {
+		return nil, unusable(err)
 	}
-	for _, e := range j.Entries {
+	if j.dir = dir; j.State == undone {
+		return j, nil
+	}
+	for i, e := range j.Entries {
 		empty, ok := kinds[e.Kind]
 		if !ok {
-			return nil, fmt.Errorf("%s: %s: change of an unknown kind %q: it was made by a newer st2ha", h.Name(), f.Path, e.Kind)
+			return nil, unusable(fmt.Errorf("change of an unknown kind %q: it was made by a newer st2ha", e.Kind))
 		}
 		e.change = empty()
 		if err := json.Unmarshal(e.Change, e.change); err != nil {
-			return nil, fmt.Errorf("%s: %s: change of %s: %w", h.Name(), f.Path, e.Target, err)
+			return nil, unusable(fmt.Errorf("change of %s: %w", e.Target, err))
 		}
-		if e.Image == "" || e.State == planned || e.State == undone || j.State == undone {
+		if target := e.change.Target(); target != e.Target {
+			return nil, unusable(fmt.Errorf("entry %d is for %q and holds a change of %q", i+1, e.Target, target))
+		}
+		if e.Image == "" || e.State == planned || e.State == undone {
 			continue // not needed, and gone if the rollback was killed at its end
 		}
 		image, err := h.ReadFile(ctx, path.Join(dir, e.Image))
-		if err != nil { // not %w: a missing image is no journal that was never written
-			return nil, fmt.Errorf("%s: before-image of %s: %v", h.Name(), e.Target, err)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, unusable(fmt.Errorf("the before-image of %s, %s, is missing", e.Target, e.Image))
+		}
+		if err != nil {
+			return nil, err
 		}
 		if imager, ok := e.change.(Imager); ok {
 			imager.SetImage(image.Data)

@@ -28,13 +28,14 @@ func Rollback(ctx context.Context, h host.Host, o RollbackOptions) (Result, erro
 }
 
 func rollback(ctx context.Context, h host.Host, o RollbackOptions, r *Result) error {
-	found, err := journals(ctx, h, o.Only, o.Kinds)
+	found, unusable, err := journals(ctx, h, o.Only, o.Kinds)
 	if err != nil {
 		return err
 	}
 	if len(found) == 0 {
-		if o.DryRun {
-			return nil
+		r.Findings = append(r.Findings, unusable...)
+		if err := Refuse(unusable); err != nil || o.DryRun {
+			return err
 		}
 		return tidyIfFree(ctx, h, "rollback "+o.Run)
 	}
@@ -44,10 +45,11 @@ func rollback(ctx context.Context, h host.Host, o RollbackOptions, r *Result) er
 			return err
 		}
 		defer release()
-		if found, err = journals(ctx, h, o.Only, o.Kinds); err != nil {
+		if found, unusable, err = journals(ctx, h, o.Only, o.Kinds); err != nil {
 			return err
 		}
 	}
+	r.Findings = append(r.Findings, unusable...)
 	if err := conflicts(ctx, h, found, o.Force); err != nil {
 		return err
 	}
@@ -69,13 +71,17 @@ func rollback(ctx context.Context, h host.Host, o RollbackOptions, r *Result) er
 		}
 	}
 	if o.DryRun {
-		return nil
+		return Refuse(unusable)
 	}
 	if err := undo(ctx, h, found, o.Options); err != nil {
 		f := fault.Of(err)
 		return &fault.Error{Exit: fault.ExitUndoFailed, Code: f.Code, Hint: f.Hint, Err: err}
 	}
 	r.Changed = len(r.Changes) > 0
+	if err := Refuse(unusable); err != nil { // the others are undone
+		f := fault.Of(err)
+		return &fault.Error{Exit: fault.ExitUndoFailed, Code: f.Code, Hint: f.Hint, Err: f.Err}
+	}
 	return nil
 }
 
@@ -111,6 +117,9 @@ func undo(ctx context.Context, h host.Host, found []*journal, o Options) error {
 	activators, idle, err := owed(ctx, h, found)
 	if err != nil {
 		return err
+	}
+	for _, a := range activators {
+		o.hold(ctx, h, a)
 	}
 	var unsaved error // a journal that cannot be written does not keep the rest from being undone
 	for i := len(found) - 1; i >= 0; i-- {

@@ -64,6 +64,13 @@ type Activator interface {
 	Postponed() bool
 }
 
+// Interrupter is a Change whose Apply and Undo take a unit away for a moment,
+// from all that work with it.
+type Interrupter interface {
+	Change
+	Interrupts() string
+}
+
 // Loser is a Change whose Undo needs something that somebody may have removed
 // since. Lost says, before anything is undone, what will not come back.
 type Loser interface {

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -420,6 +421,39 @@ func TestFileChange(t *testing.T) {
 	}
 }
 
+// A link that leads to no file is kept, and what was made at its end is gone
+// after Undo, which says so only then.
+func TestFileChangeThroughLink(t *testing.T) {
+	ctx := t.Context()
+	m := newMachine(t)
+	require.NoError(t, os.MkdirAll(m.root+"/srv/config", 0o755))
+	require.NoError(t, os.MkdirAll(m.root+"/etc", 0o755))
+	require.NoError(t, os.Symlink("/srv/config/x", m.root+"/etc/x"))
+	before := m.tree(t)
+	f, existed, err := step.ReadOrEmpty(ctx, m, "/etc/x", 0o644)
+	require.NoError(t, err)
+	require.False(t, existed)
+	f.UID, f.GID = os.Geteuid(), os.Getegid()
+	c := step.EditFile(f, existed, []byte("b\n"))
+	require.NoError(t, c.Apply(ctx, m))
+	require.Equal(t, "b\n", m.get(t, "/srv/config/x"))
+	require.NoError(t, c.Undo(ctx, m))
+	require.Equal(t, before, m.tree(t))
+	require.NoFileExists(t, m.root+"/srv/config/x")
+
+	// The directory's owner turns the file into a link while it is there.
+	require.NoError(t, os.Chown(m.root+"/srv/config", 4711, 4711))
+	require.NoError(t, os.Remove(m.root+"/etc/x"))
+	m.put(t, "/root-only", "b\n", 0o600)
+	f.Path = "/srv/config/y"
+	c = step.EditFile(f, false, []byte("b\n"))
+	require.NoError(t, c.Apply(ctx, m))
+	require.NoError(t, os.Remove(m.root+"/srv/config/y"))
+	require.NoError(t, os.Symlink("../../root-only", m.root+"/srv/config/y"))
+	requireFault(t, c.Undo(ctx, m), fault.ExitPreflight, "foreign_link")
+	require.Equal(t, "b\n", m.get(t, "/root-only"))
+}
+
 func TestEditFileOfNothing(t *testing.T) {
 	require.Nil(t, step.EditFile(host.File{Path: "/etc/x"}, false, nil), "no file, no contents: nothing to do")
 	require.Nil(t, step.EditFile(host.File{Path: "/etc/x"}, true, nil))
@@ -662,6 +696,7 @@ func TestRollbackOfRuns(t *testing.T) {
 	before := m.tree(t)
 	r, err := step.Rollback(ctx, m, o)
 	require.NoError(t, err)
+	require.NotNil(t, r.Findings, "a list in JSON, also an empty one")
 	require.False(t, r.Changed)
 	require.Len(t, r.Changes, 2)
 	require.Equal(t, before, m.tree(t))
@@ -995,6 +1030,78 @@ func TestRollbackLoss(t *testing.T) {
 		r, err := step.Rollback(ctx, m, o)
 		require.NoError(t, err)
 		require.Equal(t, []step.Finding{{Severity: step.Warning, Host: "node", Check: "loss", Message: "/etc/x"}}, r.Findings)
+	}
+}
+
+// Whatever a journal holds, it is a clear error with what to do; the other runs are undone, and later steps run.
+func TestUnusableJournal(t *testing.T) {
+	ctx := t.Context()
+	for name, tc := range map[string]struct {
+		spoil func(string) string
+		want  string
+	}{
+		"null":              {func(string) string { return "null" }, `its state is ""`},
+		"empty":             {func(string) string { return "" }, "it is no journal, or a part of one: unexpected end"},
+		"truncated":         {func(s string) string { return s[:len(s)/2] }, "it is no journal, or a part of one"},
+		"zeros":             {func(s string) string { return strings.Repeat("\x00", len(s)) }, "it is no journal, or a part of one"},
+		"a null entry":      {func(s string) string { return strings.Replace(s, `"entries": [`, `"entries": [null,`, 1) }, "entry 1 is empty"},
+		"entries no list":   {func(s string) string { return strings.Replace(s, `"entries": [`, `"entries": 7, "e": [`, 1) }, "it is no journal"},
+		"a foreign kind":    {func(s string) string { return strings.Replace(s, `"kind": "file"`, `"kind": "x"`, 1) }, `change of an unknown kind "x": it was made by a newer st2ha`},
+		"a foreign state":   {func(s string) string { return strings.Replace(s, `"state": "applied"`, `"state": "mended"`, 1) }, `the state of entry 1 is "mended"`},
+		"a foreign journal": {func(s string) string { return strings.Replace(s, `"state": "done"`, `"state": "ended"`, 1) }, `its state is "ended"`},
+		"no change": {func(s string) string {
+			return regexp.MustCompile(`(?s)"change": \{.*?\}`).ReplaceAllString(s, `"change": null`)
+		}, `entry 1 is for "/etc/bad" and holds a change of ""`},
+		"another's change":   {func(s string) string { return strings.Replace(s, `"target": "/etc/bad"`, `"target": "/etc/passwd"`, 1) }, `entry 1 is for "/etc/passwd" and holds a change of "/etc/bad"`},
+		"an image elsewhere": {func(s string) string { return strings.Replace(s, `"01.image"`, `"../../../../etc/shadow"`, 1) }, "the before-image of entry 1 is called"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine(t)
+			for _, run := range []string{"older", "bad", "newer"} {
+				m.put(t, "/etc/"+run, "old\n", 0o644)
+				_, err := step.Run(ctx, &fake{name: "configure", line: run, files: []string{"/etc/" + run}}, m, options(run))
+				require.NoError(t, err)
+			}
+			const dir = step.StateDir + "/runs/000002.bad.configure"
+			whole := m.get(t, dir+"/journal.json")
+			spoilt := tc.spoil(whole)
+			require.NotEqual(t, whole, spoilt)
+			m.put(t, dir+"/journal.json", spoilt, 0o600)
+
+			// A later step runs, also as the one that tidies up after a run that died.
+			m.put(t, step.StateDir+"/lock", "run dead, step x", 0o600)
+			_, err := step.Run(ctx, &fake{name: "configure", line: "later", files: []string{"/etc/later"}}, m, options("later"))
+			require.NoError(t, err)
+
+			o := undoAll()
+			o.DryRun = true
+			r, err := step.Rollback(ctx, m, o)
+			requireFault(t, err, fault.ExitPreflight, "journal")
+			require.Len(t, r.Changes, 3)
+			r, err = step.Rollback(ctx, m, undoAll())
+			requireFault(t, err, fault.ExitUndoFailed, "journal")
+			require.ErrorContains(t, err, "node: journal: run bad: "+dir+"/journal.json: "+tc.want)
+			require.Contains(t, r.Error.Hint, "with the before-images in "+dir)
+			require.True(t, r.Changed)
+			require.Equal(t, "old\n", m.get(t, "/etc/older"))
+			require.Equal(t, "old\nbad\n", m.get(t, "/etc/bad"))
+			require.Equal(t, "old\n", m.get(t, "/etc/newer"))
+			require.Equal(t, "(absent)", m.get(t, "/etc/later"))
+			require.NotEmpty(t, m.images(t), "what a person needs is kept")
+
+			// Alone it is the same error, and a run that is whole is undone without one.
+			o = undoAll()
+			o.Only = "bad"
+			_, err = step.Rollback(ctx, m, o)
+			requireFault(t, err, fault.ExitPreflight, "journal")
+			o.Only = "newer"
+			_, err = step.Rollback(ctx, m, o)
+			require.NoError(t, err)
+			m.put(t, dir+"/journal.json", whole, 0o600)
+			_, err = step.Rollback(ctx, m, undoAll())
+			require.NoError(t, err)
+			require.Equal(t, "old\n", m.get(t, "/etc/bad"))
+		})
 	}
 }
 

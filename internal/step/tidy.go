@@ -2,7 +2,6 @@ package step
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -93,9 +92,9 @@ func tidyRun(ctx context.Context, h host.Host, dir string) error {
 	if err != nil {
 		return err
 	}
-	var j journal
-	if err := json.Unmarshal(f.Data, &j); err != nil {
-		return fmt.Errorf("%s: %s: %w", h.Name(), f.Path, err)
+	j, err := parseJournal(f.Data)
+	if err != nil {
+		return nil // rollback says so; nothing there is known to be left over
 	}
 	known := map[string]bool{"journal.json": true}
 	for _, e := range j.Entries {

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 
@@ -256,14 +257,16 @@ func (f *finder) mounts(ctx context.Context) {
 			addExport(exports, m.Source)
 		}
 	}
-	if own, err := f.exports(ctx); err != nil {
-		f.problem(err)
-	} else if own && len(f.NFS) == 0 {
+	own, err := f.exports(ctx)
+	f.problem(err)
+	if own && len(f.NFS) == 0 {
 		// No export is asked for: it is exported to others, and not to this node.
 		exports[nfs.Server("localhost:/")] = nil
 	}
 	for server, paths := range exports {
-		f.add(ctx, NFS, server, NFSServer(server, paths, f.nfsSettings()))
+		s := f.nfsSettings()
+		s.Version3 = func(export string) bool { return mountedBy3(server, export) }
+		f.add(ctx, NFS, server, NFSServer(server, paths, s))
 	}
 	for point, source := range points {
 		s := DefaultMountSettings()
@@ -284,6 +287,20 @@ func (f *finder) nfsSettings() NFSSettings {
 	return s
 }
 
+// mountedBy3 says whether this node has a server's export mounted by NFSv3
+// (nfs(5): vers; the kernel calls that file system nfs, and NFSv4's nfs4).
+func mountedBy3(server, export string) bool {
+	data, err := os.ReadFile(mountTable)
+	if err != nil {
+		return false
+	}
+	list, err := confedit.MountInfo(data)
+	return err == nil && slices.ContainsFunc(list, func(m confedit.Mounted) bool {
+		_, path, ok := strings.Cut(m.Source, ":/")
+		return ok && m.FSType == "nfs" && "/"+path == export && nfs.Server(m.Source) == server
+	})
+}
+
 // addExport notes host:/path, or nothing if it is none.
 func addExport(exports map[string][]string, source string) {
 	if _, path, ok := strings.Cut(source, ":/"); ok {
@@ -298,10 +315,7 @@ func (f *finder) fstab(ctx context.Context) ([]confedit.Mount, error) {
 		return nil, err
 	}
 	list, err := confedit.Fstab(data)
-	if err != nil {
-		return nil, step.Located(f.host, fstabPath, err)
-	}
-	return list, nil
+	return list, step.Located(f.host, fstabPath, err) // an odd line costs that line only
 }
 
 // exports says whether this node exports anything.
@@ -311,10 +325,7 @@ func (f *finder) exports(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	list, err := confedit.Exports(data)
-	if err != nil {
-		return false, step.Located(f.host, exportsPath, err)
-	}
-	return len(list) > 0, nil
+	return len(list) > 0, step.Located(f.host, exportsPath, err)
 }
 
 // read returns a file's contents, none if it does not exist.

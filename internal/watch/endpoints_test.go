@@ -78,8 +78,19 @@ func TestFind(t *testing.T) {
 				"/etc/fstab":        "203.0.113.1:/a /a nfs\nbroken\n",
 				"/etc/exports":      "/opt/stackstorm/packs *(rw)\n",
 			},
-			want:     "nfs localhost:2049, st2 st2api, st2 st2scheduler",
+			want:     "mount /a on 203.0.113.1, nfs 203.0.113.1:2049 on 203.0.113.1, nfs localhost:2049, st2 st2api, st2 st2scheduler",
 			problems: []string{"MongoDB", "[messaging] url is no URL", "URL", "/etc/fstab"},
+		},
+		"an odd line costs that line only": {
+			files: map[string]string{
+				"/etc/fstab": "/dev/sdb1 /data ext4 defaults # old\n192.168.0.100:/opt/stackstorm/packs /opt/stackstorm/packs nfs _netdev,nofail,bg,hard 0 0\n" +
+					"one-word\n203.0.113.1:/b /b nfs defaults # nightly\n203.0.113.1:/nul\x00 /c nfs\n203.0.113.1:/d /d nfs4\n",
+				"/etc/exports": "/srv *(rw\n/opt/stackstorm/packs *(rw)\n/x \"open\n",
+			},
+			config: watch.Config{MongoDB: "mongodb://203.0.113.9/", RabbitMQ: "amqp://a:p@203.0.113.9/", Units: []string{"st2api"}},
+			want: "mongodb 203.0.113.9:27017 on 203.0.113.9, mount /b on 203.0.113.1, mount /d on 203.0.113.1, mount /opt/stackstorm/packs on 192.168.0.100, " +
+				"nfs 192.168.0.100:2049 on 192.168.0.100, nfs 203.0.113.1:2049 on 203.0.113.1, nfs localhost:2049, rabbitmq 203.0.113.9:5672 on 203.0.113.9, st2 st2api",
+			problems: []string{"/etc/fstab: line 1: a comment after field 4", "/etc/exports: line 1: "},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

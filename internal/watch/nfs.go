@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -21,6 +22,9 @@ type NFSSettings struct {
 	ExportInterval time.Duration // from one look at an export to the next, as long as it is there
 	ExportTimeout  time.Duration // for the answer
 	ExportLimit    Limit         // of exports that are withdrawn or refused; Limit is that of no answer
+	// Version3 says whether this node has the export mounted by NFSv3, whose
+	// paths need not be NFSv4's; nil: never.
+	Version3 func(export string) bool
 }
 
 // DefaultNFSSettings answer for a server in the same data centre: an idle one
@@ -216,6 +220,9 @@ func (w *nfsServer) watchExport(ctx context.Context, conn *rpcping.Conn, export 
 		}
 		o := Observation{Probe: "export " + export, At: time.Now(), Limit: w.ExportLimit}
 		o.Verdict, o.Reason = exportFault(err, export, w.ExportTimeout)
+		if atRoot(err, export) && w.Version3 != nil && w.Version3(export) {
+			o.Verdict, o.Reason = Unknown, fmt.Sprintf("export %s is mounted by NFSv3 and is not below the root that the server shows to NFSv4 (fsid=0): it cannot be looked at", export)
+		}
 		if o.Verdict == Silent {
 			o.Limit = w.Limit
 		}
@@ -225,6 +232,14 @@ func (w *nfsServer) watchExport(ctx context.Context, conn *rpcping.Conn, export 
 		}
 		sleep(ctx, pause)
 	}
+}
+
+// atRoot says whether the server's root of NFSv4 does not know even the first
+// directory of the way to the export.
+func atRoot(err error, export string) bool {
+	var at *rpcping.StatusError
+	first, _, _ := strings.Cut(strings.TrimPrefix(export, "/"), "/")
+	return errors.As(err, &at) && at.Status == rpcping.NoEnt && at.At == "/"+first
 }
 
 // exportFault are the words for what a look at an export brought.

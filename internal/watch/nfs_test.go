@@ -77,6 +77,21 @@ func TestNFSServer(t *testing.T) {
 	})
 }
 
+// Below a root of its own (exports(5): fsid=0) an export has another path by NFSv4 than by NFSv3: a mount by NFSv3 is
+// whole, and the export not withdrawn.
+func TestNFSServerOtherRoot(t *testing.T) {
+	server := nfstest.Start(t, "/elsewhere")
+	for version3, want := range map[bool]watch.Verdict{true: watch.Unknown, false: watch.Bad} {
+		s := watch.DefaultNFSSettings()
+		s.Version3 = func(export string) bool { return version3 && export == packs }
+		w := run(t, watch.NFSServer(server.Addr, []string{packs, "/elsewhere", "/elsewhere/deeper"}, s))
+		good(t, w, 0, "ping", "export /elsewhere")
+		w.next(t, 0, "export "+packs, want, "export "+packs)
+		w.next(t, 0, "export /elsewhere/deeper", watch.Bad, "export /elsewhere/deeper withdrawn")
+		w.end()
+	}
+}
+
 // Packets that vanish: a connection that goes on to wait as TCP does would see
 // the end of a long cut much too late.
 func TestNFSServerCut(t *testing.T) {

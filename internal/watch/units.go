@@ -34,6 +34,7 @@ type UnitsSettings struct {
 	StartTime    time.Duration // that a unit may take to start or stop until it is down; 90 s, systemd's own
 	DeafAfter    time.Duration // without consumers until a unit is down: a service that starts has none yet; 10 s
 	DeafFindings int           // without consumers in a row until a unit is suspect; 3
+	StuckAfter   time.Duration // that messages wait, and the unit acknowledges none, until it is down; 60 s
 }
 
 // UnitEndpoints returns an endpoint for each unit. They share one call of
@@ -48,6 +49,7 @@ func UnitEndpoints(s UnitsSettings) []Endpoint {
 	or(&s.Deadline, 4*time.Second)
 	or(&s.StartTime, 90*time.Second)
 	or(&s.DeafAfter, 10*time.Second)
+	or(&s.StuckAfter, time.Minute)
 	if s.DeafFindings == 0 {
 		s.DeafFindings = 3
 	}
@@ -113,7 +115,7 @@ func (u *units) join(unit string, report func(Observation)) {
 		var both sync.WaitGroup
 		both.Go(func() { every(ctx, u.Every, u.look) })
 		if u.Login.Addr != "" {
-			c := &consumers{units: u}
+			c := &consumers{units: u, stuck: map[string]time.Time{}}
 			both.Go(func() { every(ctx, u.Every, c.look); c.hangUp() })
 		}
 		both.Wait()
@@ -214,10 +216,15 @@ func (u *units) judge(unit string, states []service.State) Observation {
 	return o
 }
 
-// consumers asks the broker who consumes the queues of active units.
+// consumers asks the broker who consumes the queues of active units, and, where
+// messages wait, the kernel whether the units take them.
 type consumers struct {
 	*units
 	conn *rabbitmq.Connection
+
+	progress *stackstorm.Progress // while messages wait
+	stuck    map[string]time.Time // by unit: since when messages wait and none is taken
+	looked   time.Time
 }
 
 func (c *consumers) hangUp() {
@@ -247,11 +254,12 @@ func (c *consumers) look(ctx context.Context) {
 	if context.Cause(ctx) == context.Canceled {
 		return
 	}
+	idle := c.idle(ctx, active, count)
 	for _, unit := range active {
 		o := Observation{Probe: ProbeConsumers}
 		var deaf []string
 		for _, q := range stackstorm.Queues(unit) {
-			if name := c.Prefix + "." + q; count[name] == 0 {
+			if name := c.Prefix + "." + q; count[name].Consumers == 0 {
 				deaf = append(deaf, name)
 			}
 		}
@@ -261,12 +269,48 @@ func (c *consumers) look(ctx context.Context) {
 		case len(deaf) > 0:
 			o.Verdict, o.Reason = Bad, fmt.Sprintf("%s is active but nobody consumes %s", unit, strings.Join(deaf, ", "))
 			o.Limit = Limit{Suspect: c.DeafFindings, DownAfter: c.DeafAfter}
+		case idle[unit] >= c.StuckAfter:
+			o.Verdict, o.Limit = Bad, refusedLimit // it was seen for long enough
+			o.Reason = fmt.Sprintf("%s is active but takes none of %s for %s", unit, stackstorm.Waits(unit, c.Prefix, count), span(idle[unit]))
 		}
 		c.tell(unit, o)
 	}
 }
 
-func (c *consumers) count(ctx context.Context, names []string) (map[string]int, error) {
+// idle is how long each unit has had messages waiting and took none. Units
+// whose connections cannot be seen (those of other users, without root) are not
+// judged, and time in which nobody looked is no unit's.
+func (c *consumers) idle(ctx context.Context, active []string, queues map[string]rabbitmq.Queue) map[string]time.Duration {
+	now := time.Now()
+	gap := now.Sub(c.looked)
+	c.looked = now
+	waiting := slices.DeleteFunc(slices.Clone(active), func(unit string) bool { return stackstorm.Waits(unit, c.Prefix, queues) == "" })
+	if len(waiting) == 0 || gap > c.Every+c.Deadline {
+		c.progress = nil
+		clear(c.stuck)
+		return nil
+	}
+	if c.progress == nil {
+		c.progress = &stackstorm.Progress{}
+	}
+	moved, err := c.progress.Look(ctx, c.Host, c.Login.Addr)
+	idle := map[string]time.Duration{}
+	for _, unit := range active {
+		took, connected := moved[unit]
+		since, doubtful := c.stuck[unit]
+		switch {
+		case err != nil || !connected || !slices.Contains(waiting, unit):
+			delete(c.stuck, unit)
+		case took || !doubtful:
+			c.stuck[unit] = now
+		default:
+			idle[unit] = now.Sub(since)
+		}
+	}
+	return idle
+}
+
+func (c *consumers) count(ctx context.Context, names []string) (map[string]rabbitmq.Queue, error) {
 	if c.conn == nil {
 		conn, err := rabbitmq.Dial(ctx, c.Dialer, c.Login)
 		if err != nil {
@@ -274,7 +318,7 @@ func (c *consumers) count(ctx context.Context, names []string) (map[string]int, 
 		}
 		c.conn = conn
 	}
-	count, err := c.conn.Consumers(ctx, names...)
+	count, err := c.conn.Inspect(ctx, names...)
 	if err != nil {
 		c.hangUp()
 	}

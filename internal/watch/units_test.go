@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -25,11 +26,24 @@ type node struct {
 	states map[string]string // of a unit: active/running
 	err    error
 	calls  int
+	owners map[string]int    // processes, by the local address of their connection to the broker
+	units  map[string]string // of /proc/PID/cgroup
+}
+
+func (n *node) ReadFile(ctx context.Context, name string) (host.File, error) {
+	if unit, ok := n.units[name]; ok {
+		return host.File{Path: name, Data: []byte("0::/system.slice/" + unit + ".service\n")}, nil
+	}
+	return n.Local.ReadFile(ctx, name)
 }
 
 func (n *node) Run(_ context.Context, _ []byte, argv ...string) ([]byte, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if argv[0] == "ss" {
+		out, err := backendtest.Sockets(argv, n.owners)
+		return []byte(out), err
+	}
 	n.calls++
 	var out []string
 	for _, unit := range argv[3:] {
@@ -161,4 +175,73 @@ func TestConsumers(t *testing.T) {
 	}
 	p.Close()
 	check()
+}
+
+// Deaf is who takes nothing, not who is slow or has much to do: a service that hangs stays connected and consumes, as both
+// rules engines did after their database had been away. The heartbeats of its connection are no progress.
+func TestStuckConsumer(t *testing.T) {
+	broker := shared.Broker(t)
+	l := brokerLogin(broker.Addr)
+	_, text, err := net.SplitHostPort(broker.Addr)
+	require.NoError(t, err)
+	port, err := strconv.Atoi(text)
+	require.NoError(t, err)
+	url := stackstorm.MessagingURL(backendtest.User, backendtest.Password, "127.0.0.1", port, "/")
+	n := newNode()
+	n.owners, n.units = map[string]int{}, map[string]string{}
+	s := UnitsSettings{Host: n, Login: l, Prefix: "stuck", Every: time.Second, StuckAfter: 4 * time.Second}
+	consumers := map[string]*backendtest.Consumer{}
+	for i, unit := range []string{"st2rulesengine", "st2notifier", "st2scheduler"} {
+		queue := "stuck." + stackstorm.Queues(unit)[0]
+		c := backendtest.Consume(t, url, queue, time.Second, backendtest.Hang)
+		consumers[unit] = c
+		n.owners[c.Local] = 4000000 + i
+		n.units[fmt.Sprintf("/proc/%d/cgroup", 4000000+i)] = unit
+		n.states[unit] = "active/running"
+		s.Units = append(s.Units, unit)
+		defer func() { broker.MustCtl(t, "", "delete_queue", queue) }()
+	}
+	consumers["st2rulesengine"].Publish(t, "stuck."+stackstorm.Queues("st2rulesengine")[0], 5) // one is under way, four wait
+	consumers["st2notifier"].Publish(t, "stuck."+stackstorm.Queues("st2notifier")[0], 100)     // slow: one each second
+	consumers["st2notifier"].Pace(900 * time.Millisecond)
+	stop := make(chan struct{}) // as much comes as is taken, so that the queue's length never changes
+	busy := make(chan struct{})
+	go func() {
+		defer close(busy)
+		queue := "stuck." + stackstorm.Queues("st2scheduler")[0]
+		c := consumers["st2scheduler"]
+		c.Publish(t, queue, 20)
+		c.Pace(300 * time.Millisecond)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(300 * time.Millisecond):
+				c.Publish(t, queue, 1)
+			}
+		}
+	}()
+	defer func() { close(stop); <-busy }()
+
+	watches := map[string]*watched{}
+	for _, e := range UnitEndpoints(s) {
+		watches[e.Name] = start(t, e.Watch)
+	}
+	began := time.Now()
+	engine := watches["st2rulesengine"]
+	engine.is(ProbeConsumers, Good, "")
+	o := engine.is(ProbeConsumers, Bad, "st2rulesengine is active but takes none of 4 messages in stuck.trigger_instances_dispatch.rules_engine for… s")
+	require.Equal(t, Limit{Suspect: 1, Down: 1}, o.Limit)
+	require.Greater(t, o.At.Sub(began), 4*time.Second)
+	time.Sleep(time.Until(began.Add(7 * time.Second)))
+	consumers["st2rulesengine"].Pace(0)
+	engine.is(ProbeConsumers, Good, "")
+	for _, unit := range []string{"st2notifier", "st2scheduler"} {
+		for _, o := range watches[unit].reports() {
+			require.Equal(t, Good, o.Verdict, "%s works: %+v", unit, o)
+		}
+	}
+	for _, w := range watches {
+		w.end()
+	}
 }

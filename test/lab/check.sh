@@ -16,6 +16,7 @@ P=192.168.0.100 S=192.168.0.101 M=/opt/stackstorm/packs
 U=mongodb://stackstorm:prim4ry-s3cret
 t=$(mktemp -d); trap 'rm -rf "$out" "$t"' EXIT
 
+"$L" kernel
 step 'first ssh command'              on primary true
 step 'next ssh command'               on primary true
 step 'stanley and sudo'               "$L" ssh stanley@primary 'test "$(sudo -n id -u)" = 0'
@@ -40,8 +41,14 @@ step 'a wrong password does not come up' on secondary "cp -p /etc/st2/st2.conf /
 step 'the right one does'             on secondary "sed -i 's,^url = amqp.*,url = amqp://stackstorm:prim4ry-s3cret@$P:5672/,' /etc/st2/st2.conf; systemctl restart st2api; ss -Htn dst $P:5672 | grep ESTAB"
 step 'redis'                          on primary 'redis-cli ping | grep PONG'
 step 'nfs server'                     on primary "echo '$M $S(rw,sync,no_subtree_check,anonuid=0,anongid=1499)' > /etc/exports; systemctl start nfs-kernel-server; exportfs -ra; exportfs -v | grep anongid=1499"
+# both ways at once, so that neither node can be a mere reader
+step 'network under load'             "$L" ssh stanley@primary 's="ssh -o BatchMode=yes -o StrictHostKeyChecking=yes -i .ssh/stanley_rsa stanley@192.168.0.101"
+  set -e; head -c 32M /dev/urandom > there; sum=$(sha256sum < there); $s "head -c 32M /dev/urandom > back; sha256sum < back" </dev/null > back.sum
+  $s cat back </dev/null | sha256sum | cmp - back.sum & b=$!; [ "$($s sha256sum < there)" = "$sum" ]; wait $b; rm there back.sum; $s rm back </dev/null'
 for v in 4.2 3; do
 step "nfs v$v mount by systemd"       on secondary "sed -i '/packs/d' /etc/fstab; echo '$P:$M $M nfs vers=$v,_netdev,nofail 0 0' >> /etc/fstab; systemctl daemon-reload; systemctl start opt-stackstorm-packs.mount; grep -q 'vers=$v' /proc/mounts; echo from-$v > $M/x; rm -f $M/y"
+step "nfs v$v under load"             on secondary "head -c 32M /dev/urandom > $M/load; sync $M/load; sha256sum < $M/load > $M/sum; echo 3 > /proc/sys/vm/drop_caches; sha256sum < $M/load | cmp - $M/sum"
+step 'whole on the primary'           on primary "sha256sum < $M/load | cmp - $M/sum; rm $M/load $M/sum"
 step 'seen on the primary'            on primary "grep -x from-$v $M/x; echo there > $M/y"
 step 'and back'                       on secondary "ls -l $M/; grep -x there $M/y; systemctl stop opt-stackstorm-packs.mount"
 done

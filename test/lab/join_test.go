@@ -38,8 +38,8 @@ func TestJoin(t *testing.T) {
 		require.False(t, o.Output.Changed)
 		diffs := ""
 		for _, address := range []string{primary, secondary} {
-			for _, c := range o.Output.Nodes[address].Changes {
-				diffs += fmt.Sprintf("%s: %s %s\n%s\n", address, c.Kind, c.Target, strings.TrimSpace(c.Diff))
+			for _, c := range o.changes(address) {
+				diffs += fmt.Sprintf("%s: %s %s\n%s\n", address, c.Kind, c.Target, strings.TrimSpace(strings.Join(c.Diff, "\n")))
 			}
 		}
 		golden(t, "dry-run", diffs)
@@ -78,7 +78,7 @@ func TestJoin(t *testing.T) {
 		o := secret.action(t, "primary", "join_secondary", nil)
 		require.Equal(t, "succeeded", o.Status, o.raw)
 		require.True(t, o.Output.Changed)
-		require.Equal(t, "1 changes made", o.Output.Nodes[primary].Steps["restart_st2"], "deferred, and said")
+		require.Equal(t, "1 change made: st2", o.said(t, primary, "restart_st2"), "deferred, and said")
 		settle(t, "primary")
 		for _, n := range nodes {
 			joined[n] = tree(t, n)
@@ -110,11 +110,9 @@ func TestJoin(t *testing.T) {
 		o := secret.action(t, "primary", "join_secondary", nil)
 		require.Equal(t, "succeeded", o.Status, o.raw)
 		require.False(t, o.Output.Changed)
-		for address, node := range o.Output.Nodes {
-			require.False(t, node.Changed, address)
-			for name, said := range node.Steps {
-				require.Contains(t, []string{"nothing to change", "in order"}, said, "%s %s", address, name)
-			}
+		for _, s := range o.Output.Steps {
+			require.False(t, s.Changed, s.Host)
+			require.Contains(t, []string{"nothing to change", "in order"}, o.said(t, s.Host, s.Step), "%s %s", s.Host, s.Step)
 		}
 		for _, n := range nodes {
 			require.Empty(t, difference(joined[n], tree(t, n)), n)
@@ -128,10 +126,10 @@ func TestJoin(t *testing.T) {
 	require.True(t, t.Run("another secondary joins beside the first", func(t *testing.T) {
 		o := secret.action(t, "primary", "join_secondary", map[string]any{"secondaries": []string{secondary, secondary2}})
 		require.Equal(t, "succeeded", o.Status, o.raw)
-		require.False(t, o.Output.Nodes[secondary].Changed, o.raw)
-		require.True(t, o.Output.Nodes[secondary2].Changed, o.raw)
+		require.False(t, o.changed(secondary), o.raw)
+		require.True(t, o.changed(secondary2), o.raw)
 		var targets []string
-		for _, c := range o.Output.Nodes[primary].Changes {
+		for _, c := range o.changes(primary) {
 			targets = append(targets, c.Target)
 		}
 		require.Equal(t, []string{"/etc/exports", "/etc/exports"}, targets, "the lines grow, and the kernel is told")

@@ -2,6 +2,7 @@
 # A lab of User-Mode Linux nodes (primary 192.168.0.100, secondary 192.168.0.101, the host 192.168.0.1) on a bridge in
 # a network namespace of its own.
 #   lab.sh up | down | status          up returns when the services of all nodes are up (WAIT=ssh: when ssh answers)
+#   lab.sh kernel                      which kernel the nodes run (kernel.sh)
 #   lab.sh ready [NODE...]             wait for the services
 #   lab.sh exec CMD...                 a program of the host in the lab's network
 #   lab.sh ssh NODE CMD...             as root (stanley@NODE: as stanley), stdin passed on
@@ -78,14 +79,16 @@ start() { # NODE; keeps the node's disk if there is one
   nsenter --net="/run/netns/$NS" setsid taskset -c "$cpu" "$self" _node "$1" "$LAB" </dev/null >>"$LAB/$1.console" 2>&1 9>&- &
 }
 node() { # the node's supervisor. noreboot: UML's own reboot (it executes itself again) finds its tap busy
-  local x=$1 preload=("$CACHE"/xstate-*.so) hosts=host:$NET.1 n
+  local x=$1 preload=("$CACHE"/xstate-*.so) hosts=host:$NET.1 n kernel mac
+  mapfile -t kernel <"$LAB/kernel"
   for n in $ALL_NODES; do hosts+=,$n:${ADDR[$n]}; done
+  printf -v mac 52:54:00:98:00:%02x "${ADDR[$x]##*.}"
   while :; do
     # gro=1: without it UML drops the big segments that the host's TCP hands to the tap, and transfers stall.
-    LD_PRELOAD=${preload[0]} linux.uml noreboot \
-      mem="$MEM" umid="$x" uml_dir="$LAB/run/" hostfs=/usr/lib/uml/modules \
+    LD_PRELOAD=${preload[0]} "${kernel[1]}" noreboot ${kernel[3]:-} \
+      mem="$MEM" umid="$x" uml_dir="$LAB/run/" hostfs="${kernel[2]}" \
       ubd0="$LAB/$x.cow,$(base)" root=/dev/ubda rw \
-      vec0:transport=tap,ifname="tap-$x",depth=128,gro=1,mac="52:54:00:98:00:${ADDR[$x]##*.}" \
+      vec0:transport=tap,ifname="tap-$x",depth=128,gro=1,mac="$mac" \
       con0=null,fd:1 con=null ssl=null quiet loglevel=4 \
       systemd.machine_id="$(printf %s "st2ha lab $x" | sha256sum | cut -c1-32)" \
       lab.host="$x" lab.ip="${ADDR[$x]}/24" lab.gw="$NET.1" lab.hosts="$hosts" &
@@ -151,7 +154,7 @@ down() {
 }
 boot() { start "$1"; wait_ssh "$1" 300; [ "${WAIT:-ready}" = ssh ] || ready "$1"; }
 
-case $cmd in help|-h|--help) sed -n 2,17p "$self"; exit 2;; esac
+case $cmd in help|-h|--help) sed -n 2,18p "$self"; exit 2;; esac
 [ "$(id -u)" = 0 ] || die "needs root, for its network namespace: sudo $self $cmd"
 case $cmd in
   up)   exec 9>"$LAB.lock"; flock -n 9 || die "another lab is coming up in $LAB"
@@ -162,9 +165,9 @@ case $cmd in
         done
         [ ! -e "$LAB" ] && [ ! -e "/run/netns/$NS" ] || { say "removing what a dead lab left in $LAB"; down; }
         [ -c /dev/net/tun ] || die "no /dev/net/tun"
-        "$here/setup.sh"; img=$("$here/mkbase.sh")
+        "$here/setup.sh"; img=$("$here/mkbase.sh"); kernel=$("$here/kernel.sh")
         trap '[ $? = 0 ] || down; rm -f "$LAB.lock"' EXIT
-        mkdir -p "$LAB/run" "$LAB/ssh"; echo "$img" > "$LAB/base"; echo "$NODES" > "$LAB/nodes"
+        mkdir -p "$LAB/run" "$LAB/ssh"; echo "$img" > "$LAB/base"; echo "$kernel" > "$LAB/kernel"; echo "$NODES" > "$LAB/nodes"
         net_up; config > "$LAB/ssh_config"
         each boot $NODES;;
   down) down;;
@@ -175,6 +178,8 @@ case $cmd in
             echo "$x ${ADDR[$x]} $([ "${s#T}" = "$s" ] && echo up || echo frozen) pid $k, $(pgrep -g "$g" | wc -l) processes"
           else echo "$x ${ADDR[$x]} off"; rc=1; fi
         done; exit $rc;;
+  kernel) is_up; { read -r version; read -r _; read -r _; read -r arguments || true; } <"$LAB/kernel"
+        echo "Linux $version${arguments:+ $arguments}";;
   ready) is_up; for x in "$@"; do is_node "$x"; done; each ready ${@:-$NODES};;
   ssh)  is_up; is_node "${1#*@}"; sshn "$@";;
   exec) is_up; ns "$@";;
@@ -192,5 +197,5 @@ case $cmd in
   reset)  is_up; [ $# -gt 0 ] || die "reset: no node"; for x in "$@"; do is_node "$x"; done
           reset() { killnode "$1"; rm -f "$LAB/$1.cow"; ip -n "$NS" link set "tap-$1" master br0; boot "$1"; }; each reset "$@";;
   _node)  node "$1";;
-  *) sed -n 2,17p "$self" >&2; exit 2;;
+  *) sed -n 2,18p "$self" >&2; exit 2;;
 esac

@@ -45,4 +45,5 @@ if [ $code = 0 ]; then
 fi
 echo
 "$python" "$here/summary.py" "$out/join_secondary.json" "$joined"
+"$here/lab.sh" kernel
 exit $code

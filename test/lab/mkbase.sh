@@ -10,10 +10,7 @@ suite=${SUITE:-bookworm} size=${SIZE:-4G}
 declare -A PW=([primary]=prim4ry-s3cret [secondary]=second4ry-s3cret [secondary2]=s3cond2ry-secret)
 pkgs=systemd,systemd-sysv,dbus,udev,kmod,iproute2,iputils-ping,procps,netcat-openbsd,openssh-server,sudo,python3
 pkgs+=,rabbitmq-server,redis-server,rpcbind,nfs-kernel-server,nfs-common
-sources=${SOURCES:-} # the mirrors this machine itself uses
-if [ -z "$sources" ]; then
-  for sources in /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list; do [ -s "$sources" ] && break; done
-fi
+sources=${SOURCES:-$(sources)}
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-1735689600}
 
 mkdir -p "$CACHE"

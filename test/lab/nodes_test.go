@@ -56,7 +56,7 @@ func TestMain(m *testing.M) {
 }
 
 func up(own bool) error {
-	scripts := [][]string{{"./deploy.sh"}}
+	scripts := [][]string{{"./lab.sh", "kernel"}, {"./deploy.sh"}}
 	if own {
 		scripts = append([][]string{{"./lab.sh", "up"}}, scripts...)
 		if os.Getenv("LAB") == "" {
@@ -74,9 +74,11 @@ func up(own bool) error {
 		}
 	}
 	for _, script := range scripts {
-		if out, err := command(nil, script...).CombinedOutput(); err != nil {
+		out, err := command(nil, script...).CombinedOutput()
+		if err != nil {
 			return fmt.Errorf("%s: %w\n%s", strings.Join(script, " "), err, out)
 		}
+		fmt.Printf("%s", out) // which kernel, and why
 	}
 	return nil
 }
@@ -224,12 +226,13 @@ type outcome struct {
 		Changed bool
 		Run     string
 		Failure struct{ Host, Step, Code, Message, Hint string }
-		Stdout  result // of an action that is no workflow
-		Nodes   map[string]struct {
-			Changed, Failed bool
-			Steps           map[string]string
-			Changes         []struct{ Kind, Target, Diff string }
-			Findings        []finding
+		Stdout  result              // of an action that is no workflow
+		Nodes   map[string][]string // what came of each step, and each finding, in a line
+		Steps   []struct {
+			Step, Host string
+			Changed    bool
+			Changes    []change
+			Findings   []finding
 		}
 	}
 	Tasks []struct {
@@ -237,6 +240,55 @@ type outcome struct {
 		Result json.RawMessage
 	}
 	raw string
+}
+
+// change is one of a join's, with its diff in lines.
+type change struct {
+	Kind, Target string
+	Diff         []string
+}
+
+// changes are those of a node, in the order in which they were made.
+func (o outcome) changes(host string) (all []change) {
+	for _, s := range o.Output.Steps {
+		if s.Host == host {
+			all = append(all, s.Changes...)
+		}
+	}
+	return all
+}
+
+// findings are those of a node.
+func (o outcome) findings(host string) (all []finding) {
+	for _, s := range o.Output.Steps {
+		if s.Host == host {
+			all = append(all, s.Findings...)
+		}
+	}
+	return all
+}
+
+// changed says whether anything was changed on a node.
+func (o outcome) changed(host string) bool {
+	for _, s := range o.Output.Steps {
+		if s.Host == host && s.Changed {
+			return true
+		}
+	}
+	return false
+}
+
+// said is what came of a step on a node, in the line that people read.
+func (o outcome) said(t *testing.T, host, step string) string {
+	t.Helper()
+	last := ""
+	for _, line := range o.Output.Nodes[host] {
+		if text, ok := strings.CutPrefix(line, step+": "); ok {
+			last = text
+		}
+	}
+	require.NotEmpty(t, last, "%s: no line of %s: %v", host, step, o.Output.Nodes[host])
+	return last
 }
 
 // stackstorm is where the pack's actions run, and with which settings beside

@@ -103,12 +103,11 @@ func TestOlderNodes(t *testing.T) {
 	require.True(t, t.Run("and the next join goes on from there", func(t *testing.T) {
 		o := here.action(t, "join_secondary", map[string]any{"replace_bind_ip": true})
 		require.Equal(t, "succeeded", o.Status, o.raw)
-		steps := o.Output.Nodes[primary].Steps
 		for _, name := range []string{"configure_mongodb", "configure_st2", "configure_rabbitmq", "export_nfs"} {
-			require.Equal(t, "nothing to change", steps[name], name)
+			require.Equal(t, "nothing to change", o.said(t, primary, name), name)
 		}
 		var kinds []string
-		for _, c := range o.Output.Nodes[secondary].Changes {
+		for _, c := range o.changes(secondary) {
 			kinds = append(kinds, c.Kind)
 		}
 		require.Equal(t, []string{
@@ -118,8 +117,9 @@ func TestOlderNodes(t *testing.T) {
 		}, kinds)
 		// The other node was restarted at once; this one, where the workflow ran, after it.
 		require.Empty(t, on(t, "primary", "ls -A /var/lib/st2ha/owed"))
-		require.Len(t, o.Output.Nodes[secondary].Findings, 1, o.raw)
-		require.Equal(t, "restart_pending", o.Output.Nodes[secondary].Findings[0].Check)
+		findings := o.findings(secondary)
+		require.Len(t, findings, 1, o.raw)
+		require.Equal(t, "restart_pending", findings[0].Check)
 		settle(t, "secondary")
 		for _, of := range []struct{ host, role string }{{primary, "primary"}, {secondary, "secondary"}} {
 			r := st2ha(t, "secondary", "verify_node", "--host="+of.host, "--role="+of.role, "--primary="+primary)

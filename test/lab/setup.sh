@@ -2,8 +2,8 @@
 # setup.sh: what the lab needs on a Debian 12 machine. Quick when all is there.
 set -euo pipefail
 here=$(dirname "$(realpath "$0")"); . "$here/lib.sh"
-# gcc and libc6-dev for xstate.c; the Go toolchain is the project's own affair
-need='user-mode-linux mmdebstrap e2fsprogs uidmap iproute2 openssh-client netcat-openbsd kmod nftables gcc libc6-dev
+# gcc and libc6-dev for xstate.c, patchelf for kernel.sh; the Go toolchain is the project's own affair
+need='user-mode-linux mmdebstrap e2fsprogs uidmap iproute2 openssh-client netcat-openbsd kmod nftables gcc libc6-dev patchelf
   util-linux procps ca-certificates debian-archive-keyring'
 # dpkg-query fails where it has never heard of a package, as on a new machine.
 missing=$({ dpkg-query -W -f '${db:Status-Abbrev} ${Package}\n' $need 2>/dev/null || true; } |

@@ -4,18 +4,16 @@ import sys
 
 result = json.load(open(sys.argv[1]))
 output = result.get("output") or {}
-nodes = output.get("nodes")
-for host, node in sorted(nodes.items()) if isinstance(nodes, dict) else []:
+for host, lines in sorted((output.get("nodes") or {}).items()):
     print(host)
-    for name, said in node["steps"].items():
-        print("  %-19s %s" % (name, said))
-    for change in node["changes"]:
-        lines = [l for l in change["diff"].splitlines() if not l.startswith(("---", "+++", "@@"))]
-        print("    %s %s" % (change["kind"], change["target"]))
-        for line in lines:
-            print("      " + line)
-    for finding in node["findings"]:
-        print("  %s: %s -> %s" % (finding["severity"], finding["message"], finding["fix"]))
+    for line in lines:
+        print("  " + line)
+for step in output.get("steps") or []:
+    for change in step["changes"]:
+        print("\n%s: %s %s" % (step["host"], change["kind"], change["target"]))
+        for line in change["diff"]:
+            if not line.startswith(("---", "+++", "@@")):
+                print("  " + line)
 for error in [] if result["status"] == "succeeded" else result["errors"]:
     print("error: %s" % error.get("message"))
 print("\n%s in %s s" % ("joined" if result["status"] == "succeeded" else "NOT JOINED", sys.argv[2]))

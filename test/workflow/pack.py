@@ -94,6 +94,7 @@ class Pack:
         meta = load_yaml(meta_path) if os.path.exists(meta_path) else None
         self.meta = meta if isinstance(meta, dict) else {}
         self.name = self.meta.get("ref") or self.meta.get("name") or os.path.basename(self.path)
+        self._read = {}
 
     def action_files(self):
         directory = os.path.join(self.path, "actions")
@@ -107,7 +108,9 @@ class Pack:
             return Action(self, ref, copy.deepcopy(_CORE[ref]))
         if pack_name in ("", self.name):
             for path in self.action_files():
-                meta = load_yaml(path)
+                if path not in self._read:
+                    self._read[path] = load_yaml(path)
+                meta = copy.deepcopy(self._read[path])
                 if isinstance(meta, dict) and meta.get("name") == name:
                     if meta.get("runner_type") not in RUNNERS:
                         raise PackError("%s: the harness has no runner %s" % (path, meta.get("runner_type")))

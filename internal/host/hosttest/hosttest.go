@@ -38,6 +38,8 @@ func Run(t *testing.T, open func(t *testing.T) (h host.Host, dir string)) {
 		"directories":    directories,
 		"atomic":         atomic,
 		"links":          links,
+		"foreign links":  foreign,
+		"swapped":        swapped,
 		"sweep":          sweep,
 		"attributes":     attributes,
 		"broken":         broken,
