@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -252,10 +253,15 @@ func TestWhatIsNoEvent(t *testing.T) {
 	for range 100 {
 		require.NoError(t, l.channel.Publish("", Queue, false, false, amqp.Publishing{Body: []byte(`{"id":[[1]]}`)}))
 	}
+	for range 4 { // the library would take a multiple of them in memory
+		require.NoError(t, l.channel.Publish("", Queue, false, false, amqp.Publishing{Body: make([]byte, 60<<20)}))
+	}
 	for _, id := range []string{"a", "b", "a"} { // without a message id the content tells repetitions
 		require.NoError(t, l.channel.Publish("", Queue, false, false, amqp.Publishing{Body: fmt.Appendf(nil, `{"id":%q}`, id)}))
 	}
 	var log strings.Builder
+	var before runtime.MemStats
+	runtime.ReadMemStats(&before)
 	in := &Inbox{Dial: dialer(broker.Addr), Log: slog.New(slog.NewTextHandler(&log, nil))}
 	var got []string
 	ctx, cancel := context.WithCancel(t.Context())
@@ -269,7 +275,10 @@ func TestWhatIsNoEvent(t *testing.T) {
 	cancel()
 	reading.Wait()
 	assert.Equal(t, []string{`{"id":"a"}`, `{"id":"b"}`}, got)
-	assert.Equal(t, 100, in.unread)
+	assert.Equal(t, 104, in.unread)
+	var after runtime.MemStats
+	runtime.ReadMemStats(&after)
+	assert.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(32<<20))
 	assert.Equal(t, 1, strings.Count(log.String(), "\n"), log.String())
 	assert.Contains(t, log.String(), "level=WARN")
 }
