@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -125,6 +126,9 @@ func (i *Inbox) take(l *link, known *known, d amqp.Delivery, acks chan<- uint64)
 func event(body []byte) ([]byte, error) {
 	if len(body) > maxEvent {
 		return nil, fmt.Errorf("it is larger than %d bytes", maxEvent)
+	}
+	if len(body) == 0 { // as package rabbitmq gives one that is too long
+		return nil, errors.New("it is empty, or longer than 1 MiB")
 	}
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(body, &fields); err != nil {
