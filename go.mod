@@ -1,6 +1,6 @@
 module st2ha
 
-go 1.26.0
+go 1.27.3
 
 toolchain go1.27.4
 

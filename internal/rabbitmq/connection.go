@@ -42,7 +42,7 @@ func open(ctx context.Context, conn net.Conn, l Login, beat time.Duration) (*Con
 	if beat < time.Second {
 		beat = time.Second // less would mean the broker's own value to the library
 	}
-	raw := &rawConn{Conn: conn, frames: bufio.NewReader(conn), silence: 3 * beat, opening: true}
+	raw := &rawConn{Conn: conn, frames: bufio.NewReader(conn), silence: 3 * beat, opening: true, long: shortener{}}
 	properties := amqp.Table{"product": "st2ha"}
 	// The library clears all deadlines before open returns, so that none could
 	// end a handshake; and it has no context.
@@ -127,6 +127,7 @@ type rawConn struct {
 	frames *bufio.Reader
 	frame  []byte // the one that is being read
 	unread []byte // of it
+	long   shortener
 
 	mu      sync.Mutex
 	talk    dialogue
@@ -160,7 +161,15 @@ func (r *rawConn) Write(p []byte) (int, error) {
 // handshake ends.
 func (r *rawConn) Read(p []byte) (int, error) {
 	if len(r.unread) == 0 {
-		frame, err := readFrame(r.frames, r.frame)
+		frame, passes, err := r.frame, false, error(nil)
+		for !passes && err == nil {
+			if frame, err = readFrame(r.frames, frame); err == nil {
+				passes, err = r.long.passes(frame)
+			}
+			if !passes && err == nil { // the library would do so after a frame
+				err = r.SetReadDeadline(time.Now().Add(r.silence))
+			}
+		}
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if err == nil {

@@ -12,8 +12,9 @@ import (
 const (
 	// maxFrame is agreed with the broker, and RabbitMQ's own default (frame_max).
 	maxFrame = 128 << 10
-	// maxBody is one message's; an event's record in the spool is no longer.
-	maxBody = 1 << 20
+	// maxBody is one message's; an event's record in the spool is no longer. What
+	// is, up to what RabbitMQ takes at most (max_message_size), is given as empty.
+	maxBody, maxMessage = 1 << 20, 512 << 20
 	// maxDepth is of tables and arrays in each other. RabbitMQ's own have three.
 	maxDepth = 8
 
@@ -85,7 +86,7 @@ func checkPayload(kind byte, payload []byte) error {
 		f.all(format)
 	case frameHeader:
 		f.take(4)
-		if size := f.number(8); size > maxBody {
+		if size := f.number(8); size > maxMessage {
 			return fmt.Errorf("%w: a message of %d bytes", errFrame, size)
 		}
 		flags := f.number(2)
@@ -101,6 +102,32 @@ func checkPayload(kind byte, payload []byte) error {
 		return fmt.Errorf("%w: a frame whose fields do not fit it", errFrame)
 	}
 	return nil
+}
+
+// shortener leaves out the bodies that are too long: whoever consumes a queue
+// would get such a message again and again if it ended the connection.
+type shortener map[uint16]uint64 // bytes of a body that are left, by channel
+
+// passes says whether the library is given a frame, which it may change.
+func (s shortener) passes(frame []byte) (bool, error) {
+	channel, payload := binary.BigEndian.Uint16(frame[1:]), frame[7:len(frame)-1]
+	switch frame[0] {
+	case frameHeader:
+		delete(s, channel)
+		if size := binary.BigEndian.Uint64(payload[4:]); size > maxBody {
+			s[channel] = size
+			binary.BigEndian.PutUint64(payload[4:], 0)
+		}
+	case frameBody:
+		if left := s[channel]; left > 0 {
+			if uint64(len(payload)) > left {
+				return false, fmt.Errorf("%w: a body that is longer than its header says", errFrame)
+			}
+			s[channel] = left - uint64(len(payload))
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // fields reads what a frame is made of; once it has failed it gives zeros.

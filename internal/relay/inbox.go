@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -126,11 +127,14 @@ func event(body []byte) ([]byte, error) {
 	if len(body) > maxEvent {
 		return nil, fmt.Errorf("it is larger than %d bytes", maxEvent)
 	}
+	if len(body) == 0 { // as package rabbitmq gives one that is too long
+		return nil, errors.New("it is empty, or longer than 1 MiB")
+	}
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(body, &fields); err != nil {
 		return nil, err
 	}
-	if len(fields) == 0 || len(fields) > maxFields {
+	if len(fields) > maxFields {
 		return nil, fmt.Errorf("it has %d fields", len(fields))
 	}
 	for name, value := range fields {

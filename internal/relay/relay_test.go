@@ -225,3 +225,107 @@ func TestRepetitionBeforeTaken(t *testing.T) {
 	next()
 	empty(t, broker)
 }
+
+// What Python, MongoDB or the rules could not hold is set aside, and what comes
+// after it is read; counted, and said at most once a minute.
+func TestWhatIsNoEvent(t *testing.T) {
+	for body, want := range map[string]string{
+		`{"id":` + strings.Repeat("[", 5000) + strings.Repeat("]", 5000) + `}`: "neither text nor a number",
+		strings.Repeat("[", 20000):                       "depth",
+		`{"id":"` + strings.Repeat("x", maxEvent) + `"}`: "larger than",
+		`{"a.b":1}`: "no field's name", `{"$where":1}`: "no field's name",
+		`{"seq":1e300}`: "too large", `{"seq":99999999999999999999}`: "too large",
+		`{"seq":{}}`: "neither text", `[1]`: "cannot unmarshal", ``: "empty, or longer",
+	} {
+		_, err := event([]byte(body))
+		assert.ErrorContains(t, err, want, "%.40s", body)
+	}
+	line, err := event([]byte("{\"id\": \"\\ud800<\",\n\"seq\": 5, \"x\": null, \"after_ms\": 1.5, \"big\": 9007199254740992}"))
+	require.NoError(t, err)
+	assert.JSONEq(t, "{\"id\":\"\ufffd<\",\"seq\":5,\"x\":null,\"after_ms\":1.5,\"big\":9007199254740992}", string(line))
+	assert.NotContains(t, string(line), "\n")
+
+	broker := start(t)
+	l, err := open(t.Context(), dialer(broker.Addr))
+	require.NoError(t, err)
+	defer l.close()
+	for range 4 { // the library would take a multiple of them in memory
+		require.NoError(t, l.channel.Publish("", Queue, false, false, amqp.Publishing{Body: make([]byte, 60<<20)}))
+	}
+	for range 100 {
+		require.NoError(t, l.channel.Publish("", Queue, false, false, amqp.Publishing{Body: []byte(`{"id":[[1]]}`)}))
+	}
+	for _, id := range []string{"a", "b", "a"} { // without a message id the content tells repetitions
+		require.NoError(t, l.channel.Publish("", Queue, false, false, amqp.Publishing{Body: fmt.Appendf(nil, `{"id":%q}`, id)}))
+	}
+	var log strings.Builder
+	in := &Inbox{Dial: dialer(broker.Addr), Log: slog.New(slog.NewTextHandler(&log, nil))}
+	var got []string
+	ctx, cancel := context.WithCancel(t.Context())
+	in.Take = func(line []byte, taken func()) {
+		got = append(got, string(line))
+		go taken()
+	}
+	var reading sync.WaitGroup
+	reading.Go(func() { in.Run(ctx) })
+	empty(t, broker)
+	cancel()
+	reading.Wait()
+	assert.Equal(t, []string{`{"id":"a"}`, `{"id":"b"}`}, got)
+	assert.Equal(t, 104, in.unread)
+	assert.Contains(t, log.String(), "bytes=0 ", "it was not held in memory")
+	assert.Equal(t, 1, strings.Count(log.String(), "\n"), log.String())
+	assert.Contains(t, log.String(), "level=WARN")
+}
+
+// What only people can end is said once, and not asked for at full speed.
+func TestRefused(t *testing.T) {
+	broker := start(t)
+	dials := map[string]Dial{
+		"login": func(ctx context.Context) (*rabbitmq.Connection, error) {
+			return rabbitmq.Dial(ctx, &net.Dialer{}, rabbitmq.Login{Addr: broker.Addr, User: backendtest.User, Password: "wrong", VHost: "/"})
+		},
+		"vhost": func(ctx context.Context) (*rabbitmq.Connection, error) {
+			return rabbitmq.Dial(ctx, &net.Dialer{}, rabbitmq.Login{Addr: broker.Addr, User: backendtest.User, Password: backendtest.Password, VHost: "none"})
+		},
+		"queue": dialer(broker.Addr),
+	}
+	conn, err := dialer(broker.Addr)(t.Context())
+	require.NoError(t, err)
+	defer conn.Close()
+	channel, err := conn.Channel()
+	require.NoError(t, err)
+	_, err = channel.QueueDeclare(Queue, false, false, false, false, nil) // PRECONDITION_FAILED to a durable one
+	require.NoError(t, err)
+	for name, dial := range dials {
+		t.Run(name, func(t *testing.T) {
+			var log strings.Builder
+			told := make(chan error, 10)
+			logger := slog.New(slog.NewTextHandler(&log, nil))
+			s, err := spool.Open(filepath.Join(t.TempDir(), "spool"), 1<<30)
+			require.NoError(t, err)
+			defer s.Close()
+			_, err = s.Append("a", []byte("{}"))
+			require.NoError(t, err)
+			refused := func(err error) { told <- err }
+			ctx, cancel := context.WithCancel(t.Context())
+			var running sync.WaitGroup
+			running.Go(func() { (&Outbox{Spool: s, Dial: dial, Log: logger, Refused: refused}).Run(ctx) })
+			running.Go(func() {
+				(&Inbox{Dial: dial, Log: slog.New(slog.DiscardHandler), Take: func([]byte, func()) {}, Refused: refused}).Run(ctx)
+			})
+			for range 2 {
+				assert.True(t, isRefused(<-told))
+			}
+			time.Sleep(firstPause + 500*time.Millisecond) // a broker that is only away would have been asked again
+			cancel()
+			running.Wait()
+			assert.Empty(t, told)
+			assert.Equal(t, 1, strings.Count(log.String(), "level=WARN"), log.String())
+		})
+	}
+	p := pause{log: slog.New(slog.DiscardHandler), refused: func(error) { t.Error("a broker that is away refuses nothing") }}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	p.wait(ctx, errEnded)
+}

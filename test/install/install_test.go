@@ -4,11 +4,14 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -79,6 +82,44 @@ func TestInstallMain(t *testing.T) {
 		n.launch(t, "", false)
 	})
 
+	t.Run("sensor", func(t *testing.T) {
+		// What Go has compiled already, to be quick.
+		cache := n.base + "/exports/st2ha"
+		run(t, "/", "sh", "-c", `cp -a "$0" "$1"; rm -rf "$1"/build-* "$1"/lock; chown -R `+strconv.Itoa(st2)+` "$1"`, n.cache+"/st2ha", cache)
+		require.Contains(t, n.sensor(t, asSt2, n.base+"/exports/st2ha"), "building in "+cache)
+		require.NotContains(t, n.sensor(t, asSt2, n.base+"/exports/st2ha"), "building")
+	})
+
+	t.Run("no place for builds", func(t *testing.T) {
+		// Neither a directory that others can write, nor one that somebody has prepared, nor a link to one.
+		evil := openDir(t)
+		for _, setup := range []string{
+			`chmod 775 "$EXPORTS"; trap 'chmod 755 "$EXPORTS"' EXIT; `,
+			`chown 0 "$EXPORTS"; `,
+		} {
+			setup = "EXPORTS=" + n.base + "/exports\n" + setup + asSt2 + `set -- "$@"
+XDG_CACHE_HOME=/tmp; export XDG_CACHE_HOME`
+			c := n.start(t, setup, true, n.pack()+"/actions/st2ha", "--help")
+			require.Equal(t, 3, c.wait(t), c.stdout.String())
+			require.Contains(t, c.stderr.String(), "install -d -m 700 -o 1498 /var/cache/st2ha-1498")
+			require.NoError(t, os.Chmod(n.base+"/exports", 0o755))
+			require.NoError(t, os.Chown(n.base+"/exports", st2, 0))
+		}
+		require.NoError(t, os.Rename(n.base+"/exports/st2ha", evil+"/st2ha"))
+		require.NoError(t, os.Chown(evil+"/st2ha", 65534, -1))
+		require.NoError(t, os.Symlink(evil+"/st2ha", n.base+"/exports/st2ha"))
+		require.Contains(t, n.fails(t, asSt2, true).Message, "is not a directory that user 1498 alone can write")
+		require.NoError(t, os.Remove(n.base+"/exports/st2ha"))
+
+		// What the message says helps.
+		require.NoError(t, os.Chown(evil+"/st2ha", st2, -1))
+		require.NoError(t, os.Rename(evil+"/st2ha", n.cache+"/st2ha-1498"))
+		require.Contains(t, n.sensor(t, asSt2, n.cache+"/st2ha-1498"), "watching")
+		require.NoError(t, os.RemoveAll(n.cache+"/st2ha-1498"))
+	})
+
+	t.Run("hostile environment", func(t *testing.T) { n.hostile(t, from) })
+
 	// A secondary's mount can be one; and people who are not root try --help.
 	t.Run("read-only pack, not root", func(t *testing.T) {
 		user := openDir(t)
@@ -115,6 +156,10 @@ func TestInstallMain(t *testing.T) {
 		require.NoError(t, os.RemoveAll(n.base+"/virtualenvs"))
 		e := n.fails(t, `mount -t tmpfs none /var/cache`, true)
 		require.Contains(t, e.Message, "neither a binary for this machine")
+		// An older Go than go.mod's is none: known vulnerabilities are mended in it.
+		e = n.fails(t, `mount -t tmpfs none /var/cache; mkdir -p /usr/local/go/bin
+printf '#!/bin/sh\n[ "$2" != GOVERSION ] || { echo go1.26.0; exit 0; }\necho "go: go.mod requires a newer one" >&2; exit 1\n' >/usr/local/go/bin/go; chmod 755 /usr/local/go/bin/go`, true)
+		require.Contains(t, e.Message, "/usr/local/go/bin/go is go1.26.0, not new enough")
 		require.Contains(t, e.Hint, "st2 pack install URL=VERSION")
 	})
 }
@@ -147,6 +192,59 @@ func (n node) buildOnce(t *testing.T) {
 	}
 	require.Equal(t, 1, built)
 	require.Empty(t, n.launch(t, "", true).stderr.String())
+}
+
+// sensor starts the watcher as StackStorm's sensor does, and ends it when it
+// has found its place for events. It returns what it said.
+func (n node) sensor(t *testing.T, setup, place string) string {
+	t.Helper()
+	require.NoError(t, os.RemoveAll(place+"/spool"))
+	c := n.start(t, setup, true, n.pack()+"/actions/st2ha-watch")
+	assert.Eventually(t, func() bool { return exists(place + "/spool/lock") }, 3*time.Minute, 20*time.Millisecond)
+	require.Zero(t, c.wait(t), c.stderr.String())
+	require.NotContains(t, c.stderr.String(), "events cannot be kept")
+	return c.stderr.String()
+}
+
+// hostile starts a build as root with all variables that name programs, files
+// with settings or functions, and none of them runs or gets to the program.
+func (n node) hostile(t *testing.T, from string) {
+	t.Helper()
+	evil := openDir(t)
+	program := evil + "/run"
+	require.NoError(t, os.WriteFile(program, []byte("#!/bin/sh\n: >>"+evil+"/ran\nexit 1\n"), 0o755))
+	for _, name := range append(slices.Clone(tools), "go", "git", "gcc", "awk", "ld", "asm") {
+		require.NoError(t, os.Symlink(program, evil+"/"+name))
+	}
+	require.NoError(t, os.MkdirAll(evil+"/.config/go", 0o755))
+	settings := "GOFLAGS=-toolexec=" + program + "\nGOCACHEPROG=" + program + "\n"
+	require.NoError(t, os.WriteFile(evil+"/.config/go/env", []byte(settings), 0o644))
+	hostile := []string{"PATH=" + evil, "HOME=" + evil, "XDG_CONFIG_HOME=" + evil + "/.config", "XDG_CACHE_HOME=" + evil, "GOENV=" + evil + "/.config/go/env",
+		"GOFLAGS=-toolexec=" + program, "GOCACHEPROG=" + program, "GOROOT=" + evil, "GOTOOLCHAIN=path", "GOCACHE=" + evil, "GOMODCACHE=" + evil,
+		"GOTMPDIR=" + evil, "TMPDIR=" + evil, "CC=" + program, "CGO_ENABLED=1", "GIT_EXEC_PATH=" + evil, "GIT_SSH_COMMAND=" + program, "GIT_CONFIG_GLOBAL=" + program,
+		"ENV=" + program, "BASH_ENV=" + program, "IFS=/", "CDPATH=" + evil, "BASH_FUNC_find%%=() { " + program + "; }", "BASH_FUNC_id%%=() { " + program + "; }",
+		"SHELLOPTS=xtrace", "PS4=$(" + program + ")", "ERL_FLAGS=x", "RABBITMQ_CTL_ERL_ARGS=x", "PYTHONPATH=" + evil, "PERL5LIB=" + evil, "GODEBUG=x=y", "ST2HA_STATE_DIR=" + evil,
+		"ST2HA_RABBITMQ_PASSWORD=s3cret", "LC_ALL=C.UTF-8", "LANG=C.UTF-8"}
+	main := "package main\n\nimport (\n\t\"fmt\"\n\t\"os\"\n)\n\nfunc main() { fmt.Println(os.Environ()) }\n"
+	for _, shell := range []string{"dash", "bash"} {
+		require.NoError(t, os.WriteFile(from+"/cmd/st2ha-twin/main.go", []byte(main+"\n// "+shell+"\n"), 0o644))
+		n.upgrade(t, from)
+		setup := `mount --bind /bin/` + shell + ` /bin/sh; cp /bin/` + shell + ` "$TOOLS/sh"
+`
+		argv := append([]string{"env"}, append(hostile, n.pack()+"/actions/st2ha-twin")...)
+		c := n.start(t, setup, false, argv...)
+		require.Zero(t, c.wait(t), c.stderr.String())
+		require.Contains(t, c.stderr.String(), "building", shell)
+		require.NoFileExists(t, evil+"/ran", shell)
+		given := strings.Fields(strings.Trim(c.stdout.String(), "[]\n"))
+		slices.Sort(given)
+		require.Equal(t, []string{"HOME=/root", "LANG=C.UTF-8", "LC_ALL=C.UTF-8", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "ST2HA_RABBITMQ_PASSWORD=s3cret"}, given, shell)
+	}
+	left, err := os.ReadDir(evil)
+	require.NoError(t, err)
+	for _, e := range left {
+		require.NotContains(t, []string{"st2ha", "download", "cache", "go-build"}, e.Name(), "nothing is written there")
+	}
 }
 
 func (n node) builds(t *testing.T) []string { return n.cached(t, "build-*") }

@@ -4,6 +4,7 @@ package install
 
 import (
 	"bytes"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -20,6 +21,13 @@ import (
 // st2packs is a group's number; there need not be such a group here.
 const st2packs = 1499
 
+// st2 is the number of the user that runs StackStorm's services. As its packages
+// make it (packaging/deb/scripts/pre-install.sh:27), it has no home.
+const st2 = 1498
+
+var asSt2 = fmt.Sprintf(`set -- setpriv --reuid=%d --regid=%d --groups=%d env HOME=/home/st2 "$@"
+`, st2, st2, st2packs)
+
 // tools are the programs that the launcher and StackStorm's sandbox need on a
 // node. A Go is not among them.
 var tools = strings.Fields("cat env find flock id ls mkdir mktemp mv readlink rm sed setpriv sh sha256sum stat sync tail timeout tr uname xargs")
@@ -28,7 +36,7 @@ var tools = strings.Fields("cat env find flock id ls mkdir mktemp mv readlink rm
 type node struct {
 	base  string // stands for /opt/stackstorm
 	cache string // stands for /var/cache
-	path  string // PATH of the actions
+	path  string // stands for /usr/bin
 }
 
 func newNode(t *testing.T) node {
@@ -39,8 +47,11 @@ func newNode(t *testing.T) node {
 	for _, name := range tools {
 		found, err := exec.LookPath(name)
 		require.NoError(t, err)
-		require.NoError(t, os.Symlink(found, filepath.Join(n.path, name)))
+		run(t, "/", "cp", "-L", found, filepath.Join(n.path, name))
 	}
+	// The packages' directories of user st2 (packaging/common/BUILD:25-43).
+	require.NoError(t, os.Mkdir(n.base+"/exports", 0o755))
+	require.NoError(t, os.Chown(n.base+"/exports", st2, 0))
 	return n
 }
 
@@ -91,12 +102,14 @@ func (n node) virtualenv(t *testing.T) {
 // call is one start of the launcher.
 type call struct {
 	cmd            *exec.Cmd
+	stdin          *os.File // open until it is waited for
 	stdout, stderr bytes.Buffer
 }
 
 // start runs a program of the node in a mount namespace of its own, where the
-// node's cache is /var/cache; setup, a shell script, comes before. The
-// process that is started becomes the program itself.
+// node's cache is /var/cache, its programs are /usr/bin, and there are no
+// others; setup, a shell script, comes before. The process that is started
+// becomes the program itself.
 func (n node) start(t *testing.T, setup string, offline bool, argv ...string) *call {
 	t.Helper()
 	args := []string{"--mount", "--propagation", "private"}
@@ -105,8 +118,10 @@ func (n node) start(t *testing.T, setup string, offline bool, argv ...string) *c
 	}
 	script := `PATH=/usr/sbin:/usr/bin:/sbin:/bin
 mount --bind "$CACHE" /var/cache
+for dir in /usr/local /usr/sbin /var/log; do mount -t tmpfs none $dir; done
 ` + setup + `
-unset CACHE; PATH=$TOOLS; export PATH; exec "$@"`
+mount --bind "$TOOLS" /usr/bin
+unset CACHE TOOLS; exec "$@"`
 	c := &call{cmd: exec.Command("/usr/bin/unshare", append(append(args, "/bin/sh", "-euc", script, "sh"), argv...)...)}
 	c.cmd.Env = append(slices.DeleteFunc(os.Environ(), func(s string) bool {
 		name, _, _ := strings.Cut(s, "=")
@@ -114,13 +129,18 @@ unset CACHE; PATH=$TOOLS; export PATH; exec "$@"`
 	}), "CACHE="+n.cache, "TOOLS="+n.path, "PACK="+n.pack())
 	c.cmd.Stdout, c.cmd.Stderr = &c.stdout, &c.stderr
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	in, stdin, err := os.Pipe()
+	require.NoError(t, err)
+	c.cmd.Stdin, c.stdin = in, stdin
 	require.NoError(t, c.cmd.Start())
+	require.NoError(t, in.Close())
 	return c
 }
 
 // wait returns the exit code.
 func (c *call) wait(t *testing.T) int {
 	t.Helper()
+	_ = c.stdin.Close()
 	err := c.cmd.Wait()
 	if c.cmd.ProcessState == nil {
 		require.NoError(t, err)

@@ -54,6 +54,7 @@ func TestRelease(t *testing.T) {
 			static(t, n.pack()+"/bin/st2ha-linux-"+arch, machine)
 		}
 		require.Empty(t, n.launch(t, `mount -t tmpfs -o ro none /var/cache`, true).stderr.String())
+		require.NotContains(t, n.sensor(t, asSt2, n.base+"/exports/st2ha"), "building")
 		link := t.TempDir() + "/st2ha"
 		require.NoError(t, os.Symlink(n.pack()+"/actions/st2ha", link))
 		c := n.start(t, "", true, link, "--help")
