@@ -85,17 +85,11 @@ func (s *RestartBackend) Plan(ctx context.Context, h host.Host) ([]step.Change, 
 func (s *RestartBackend) Verify(ctx context.Context, h host.Host) error {
 	ctx, cancel := context.WithTimeout(ctx, s.Within)
 	defer cancel()
-	for {
-		err := probes()[s.Backend](ctx, h, s.addr(h))
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fault.Failed("silent", "its log says more", "%s: %s does not answer at %s: %w", h.Name(), s.Backend, s.addr(h), err)
-		case <-time.After(500 * time.Millisecond):
-		}
-	}
+	return step.Await(ctx, 500*time.Millisecond, func(ctx context.Context) (waiting, err error) {
+		return probes()[s.Backend](ctx, h, s.addr(h)), nil
+	}, func(seen error) error {
+		return fault.Failed("silent", "its log says more", "%s: %s does not answer at %s: %w", h.Name(), s.Backend, s.addr(h), seen)
+	})
 }
 
 // mend is a restart of what does not answer.

@@ -276,15 +276,9 @@ func (s *Configure) Verify(ctx context.Context, h host.Host) error {
 	addr := net.JoinHostPort(s.Address, strconv.Itoa(port))
 	ctx, cancel := context.WithTimeout(ctx, s.Within)
 	defer cancel()
-	for {
-		err := Answers(ctx, h, addr)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fault.Failed("mongodb", "journalctl -u mongod says why", "%s: mongod does not answer on %s: %w", h.Name(), addr, err)
-		case <-time.After(200 * time.Millisecond):
-		}
-	}
+	return step.Await(ctx, 200*time.Millisecond, func(ctx context.Context) (waiting, err error) {
+		return Answers(ctx, h, addr), nil
+	}, func(seen error) error {
+		return fault.Failed("mongodb", "journalctl -u mongod says why", "%s: mongod does not answer on %s: %w", h.Name(), addr, seen)
+	})
 }

@@ -160,10 +160,11 @@ func Activity(ctx context.Context, h host.Host, unit string) (state string, sinc
 // AwaitEnabled waits until those of the units that the host starts at boot,
 // and so is meant to run, are active, and returns how many they are.
 func AwaitEnabled(ctx context.Context, h host.Host, units ...string) (count int, err error) {
-	for {
+	first := "'st2*'" // of those that are waited for
+	err = step.Await(ctx, 200*time.Millisecond, func(ctx context.Context) (waiting, err error) {
 		blocks, err := show(ctx, h, "LoadState,UnitFileState,ActiveState,SubState", units)
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
 		count = 0
 		var down []string
@@ -174,15 +175,14 @@ func AwaitEnabled(ctx context.Context, h host.Host, units ...string) (count int,
 			}
 		}
 		if len(down) == 0 {
-			return count, nil
+			return nil, nil
 		}
-		select {
-		case <-ctx.Done():
-			return 0, fault.Failed("inactive", "look at: systemctl status, journalctl -u "+strings.Fields(down[0])[0],
-				"%s: %s", h.Name(), strings.Join(down, ", "))
-		case <-time.After(200 * time.Millisecond):
-		}
-	}
+		first = strings.Fields(down[0])[0]
+		return errors.New(strings.Join(down, ", ")), nil
+	}, func(seen error) error {
+		return fault.Failed("inactive", "look at: systemctl status, journalctl -u "+first, "%s: %w (waited for it to be active)", h.Name(), seen)
+	})
+	return count, err
 }
 
 // Restart restarts a unit and waits until it is active.

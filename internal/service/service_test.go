@@ -86,6 +86,21 @@ func TestAwait(t *testing.T) {
 	require.Equal(t, "inactive", fault.Of(err).Code)
 	require.ErrorContains(t, err, "node: a is activating/auto-restart")
 	require.NotContains(t, err.Error(), ",")
+	// The time may be over while systemctl is being asked.
+	short, end := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer end()
+	m.ran = nil
+	m.run = func(string) (string, error) {
+		if len(m.ran) < 2 {
+			return starting + others, nil
+		}
+		<-short.Done()
+		return "", short.Err()
+	}
+	_, err = service.AwaitEnabled(short, m, "a", "b", "c")
+	require.Equal(t, "inactive", fault.Of(err).Code, err)
+	require.ErrorContains(t, err, "node: a is activating/auto-restart")
+	require.NotEmpty(t, fault.Of(err).Hint)
 	m.run = func(string) (string, error) {
 		if len(m.ran) < 3 {
 			return starting + others, nil

@@ -72,25 +72,24 @@ const fetchTime = 10 * time.Second
 // whoever waits for it could fetch the result. What is no execution of its has
 // ended.
 func AwaitEnd(ctx context.Context, h host.Host, id string) error {
-	for last := ""; ; {
+	err := step.Await(ctx, 2*time.Second, func(ctx context.Context) (waiting, err error) {
 		status, err := executionStatus(ctx, h, id)
-		if err == nil && (status == "" || completed(status)) {
-			select {
-			case <-ctx.Done():
-			case <-time.After(fetchTime):
-			}
-			return nil
+		if err == nil && status != "" && !completed(status) {
+			err = errors.New("it is " + status)
 		}
-		if last = "it is " + status; err != nil {
-			last = err.Error()
-		}
-		select {
-		case <-ctx.Done():
-			return fault.Failed("execution", "look at st2 execution get "+id+", then run the action again",
-				"%s: waited for the end of execution %s, and gave up: %s", h.Name(), id, last)
-		case <-time.After(2 * time.Second):
-		}
+		return err, nil // a database that is away may come back
+	}, func(seen error) error {
+		return fault.Failed("execution", "look at st2 execution get "+id+", then run the action again",
+			"%s: waited for the end of execution %s, and gave up: %w", h.Name(), id, seen)
+	})
+	if err != nil {
+		return err
 	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(fetchTime):
+	}
+	return nil
 }
 
 // AfterEnd is the variable that names the execution whose end a deferred

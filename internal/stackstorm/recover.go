@@ -75,21 +75,21 @@ func (s *Recoverer) Plan(ctx context.Context, h host.Host) ([]step.Change, error
 func (s *Recoverer) Verify(ctx context.Context, h host.Host) error {
 	ctx, cancel := context.WithTimeout(ctx, s.Within)
 	defer cancel()
-	for {
+	first := "'st2*'" // of those that are waited for
+	return step.Await(ctx, 500*time.Millisecond, func(ctx context.Context) (waiting, err error) {
 		ailing, err := s.ailing(ctx, h)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		ailing = slices.DeleteFunc(ailing, func(r *unitRestart) bool { return r.postponed(h) })
 		if len(ailing) == 0 {
-			return nil
+			return nil, nil
 		}
-		select {
-		case <-ctx.Done():
-			return fault.Failed("services", "journalctl -u "+ailing[0].Unit+" says why", "%s: %s: %s", h.Name(), ailing[0].Unit, ailing[0].why)
-		case <-time.After(500 * time.Millisecond):
-		}
-	}
+		first = ailing[0].Unit
+		return fmt.Errorf("%s: %s", first, ailing[0].why), nil
+	}, func(seen error) error {
+		return fault.Failed("services", "journalctl -u "+first+" says why", "%s: wait for the st2 services to recover: %w", h.Name(), seen)
+	})
 }
 
 // ailing returns the units that have to be restarted.

@@ -130,30 +130,24 @@ func (s *Verifier) seen(ctx context.Context, h host.Host, addrs ...string) error
 	if err != nil {
 		return err
 	}
-	for {
+	return step.Await(ctx, 500*time.Millisecond, func(ctx context.Context) (waiting, err error) {
 		peers, err := established(ctx, s.Primary)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		missing := ""
 		for _, addr := range addrs {
 			_, port, err := net.SplitHostPort(addr)
 			if err != nil {
-				return fmt.Errorf("%s: %q: %w", h.Name(), addr, err)
+				return nil, fmt.Errorf("%s: %q: %w", h.Name(), addr, err)
 			}
 			if !slices.ContainsFunc(names, func(name string) bool { return peers[name+" "+port] }) {
-				missing = addr
+				waiting = fmt.Errorf("%s knows no connection from it to %s", s.Primary.Name(), addr)
 			}
 		}
-		if missing == "" {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fault.Failed("connections", "journalctl -u 'st2*' on "+h.Name()+" says why", "%s: %s knows no connection from it to %s", h.Name(), s.Primary.Name(), missing)
-		case <-time.After(500 * time.Millisecond):
-		}
-	}
+		return waiting, nil
+	}, func(seen error) error {
+		return fault.Failed("connections", "journalctl -u 'st2*' on "+h.Name()+" says why", "%s: %w", h.Name(), seen)
+	})
 }
 
 // addresses returns a node's addresses as another one knows it, in the form

@@ -261,20 +261,29 @@ func Lock(ctx context.Context, h host.Host, note string, wait time.Duration) (re
 	if err := makeState(ctx, h); err != nil {
 		return nil, err
 	}
-	for end := time.Now().Add(wait); ; {
-		release, err := lockAndTidy(ctx, h, note)
+	end := time.Now().Add(wait)
+	err = Await(ctx, 500*time.Millisecond, func(ctx context.Context) (waiting, err error) {
 		var held *host.LockedError
-		if !errors.As(err, &held) {
-			return release, err
+		release, err = lockAndTidy(ctx, h, note)
+		switch {
+		case !errors.As(err, &held):
+			return nil, err
+		case !time.Now().Before(end):
+			return nil, locked(h, held)
 		}
-		if !time.Now().Before(end) {
-			return nil, fault.Preflight("locked", "wait for that run to end, or look after it with: st2 execution list",
-				"%s: another run is in progress: %s", h.Name(), held.Holder)
-		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(500 * time.Millisecond):
-		}
+		return held, nil
+	}, func(seen error) error {
+		return locked(h, seen)
+	})
+	return release, err
+}
+
+// locked is a run that others kept from its work.
+func locked(h host.Host, seen error) error {
+	said := seen.Error()
+	if held := (*host.LockedError)(nil); errors.As(seen, &held) {
+		said = held.Holder
 	}
+	return fault.Preflight("locked", "wait for that run to end, or look after it with: st2 execution list",
+		"%s: another run is in progress: %s", h.Name(), said)
 }
