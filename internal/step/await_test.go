@@ -62,3 +62,23 @@ func TestLockGivesUp(t *testing.T) {
 	require.ErrorContains(t, err, "run other")
 	require.NotEmpty(t, fault.Of(err).Hint)
 }
+
+// StackStorm may begin an action twice, at the same moment on two nodes: the second waits for the first, though it is not
+// told to wait for others, and finds nothing to do.
+func TestLockOfATwin(t *testing.T) {
+	m := newMachine(t)
+	s := &fake{name: "configure", line: "new", files: []string{"/etc/x"}}
+	release, err := step.Lock(t.Context(), m, "run one, step configure", 0)
+	require.NoError(t, err)
+	time.AfterFunc(time.Second, release)
+	r, err := step.Run(t.Context(), s, m, options("one"))
+	require.NoError(t, err)
+	require.True(t, r.Changed)
+
+	release, err = step.Lock(t.Context(), m, "run one, step other", 0)
+	require.NoError(t, err)
+	defer release()
+	s.line = "newer"
+	_, err = step.Run(t.Context(), s, m, options("one"))
+	requireFault(t, err, fault.ExitPreflight, "locked")
+}

@@ -268,7 +268,9 @@ func Lock(ctx context.Context, h host.Host, note string, wait time.Duration) (re
 		switch {
 		case !errors.As(err, &held):
 			return nil, err
-		case !time.Now().Before(end):
+		// The same step of the same run: StackStorm has begun the action twice, as schedulers of two nodes do that share
+		// no coordinator. The twin is waited for, and leaves nothing to do.
+		case !time.Now().Before(end) && held.Holder != note:
 			return nil, locked(h, held)
 		}
 		return held, nil
