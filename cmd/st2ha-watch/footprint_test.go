@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"st2ha/internal/backendtest"
+	"st2ha/internal/mongodb"
 	"st2ha/internal/rabbitmq"
 	"st2ha/internal/watch"
 )
@@ -38,7 +39,7 @@ func footprintMain() {
 			e.Backend = watch.RabbitMQ
 			e.Watch = watch.WatchRabbitMQ(watch.RabbitMQSettings{Login: rabbitmq.Login{Addr: broker, User: backendtest.User, Password: backendtest.Password, VHost: "/"}})
 		case mongod != "" && i%3 == 1:
-			e.Backend, e.Watch = watch.MongoDB, watch.WatchMongoDB(watch.MongoDBSettings{URI: "mongodb://" + mongod + "/", Addr: mongod})
+			e.Backend, e.Watch = watch.MongoDB, watch.WatchMongoDB(watch.MongoDBSettings{Server: mongodb.Server{URI: "mongodb://" + mongod + "/"}, Addr: mongod})
 		}
 		endpoints = append(endpoints, e)
 	}

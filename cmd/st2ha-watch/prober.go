@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"net"
 	"log/slog"
 	"sync/atomic"
 	"time"
@@ -27,7 +28,7 @@ type prober struct {
 	host    host.Host
 	log     *slog.Logger
 	metrics *metrics
-	brokers atomic.Pointer[[]watch.Broker]
+	brokers atomic.Pointer[[]rabbitmq.Login]
 	watcher *watch.Watcher
 	told    map[string]bool // problems that were logged
 }
@@ -125,8 +126,8 @@ func (p *prober) fingerprint(ctx context.Context) [sha256.Size]byte {
 func (p *prober) dial(ctx context.Context) (*rabbitmq.Connection, error) {
 	var all []error
 	if brokers := p.brokers.Load(); brokers != nil {
-		for _, b := range *brokers {
-			conn, err := rabbitmq.Dial(ctx, b.Dialer, b.Login)
+		for _, l := range *brokers {
+			conn, err := rabbitmq.Dial(ctx, &net.Dialer{}, l)
 			if err == nil {
 				return conn, nil
 			}

@@ -248,7 +248,7 @@ func buildRabbitMQ(ctx context.Context, c *common, p *params) (step.Step, error)
 		return nil, err
 	}
 	s := &rabbitmq.Configure{Address: p.host, Port: b.Port, User: b.User, Password: b.Password, VHost: b.VHost,
-		Permissions: p.rabbitmqPermissions, UpdatePassword: p.updatePassword, Within: rabbitmqTime}
+		Permissions: p.rabbitmqPermissions, UpdatePassword: p.updatePassword, Within: rabbitmqTime, TLS: stackstorm.NodeTLS}
 	if err := s.Validate(); err != nil {
 		return nil, err
 	}
@@ -374,7 +374,7 @@ func (p params) joinNodes(ctx context.Context, c *common) ([]*preflight.Node, er
 		return nil, err
 	}
 	rabbit := &rabbitmq.Configure{Address: p.primary, Port: broker.Port, User: broker.User, Password: broker.Password, VHost: broker.VHost,
-		Permissions: p.rabbitmqPermissions, UpdatePassword: p.updatePassword, Within: rabbitmqTime}
+		Permissions: p.rabbitmqPermissions, UpdatePassword: p.updatePassword, Within: rabbitmqTime, TLS: stackstorm.NodeTLS}
 	if err := rabbit.Validate(); err != nil {
 		return nil, err
 	}

@@ -137,7 +137,8 @@ func answers(addr string) error {
 // Broker is a RabbitMQ node with a user that may do everything on "/".
 type Broker struct {
 	Server
-	epmd *exec.Cmd
+	Secured string // host:port of the listener for TLS, where there is one
+	epmd    *exec.Cmd
 }
 
 // definitions are users with the password of this package, each with all
@@ -163,6 +164,22 @@ func definitions(users []string) ([]byte, error) {
 // NewBroker starts a node with its files in dir, and users beside User, each
 // with a vhost of its name. It takes some seconds.
 func NewBroker(dir string, users ...string) (*Broker, error) {
+	return newBroker(dir, "", "", users)
+}
+
+// NewSecuredBroker is NewBroker with a listener for TLS beside the plain one,
+// which asks for a client's certificate, and takes none as well.
+func NewSecuredBroker(dir string, c *Certificates) (*Broker, error) {
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	addr := "127.0.0.1:" + strconv.Itoa(port)
+	return newBroker(dir, addr, "listeners.ssl.default = "+addr+"\nssl_options.cacertfile = "+c.CA+"\nssl_options.certfile = "+c.Cert+
+		"\nssl_options.keyfile = "+c.Key+"\nssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = false\n", nil)
+}
+
+func newBroker(dir, secured, more string, users []string) (*Broker, error) {
 	defs, err := definitions(users)
 	if err != nil {
 		return nil, err
@@ -175,13 +192,13 @@ func NewBroker(dir string, users ...string) (*Broker, error) {
 	}
 	port, dist, mapper := strconv.Itoa(ports[0]), strconv.Itoa(ports[1]), strconv.Itoa(ports[2])
 	conf := "loopback_users = none\nload_definitions = " + dir + "/definitions.json" +
-		"\ndisk_free_limit.absolute = 1MB\nvm_memory_high_watermark.relative = 0.8\nlog.console = false\n"
+		"\ndisk_free_limit.absolute = 1MB\nvm_memory_high_watermark.relative = 0.8\nlog.console = false\n" + more
 	for name, text := range map[string]string{"rabbitmq.conf": conf, "plugins": "[].", "env.conf": "", "definitions.json": string(defs)} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			return nil, err
 		}
 	}
-	b := &Broker{Server: Server{Addr: "127.0.0.1:" + port, Dir: dir, argv: []string{rabbitPrograms + "rabbitmq-server"}}}
+	b := &Broker{Server: Server{Addr: "127.0.0.1:" + port, Dir: dir, argv: []string{rabbitPrograms + "rabbitmq-server"}}, Secured: secured}
 	b.ready = func() error { return answers(b.Addr) }
 	b.env = []string{"HOME=" + dir, "RABBITMQ_NODENAME=st2ha" + port + "@localhost", "RABBITMQ_NODE_IP_ADDRESS=127.0.0.1",
 		"RABBITMQ_NODE_PORT=" + port, "RABBITMQ_DIST_PORT=" + dist, "RABBITMQ_MNESIA_BASE=" + dir + "/mnesia",

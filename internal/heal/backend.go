@@ -14,6 +14,7 @@ import (
 	"st2ha/internal/mongodb"
 	"st2ha/internal/nfs"
 	"st2ha/internal/rabbitmq"
+	"st2ha/internal/secure"
 	"st2ha/internal/service"
 	"st2ha/internal/step"
 )
@@ -101,20 +102,15 @@ type mend struct {
 // Diff says why, and what is done.
 func (m *mend) Diff() string { return m.why + ": " + m.Restart.Diff() }
 
-// redisAnswers sends PING (redis.io/commands/ping). An error is an answer as
+// redisAnswers sends PING (redis.io/commands/ping), with TLS or without. An error is an answer as
 // well: a password that is asked for, or data that is still being loaded.
 func redisAnswers(ctx context.Context, h host.Host, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	conn, err := h.DialContext(ctx, "tcp", addr)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	end, _ := ctx.Deadline()
-	if err := conn.SetDeadline(end); err != nil {
-		return err
-	}
+	return secure.Answers(ctx, h, addr, ping)
+}
+
+func ping(conn net.Conn) error {
 	if _, err := conn.Write([]byte("PING\r\n")); err != nil {
 		return err
 	}

@@ -103,7 +103,7 @@ func TestHostileServer(t *testing.T) {
 			addr := server(t, say)
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			opts := Options(&net.Dialer{}, "mongodb://"+addr, addr).SetServerSelectionTimeout(200 * time.Millisecond).SetTimeout(time.Second)
+			opts := Options(&net.Dialer{}, Server{URI: "mongodb://" + addr}, addr).SetServerSelectionTimeout(200 * time.Millisecond).SetTimeout(time.Second)
 			var into bson.M
 			err := ask(t.Context(), opts, "admin", bson.D{{Key: "hello", Value: 1}}, &into)
 			runtime.ReadMemStats(&after)

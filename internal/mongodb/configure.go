@@ -15,6 +15,7 @@ import (
 	"st2ha/internal/confedit"
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
+	"st2ha/internal/secure"
 	"st2ha/internal/service"
 	"st2ha/internal/step"
 )
@@ -187,7 +188,7 @@ func (s *Configure) Check(ctx context.Context, h host.Host) ([]step.Finding, err
 		Fix:     "create users and set security.authorization: enabled, or accept it with allow_unauthenticated=true"}
 	if secured {
 		// The file may say so, and the process not know it yet.
-		open, err := s.open(ctx, h, now, port)
+		open, err := s.open(ctx, h, c, now, port)
 		if err != nil || !open {
 			return nil, nil //nolint:nilerr // one that does not answer is Plan's and Verify's concern
 		}
@@ -201,12 +202,33 @@ func (s *Configure) Check(ctx context.Context, h host.Host) ([]step.Finding, err
 }
 
 // open asks the running mongod on the first of its addresses.
-func (s *Configure) open(ctx context.Context, h host.Host, bound string, port int) (bool, error) {
+func (s *Configure) open(ctx context.Context, h host.Host, c *config, bound string, port int) (bool, error) {
 	first, _, _ := strings.Cut(bound, ",")
 	if first = strings.TrimSpace(first); first == "" || first == "0.0.0.0" || first == "*" {
 		first = "127.0.0.1"
 	}
-	return Open(ctx, h, net.JoinHostPort(first, strconv.Itoa(port)))
+	addr := net.JoinHostPort(first, strconv.Itoa(port))
+	server := Server{URI: "mongodb://" + addr}
+	only, err := c.tlsOnly()
+	if err != nil {
+		return false, err
+	}
+	if only {
+		server.TLS = &secure.TLS{}
+	}
+	return Open(ctx, h, server, addr)
+}
+
+// tlsOnly says whether mongod speaks nothing but TLS; net.ssl is what net.tls
+// was called before MongoDB 4.2 (mongod manual, net.tls.mode).
+func (c *config) tlsOnly() (bool, error) {
+	for _, option := range [][]string{{"tlsMode", "net", "tls", "mode"}, {"sslMode", "net", "ssl", "mode"}} {
+		mode, err := c.get(option[0], option[1:]...)
+		if err != nil || mode == "requireTLS" || mode == "requireSSL" {
+			return err == nil, err
+		}
+	}
+	return false, nil
 }
 
 // units are the names that MongoDB's packages and Debian's own give the service.

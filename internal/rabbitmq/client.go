@@ -8,20 +8,21 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"time"
 
 	"github.com/streadway/amqp"
+
+	"st2ha/internal/secure"
 )
 
 // answerTime bounds one conversation with a broker.
 const answerTime = 5 * time.Second
 
 // ContextDialer is what connections are made with: a host.
-type ContextDialer interface {
-	DialContext(ctx context.Context, network, addr string) (net.Conn, error)
-}
+type ContextDialer = secure.ContextDialer
 
 // Login is how a client presents itself.
 type Login struct {
@@ -29,6 +30,8 @@ type Login struct {
 	User     string
 	Password string
 	VHost    string
+	Method   string      // of SASL: EXTERNAL, or else by user and password
+	TLS      *secure.TLS // nil: without
 }
 
 // ErrRefused is a login the broker does not accept: no such user, another
@@ -64,30 +67,33 @@ func Words(e *amqp.Error) string {
 func Dial(ctx context.Context, d ContextDialer, l Login) (*Connection, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
-	conn, err := d.DialContext(ctx, "tcp", l.Addr)
+	conn, err := l.TLS.Dial(ctx, d, l.Addr)
 	if err != nil {
 		return nil, err
 	}
-	return open(ctx, conn, l, heartbeat)
+	c, err := open(ctx, conn, l, heartbeat)
+	if err != nil && l.TLS == nil {
+		err = secure.Hung(ctx, d, l.Addr, err)
+	}
+	return c, err
 }
 
-// Listens says whether an AMQP broker answers at addr (host:port).
+// Listens says whether an AMQP broker answers at addr (host:port), with TLS or without.
 func Listens(ctx context.Context, d ContextDialer, addr string) error {
-	ctx, cancel := context.WithTimeout(ctx, answerTime)
-	defer cancel()
-	conn, err := d.DialContext(ctx, "tcp", addr)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(answerTime))
+	return secure.Answers(ctx, d, addr, greet)
+}
+
+func greet(conn net.Conn) error {
 	// AMQP 0-9-1, section 2.2.4: the protocol header, answered by
 	// Connection.Start: a method frame (1) on channel 0.
 	if _, err := conn.Write([]byte("AMQP\x00\x00\x09\x01")); err != nil {
 		return err
 	}
 	frame := make([]byte, 3)
-	if _, err := conn.Read(frame); err != nil {
+	if _, err := io.ReadFull(conn, frame); err != nil {
+		return err
+	}
+	if err := secure.Heard(frame); err != nil {
 		return err
 	}
 	if frame[0] != 1 || frame[1] != 0 || frame[2] != 0 {

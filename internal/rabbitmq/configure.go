@@ -15,6 +15,7 @@ import (
 	"st2ha/internal/confedit"
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
+	"st2ha/internal/secure"
 	"st2ha/internal/service"
 	"st2ha/internal/step"
 )
@@ -38,7 +39,10 @@ type Configure struct {
 	UpdatePassword bool        // change the password of a user that exists
 	From           []host.Host // the nodes a login must work from
 	Within         time.Duration
+	// TLS is how the broker's node speaks to it at Port; nil: without.
+	TLS func(ctx context.Context, h host.Host, port int) (*secure.TLS, error)
 
+	tls   *secure.TLS
 	works bool // when the last Plan tried, from the broker's own node
 }
 
@@ -58,7 +62,7 @@ func (p Permissions) list() []string { return []string{p.Configure, p.Write, p.R
 func (s *Configure) Name() string { return "configure_rabbitmq" }
 
 func (s *Configure) login(address string) Login {
-	return Login{Addr: net.JoinHostPort(address, strconv.Itoa(s.Port)), User: s.User, Password: s.Password, VHost: s.VHost}
+	return Login{Addr: net.JoinHostPort(address, strconv.Itoa(s.Port)), User: s.User, Password: s.Password, VHost: s.VHost, TLS: s.tls}
 }
 
 // Validate refuses what RabbitMQ would, before anything is changed.
@@ -97,6 +101,12 @@ func (s *Configure) Check(ctx context.Context, h host.Host) ([]step.Finding, err
 // a login works it asks nothing of rabbitmqctl, which takes seconds.
 func (s *Configure) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
 	s.works = false
+	if s.TLS != nil {
+		var err error
+		if s.tls, err = s.TLS(ctx, h, s.Port); err != nil {
+			return nil, err
+		}
+	}
 	var changes []step.Change
 	at := s.Address
 	if err := Listens(ctx, h, s.login(at).Addr); err != nil {
@@ -112,7 +122,12 @@ func (s *Configure) Plan(ctx context.Context, h host.Host) ([]step.Change, error
 		}
 		changes = append(changes, &service.Restart{Unit: unit})
 	}
-	if s.Permissions == everything && Works(ctx, h, s.login(at)) == nil {
+	err := Works(ctx, h, s.login(at))
+	if secure.Unaskable(err) {
+		return nil, fault.Preflight("rabbitmq_tls", "give rabbitmq_port the port of a listener that [messaging] of the primary's st2.conf speaks to, or of one without TLS",
+			"%s: RabbitMQ at %s cannot be asked: %w", h.Name(), s.login(at).Addr, err)
+	}
+	if s.Permissions == everything && err == nil {
 		s.works = len(changes) == 0
 		return changes, nil
 	}

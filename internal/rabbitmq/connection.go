@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/streadway/amqp"
+
+	"st2ha/internal/secure"
 )
 
 const (
@@ -48,7 +50,7 @@ func open(ctx context.Context, conn net.Conn, l Login, beat time.Duration) (*Con
 	// end a handshake; and it has no context.
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	c, err := amqp.Open(raw, amqp.Config{
-		SASL:       []amqp.Authentication{&plainAuth{amqp.PlainAuth{Username: l.User, Password: l.Password}, properties}},
+		SASL:       []amqp.Authentication{&auth{l.sasl(), properties}},
 		Vhost:      l.VHost,
 		Heartbeat:  beat,
 		FrameSize:  maxFrame,
@@ -101,9 +103,23 @@ func (c *Connection) within(ctx context.Context, f func() error) error {
 	return err
 }
 
-// plainAuth logs in with user and password, and has a refusal told at once.
-type plainAuth struct {
-	amqp.PlainAuth
+// sasl is the login's method.
+func (l Login) sasl() amqp.Authentication {
+	if l.Method == "EXTERNAL" {
+		return external{}
+	}
+	return &amqp.PlainAuth{Username: l.User, Password: l.Password}
+}
+
+// external has the broker take the user from the client's certificate.
+type external struct{}
+
+func (external) Mechanism() string { return "EXTERNAL" }
+func (external) Response() string  { return "" }
+
+// auth logs in, and has a refusal told at once.
+type auth struct {
+	amqp.Authentication
 	properties amqp.Table
 }
 
@@ -111,11 +127,11 @@ type plainAuth struct {
 // capabilities and the one when it sends them: the place to add that of being
 // told. Without it RabbitMQ waits, and hangs up without a word (RabbitMQ,
 // "Authentication Failure Notifications").
-func (a *plainAuth) Response() string {
+func (a *auth) Response() string {
 	if capabilities, ok := a.properties["capabilities"].(amqp.Table); ok {
 		capabilities["authentication_failure_close"] = true
 	}
-	return a.PlainAuth.Response()
+	return a.Authentication.Response()
 }
 
 // rawConn is the network connection below the library, which gets only frames
@@ -204,6 +220,8 @@ func (r *rawConn) cause(l Login, err error) error {
 	defer r.mu.Unlock()
 	said := r.said
 	switch {
+	case errors.Is(err, amqp.ErrSASL):
+		return fmt.Errorf("%w: %w", &secure.UnaskableError{Why: "it offers no login by " + l.sasl().Mechanism()}, err)
 	case said != nil && said.Code == amqp.AccessRefused:
 		// Which of the two it is the broker tells its log only.
 		return fmt.Errorf("%w: user %s does not exist, or has another password", ErrRefused, l.User)
@@ -214,7 +232,7 @@ func (r *rawConn) cause(l Login, err error) error {
 	case errors.Is(r.failed, errFrame):
 		return r.failed
 	case r.failed != nil:
-		return fmt.Errorf("the connection ended while it was opened: %w", r.failed)
+		return fmt.Errorf("the connection ended while it was opened: %w", secure.Explain(r.failed))
 	}
 	return err
 }

@@ -7,6 +7,8 @@ import (
 	"io"
 
 	"github.com/streadway/amqp"
+
+	"st2ha/internal/secure"
 )
 
 const (
@@ -56,6 +58,9 @@ func readFrame(r io.Reader, buf []byte) ([]byte, error) {
 	switch buf[0] {
 	case frameMethod, frameHeader, frameBody, frameHeartbeat:
 	default:
+		if err := secure.Heard(buf); err != nil {
+			return nil, err
+		}
 		return nil, errFrame
 	}
 	if size > maxFrame-8 {

@@ -3,18 +3,22 @@
 package stackstorm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 
 	"st2ha/internal/confedit"
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
+	"st2ha/internal/mongodb"
+	"st2ha/internal/secure"
 	"st2ha/internal/step"
 )
 
@@ -56,56 +60,219 @@ func (c *Conf) located(section, key string, err error) error {
 	return step.Located(c.host, ConfPath, err)
 }
 
-// Database is where [database] points and how to log in there.
-type Database struct {
-	URI string // as a driver takes it; holds the password
-	Via string // host:port, without a secret
+// reference is what oslo.config replaces in a value: $$, \$, $option,
+// ${option} and, with a group, ${group.option} (oslo_config/cfg.py, Template).
+var reference = regexp.MustCompile(`(?i)\$\$|\\\$|\$([_a-z][._a-z0-9]*)|\$\{([_a-z][._a-z0-9]*)\}`)
+
+// Value is an option's value as StackStorm gets it. One that refers to an
+// option which the file does not set is an error: it may have a default.
+func (c *Conf) Value(section, key string) (value string, ok bool, err error) {
+	raw, ok := c.Get(section, key)
+	if value, err = c.expand(section, raw, 8); err != nil {
+		err = c.located(section, key, fmt.Errorf("[%s] %s: %w", section, key, err))
+	}
+	return value, ok, err
 }
 
-// Database reads [database] as st2common/models/db does: host may be a whole URI.
-func (c *Conf) Database() (Database, error) {
-	get := func(key, otherwise string) string {
-		if v, ok := c.Get("database", key); ok && v != "" {
-			return unescape(v)
+// expand replaces references, which may hold others.
+func (c *Conf) expand(section, value string, depth int) (string, error) {
+	var failed error
+	return reference.ReplaceAllStringFunc(value, func(found string) string {
+		m := reference.FindStringSubmatch(found)
+		name := m[1] + m[2]
+		if name == "" {
+			return "$"
 		}
-		return otherwise
+		places := [][2]string{{section, name}, {"DEFAULT", name}}
+		if group, option, dotted := strings.Cut(name, "."); dotted {
+			places = [][2]string{{group, option}}
+		}
+		for _, p := range places {
+			raw, ok := c.Get(p[0], p[1])
+			if !ok || depth == 0 {
+				continue
+			}
+			inner, err := c.expand(p[0], raw, depth-1)
+			if err != nil {
+				failed = err
+			}
+			return inner
+		}
+		failed = fmt.Errorf("it refers to %s, which the file does not set: write the value out, or $$ for a $", found)
+		return found
+	}), failed
+}
+
+// refers says whether a value is not the same in another file.
+func refers(value string) bool {
+	for _, m := range reference.FindAllStringSubmatch(value, -1) {
+		if m[1]+m[2] != "" {
+			return true
+		}
 	}
-	h, port, name := get("host", "127.0.0.1"), get("port", "27017"), get("db_name", "st2")
-	if strings.Contains(h, "://") {
-		hosts, err := uriHosts(h)
+	return false
+}
+
+// Database is where [database] points and how to log in there.
+type Database struct {
+	mongodb.Server
+	Via     string   // the first server, host:port, without a secret
+	Servers []string // all of them
+}
+
+// Database reads [database] as st2common/models/db and pymongo do: host may be
+// a whole URI, or hosts with or without ports.
+func (c *Conf) Database() (Database, error) {
+	values := map[string]string{"host": "127.0.0.1", "port": "27017", "db_name": "st2", "username": "", "password": "", "authentication_mechanism": ""}
+	for key := range values {
+		value, _, err := c.Value("database", key)
+		if err != nil {
+			return Database{}, err
+		}
+		if value != "" {
+			values[key] = value
+		}
+	}
+	if _, err := strconv.ParseUint(values["port"], 10, 16); err != nil {
+		return Database{}, c.located("database", "port", fmt.Errorf("port %q is no number", values["port"]))
+	}
+	user, password, hosts, path := values["username"], values["password"], values["host"], "/"+values["db_name"]
+	var d Database
+	options := ""
+	if strings.Contains(hosts, "://") {
+		u, err := splitURI(hosts)
 		if err != nil {
 			return Database{}, c.located("database", "host", err)
 		}
-		first, _, _ := strings.Cut(hosts, ",") // a node's own mongod; others are refused (rehost)
-		name, own := splitHost(first)
-		if own == "" {
-			own = port // as pymongo takes it
+		if u.odd {
+			return Database{}, c.located("database", "host", errors.New("the URI of MongoDB holds credentials with a : or @ that is not encoded: %3A and %40 there"))
 		}
-		return Database{URI: h, Via: net.JoinHostPort(name, own)}, nil
+		if u.user != "" {
+			user, password = u.user, u.password // mongoengine: those of the URI count
+		}
+		hosts, path, options = u.hosts, u.path, u.options
+	} else {
+		d.Fallback = "admin" // pymongo 4 looks there, mongoengine of StackStorm 3.8 in db_name
+		if ip := net.ParseIP(hosts); ip != nil && ip.To4() == nil {
+			hosts = "[" + hosts + "]"
+		}
 	}
-	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
-		return Database{}, c.located("database", "port", fmt.Errorf("port %q is no number", port))
+	for _, hp := range strings.Split(hosts, ",") {
+		name, port := splitHost(strings.TrimSpace(hp))
+		if port == "" {
+			port = values["port"]
+		}
+		if _, err := strconv.ParseUint(port, 10, 16); err != nil || name == "" {
+			return Database{}, c.located("database", "host", errors.New("[database] host is none: HOST, HOST:PORT, several with commas, or mongodb://"))
+		}
+		d.Servers = append(d.Servers, net.JoinHostPort(name, port))
 	}
-	via := net.JoinHostPort(h, port)
-	u := url.URL{Scheme: "mongodb", Host: via, Path: "/" + name}
-	if user := get("username", ""); user != "" {
-		u.User = url.UserPassword(user, get("password", ""))
+	d.Via = d.Servers[0]
+	login := ""
+	if user != "" {
+		login = encode(user) + ":" + encode(password) + "@"
 	}
-	return Database{URI: u.String(), Via: via}, nil
+	if mechanism := values["authentication_mechanism"]; mechanism != "" {
+		options = strings.TrimPrefix(options+"&authMechanism="+encode(mechanism), "&")
+	}
+	if options != "" {
+		options = "?" + options
+	}
+	d.URI = "mongodb://" + login + strings.Join(d.Servers, ",") + cmp.Or(path, "/") + options
+	var err error
+	d.TLS, err = c.databaseTLS(values["authentication_mechanism"] != "")
+	return d, err
 }
 
-// unescape undoes oslo.config's "$$"; other interpolation is left as it is.
-func unescape(value string) string { return strings.ReplaceAll(value, "$$", "$") }
+// databaseTLS are the settings of both generations, tls* since 3.9 and ssl*
+// before (st2common/config.py, models/db/__init__.py _get_tls_kwargs;
+// pymongo/ssl_support.py). Those of a URI do not count: StackStorm passes
+// tls=False beside it. forced: authentication_mechanism alone switches TLS on.
+func (c *Conf) databaseTLS(forced bool) (*secure.TLS, error) {
+	o := &optionReader{conf: c, section: "database"}
+	t := &secure.TLS{Read: c.readFile, CA: o.text("tls_ca_file", "ssl_ca_certs"), Cert: o.text("tls_certificate_key_file")}
+	t.Encrypted = o.text("tls_certificate_key_file_password") != ""
+	if t.Cert == "" { // 3.8; 3.9 reads them no more
+		t.Cert, t.Key = o.text("ssl_certfile"), o.text("ssl_keyfile")
+	}
+	invalid, given := o.truth("tls_allow_invalid_certificates")
+	if !given {
+		invalid = o.text("ssl_cert_reqs") == "none"
+	}
+	anyName, given := o.truth("tls_allow_invalid_hostnames")
+	if match, set := o.truth("ssl_match_hostname"); !given && set {
+		anyName = !match
+	}
+	t.Verify, t.Hostname = !invalid, !invalid && !anyName
+	enabled, _ := o.truth("tls", "ssl")
+	if o.err != nil || !enabled && !forced && t.CA == "" && t.Cert == "" {
+		return nil, o.err
+	}
+	return t, nil
+}
 
-// splitURI takes scheme://[userinfo@]hosts[/rest] apart. It works on the text,
-// so that what is put together again is the same byte for byte.
-func splitURI(uri string) (before, hosts, after string, err error) {
+// readFile reads a file of the host that st2.conf is of.
+func (c *Conf) readFile(ctx context.Context, path string) ([]byte, error) {
+	f, err := c.host.ReadFile(ctx, path)
+	return f.Data, err
+}
+
+// optionReader reads options of a section and keeps the first error.
+type optionReader struct {
+	conf    *Conf
+	section string
+	err     error
+}
+
+// text is the first of the options that is set: a new name comes before the old one.
+func (o *optionReader) text(keys ...string) string {
+	for _, key := range keys {
+		value, ok, err := o.conf.Value(o.section, key)
+		if err != nil && o.err == nil {
+			o.err = err
+		}
+		if ok {
+			return value
+		}
+	}
+	return ""
+}
+
+// truth is text for a BoolOpt (oslo_config/types.py, Boolean).
+func (o *optionReader) truth(keys ...string) (on, given bool) {
+	value := o.text(keys...)
+	switch strings.ToLower(value) {
+	case "true", "1", "on", "yes":
+		return true, true
+	case "false", "0", "off", "no":
+		return false, true
+	case "":
+		return false, false
+	}
+	if o.err == nil {
+		o.err = o.conf.located(o.section, keys[0], fmt.Errorf("[%s] %s is %q, neither true nor false", o.section, keys[0], value))
+	}
+	return false, false
+}
+
+// uriParts are those of mongodb://[userinfo@]hosts[/path][?options], user and
+// password decoded as pymongo does (uri_parser.py, parse_userinfo).
+type uriParts struct {
+	before, hosts, after string // as written; before ends and after begins where the hosts do
+	user, password       string
+	odd                  bool   // pymongo refuses the credentials
+	path, options        string // options without those of TLS
+}
+
+// splitURI takes a URI apart. It works on the text, so that what is put
+// together again is the same byte for byte.
+func splitURI(uri string) (u uriParts, err error) {
 	i := strings.Index(uri, "://")
 	if i < 0 {
-		return "", "", "", errors.New("no URI")
+		return u, errors.New("no URI")
 	}
 	if scheme := uri[:i]; scheme != "mongodb" {
-		return "", "", "", fmt.Errorf("a %s:// URI names no host that could be changed", scheme)
+		return u, fmt.Errorf("a %s:// URI names no host that could be changed", scheme)
 	}
 	end := len(uri)
 	if k := strings.IndexAny(uri[i+3:], "/?"); k >= 0 {
@@ -113,37 +280,55 @@ func splitURI(uri string) (before, hosts, after string, err error) {
 	}
 	start := i + 3
 	if k := strings.LastIndexByte(uri[start:end], '@'); k >= 0 {
+		name, password, _ := strings.Cut(uri[start:start+k], ":")
+		u.odd = strings.ContainsAny(password, ":@")
+		var nameErr, passwordErr error
+		u.user, nameErr = url.QueryUnescape(name)
+		u.password, passwordErr = url.QueryUnescape(password)
+		if nameErr != nil || passwordErr != nil {
+			return u, errors.New("the URI's credentials hold a % that is not encoded: it is %25 there")
+		}
 		start += k + 1
 	}
 	// What follows would be taken for hosts, and shown in messages.
-	if path, _, _ := strings.Cut(uri[end:], "?"); strings.Contains(path, "@") {
-		return "", "", "", errors.New("the URI's credentials hold a / that is not encoded: it is %2F there")
+	path, options, _ := strings.Cut(uri[end:], "?")
+	if strings.Contains(path, "@") {
+		return u, errors.New("the URI's credentials hold a / that is not encoded: it is %2F there")
 	}
 	for _, hp := range strings.Split(uri[start:end], ",") {
 		if name, _ := splitHost(hp); name == "" {
-			return "", "", "", errors.New("the URI names no host")
+			return u, errors.New("the URI names no host")
 		}
 	}
-	return uri[:start], uri[start:end], uri[end:], nil
-}
-
-func uriHosts(uri string) (string, error) {
-	_, hosts, _, err := splitURI(uri)
-	return hosts, err
+	u.before, u.hosts, u.after, u.path = uri[:start], uri[start:end], uri[end:], path
+	var kept []string
+	for _, option := range strings.FieldsFunc(options, func(r rune) bool { return r == '&' || r == ';' }) {
+		if key := strings.ToLower(option); !strings.HasPrefix(key, "tls") && !strings.HasPrefix(key, "ssl") {
+			kept = append(kept, option)
+		}
+	}
+	u.options = strings.Join(kept, "&")
+	return u, nil
 }
 
 // rehost returns uri with each host that means "this machine" replaced by
 // address; ports stay. elsewhere is the first host that means another machine.
 func rehost(uri, address string) (changed, elsewhere string, err error) {
-	before, hosts, after, err := splitURI(uri)
+	u, err := splitURI(uri)
 	if err != nil {
 		return "", "", err
 	}
+	hosts, elsewhere := rehosted(u.hosts, address)
+	return u.before + hosts + u.after, elsewhere, nil
+}
+
+// rehosted is rehost for HOST[:PORT],… alone.
+func rehosted(hosts, address string) (changed, elsewhere string) {
 	list := strings.Split(hosts, ",")
 	for i, hp := range list {
-		name, port := splitHost(hp)
+		name, port := splitHost(strings.TrimSpace(hp))
 		if name != address && !isLoopback(name) {
-			return "", name, nil
+			return "", name
 		}
 		switch {
 		case port != "":
@@ -154,7 +339,7 @@ func rehost(uri, address string) (changed, elsewhere string, err error) {
 			list[i] = address
 		}
 	}
-	return before + strings.Join(list, ",") + after, "", nil
+	return strings.Join(list, ","), ""
 }
 
 // splitHost takes HOST or HOST:PORT apart; port is empty if there is none.

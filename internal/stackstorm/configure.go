@@ -2,11 +2,17 @@ package stackstorm
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"slices"
+	"strconv"
 	"strings"
 
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
+	"st2ha/internal/rabbitmq"
+	"st2ha/internal/secure"
 	"st2ha/internal/step"
 )
 
@@ -44,8 +50,11 @@ func (s *Configure) Check(ctx context.Context, h host.Host) ([]step.Finding, err
 	if err != nil {
 		return nil, err
 	}
+	if s.Role == RoleSecondary && s.Primary != nil {
+		return s.missing(ctx, h)
+	}
 	var findings []step.Finding
-	if urls, _ := conf.Get("messaging", "cluster_urls"); urls != "" && s.Role == RolePrimary {
+	if urls, _ := conf.Get("messaging", "cluster_urls"); len(list(urls)) > 1 && s.Role == RolePrimary {
 		findings = append(findings, step.Finding{Severity: step.Error, Host: h.Name(), Check: "messaging",
 			Message: fmt.Sprintf("%s:%d: [messaging] cluster_urls names a broker cluster", ConfPath, conf.Line("messaging", "cluster_urls")),
 			Fix:     "join works with the broker of an all-in-one primary; point the secondary's cluster_urls to the cluster by hand"})
@@ -106,6 +115,13 @@ func (s *Configure) primary(conf *Conf) error {
 // conf's node to be found at address from elsewhere.
 func databaseHost(conf *Conf, address string) (string, error) {
 	current, _ := conf.Get("database", "host")
+	if refers(current) {
+		value, _, err := conf.Value("database", "host")
+		if err != nil {
+			return "", err
+		}
+		current = escape(value)
+	}
 	elsewhere := ""
 	switch {
 	case strings.Contains(current, "://"):
@@ -120,7 +136,11 @@ func databaseHost(conf *Conf, address string) (string, error) {
 	case current == "" || current == address || isLoopback(current):
 		return address, nil
 	default:
-		elsewhere = current
+		changed, other := rehosted(current, address)
+		if other == "" {
+			return changed, nil
+		}
+		elsewhere = other
 	}
 	return "", fault.Preflight("database_elsewhere", "if that is this node's other name, give it as the primary's address; if not, the database is already outside this node",
 		"%s: %s:%d: [database] host is %s, not this node", conf.host.Name(), ConfPath, conf.Line("database", "host"), elsewhere)
@@ -162,6 +182,13 @@ func (s *Configure) secondary(ctx context.Context, conf *Conf) error {
 			continue
 		}
 		value, _ := source.Get("database", key)
+		if refers(value) { // to what is another value here
+			value, _, err = source.Value("database", key)
+			if err != nil {
+				return err
+			}
+			value = escape(value)
+		}
 		if err := conf.Set("database", key, value); err != nil {
 			return conf.located("database", key, err)
 		}
@@ -175,11 +202,106 @@ func (s *Configure) secondary(ctx context.Context, conf *Conf) error {
 			return conf.located("database", key, err)
 		}
 	}
+	if err := s.messaging(source, conf); err != nil {
+		return err
+	}
 	return s.own(conf)
 }
 
-// own sets what a secondary has for itself: its login at the broker, and no
-// sensors and timers, which the primary runs already.
+// escape writes a value so that oslo.config reads it as it is.
+func escape(value string) string { return strings.ReplaceAll(value, "$", "$$") }
+
+// messaging sets the secondary's own login at the broker. The names of queues
+// and TLS are the primary's; TLS only if the port is the one that the primary
+// speaks it to.
+func (s *Configure) messaging(source, conf *Conf) error {
+	login, err := source.Broker()
+	if err != nil {
+		return err
+	}
+	want := map[string]string{"url": MessagingURL(s.Broker.User, s.Broker.Password, s.PrimaryAddress, s.Broker.Port, s.Broker.VHost)}
+	if prefix, ok, err := source.Value("messaging", "prefix"); err != nil {
+		return err
+	} else if ok {
+		want["prefix"] = escape(prefix)
+	}
+	if t := TLSAt(login, s.Broker.Port); t != nil {
+		want["ssl"] = "True"
+		for key, value := range map[string]string{"ssl_ca_certs": t.CA, "ssl_certfile": t.Cert, "ssl_keyfile": t.Key} {
+			if value != "" {
+				want[key] = escape(value)
+			}
+		}
+		if !t.Verify {
+			want["ssl_cert_reqs"] = "none"
+		}
+	}
+	// cluster_urls replaces url; ssl and login_method would be its own broker's
+	// (st2common/transport/utils.py).
+	for _, key := range []string{"url", "cluster_urls", "prefix", "ssl", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "login_method"} {
+		value, wanted := want[key]
+		current, ok := conf.Get("messaging", key)
+		var err error
+		switch {
+		case wanted && (!ok || current != value):
+			err = conf.Set("messaging", key, value)
+		case !wanted && ok:
+			err = conf.Delete("messaging", key)
+		}
+		if err != nil {
+			return conf.located("messaging", key, err)
+		}
+	}
+	return nil
+}
+
+// TLSAt is the TLS that a node speaks to its broker, if that is at the port.
+func TLSAt(l rabbitmq.Login, port int) *secure.TLS {
+	if strings.HasSuffix(l.Addr, ":"+strconv.Itoa(port)) {
+		return l.TLS
+	}
+	return nil
+}
+
+// missing are the files of certificates that the primary's settings name and
+// the secondary has not.
+func (s *Configure) missing(ctx context.Context, h host.Host) ([]step.Finding, error) {
+	source, err := ReadConf(ctx, s.Primary)
+	if err != nil {
+		return nil, err
+	}
+	db, err := source.Database()
+	if err != nil {
+		return nil, err
+	}
+	login, err := source.Broker()
+	if err != nil {
+		return nil, err
+	}
+	var findings []step.Finding
+	for section, t := range map[string]*secure.TLS{"database": db.TLS, "messaging": TLSAt(login, s.Broker.Port)} {
+		if t == nil {
+			continue
+		}
+		for _, path := range []string{t.CA, t.Cert, t.Key} {
+			if path == "" {
+				continue
+			}
+			if _, err := h.Stat(ctx, path); errors.Is(err, fs.ErrNotExist) {
+				findings = append(findings, step.Finding{Severity: step.Error, Host: h.Name(), Check: "certificates",
+					Message: fmt.Sprintf("%s does not exist here, and [%s] of the primary's %s names it", path, section, ConfPath),
+					Fix:     "copy it from the primary, readable for the user st2"})
+			} else if err != nil {
+				return nil, err
+			}
+		}
+	}
+	slices.SortFunc(findings, func(a, b step.Finding) int { return strings.Compare(a.Message, b.Message) })
+	return findings, nil
+}
+
+// own sets what a secondary has for itself: no sensors and timers, which the
+// primary runs already.
 func (s *Configure) own(conf *Conf) error {
 	set := func(section, key, value string) error {
 		if current, ok := conf.Get(section, key); ok && current == value {
@@ -189,16 +311,6 @@ func (s *Configure) own(conf *Conf) error {
 			return conf.located(section, key, err)
 		}
 		return nil
-	}
-	url := MessagingURL(s.Broker.User, s.Broker.Password, s.PrimaryAddress, s.Broker.Port, s.Broker.VHost)
-	if err := set("messaging", "url", url); err != nil {
-		return err
-	}
-	if _, ok := conf.Get("messaging", "cluster_urls"); ok {
-		// It replaces url (st2common/transport/utils.py).
-		if err := conf.Delete("messaging", "cluster_urls"); err != nil {
-			return conf.located("messaging", "cluster_urls", err)
-		}
 	}
 	if s.KeepSensors {
 		return nil

@@ -37,7 +37,7 @@ func executionStatus(ctx context.Context, h host.Host, id string) (string, error
 	if err != nil {
 		return "", err
 	}
-	status, err := mongodb.Field(ctx, h, db.URI, db.Via, conf.databaseName(db.URI), "action_execution_d_b", id, "status")
+	status, err := mongodb.Field(ctx, h, db.Server, db.Via, conf.databaseName(db.URI), "action_execution_d_b", id, "status")
 	if err != nil {
 		return "", fmt.Errorf("%s: look up execution %s at MongoDB %s: %w", h.Name(), id, db.Via, err)
 	}

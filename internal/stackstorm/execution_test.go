@@ -29,7 +29,7 @@ func storedExecutions(t *testing.T) (*machine, *backendtest.Server, func(id, sta
 	mongod, err := backendtest.NewMongod(program, t.TempDir(), false)
 	require.NoError(t, err)
 	t.Cleanup(func() { mongod.Kill() })
-	client, err := mongo.Connect(t.Context(), mongodb.Options(&net.Dialer{}, "mongodb://"+mongod.Addr, mongod.Addr))
+	client, err := mongo.Connect(t.Context(), mongodb.Options(&net.Dialer{}, mongodb.Server{URI: "mongodb://" + mongod.Addr}, mongod.Addr))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = client.Disconnect(context.Background()) })
 	m := newMachine(t, "primary", fmt.Sprintf("[database]\nhost = mongodb://%s/stacks\n", mongod.Addr))

@@ -135,10 +135,7 @@ func (s *Recoverer) deaf(ctx context.Context, h host.Host, active []string) ([]*
 	if err != nil {
 		return nil, err
 	}
-	prefix, _ := conf.Get("messaging", "prefix")
-	if prefix == "" {
-		prefix = "st2"
-	}
+	prefix := conf.Prefix()
 	var names []string
 	for _, unit := range active {
 		for _, queue := range Queues(unit) {

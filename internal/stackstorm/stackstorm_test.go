@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.mongodb.org/mongo-driver/mongo/options"
 
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
@@ -128,11 +129,24 @@ func TestDatabase(t *testing.T) {
 		{"", "mongodb://127.0.0.1:27017/st2", "127.0.0.1:27017", ""},
 		{"host = 10.0.0.1\nport = 27018\ndb_name = x", "mongodb://10.0.0.1:27018/x", "10.0.0.1:27018", ""},
 		{"host = ::1", "mongodb://[::1]:27017/st2", "[::1]:27017", ""},
-		{"host = h\nusername = u\npassword = p@/$$w", "mongodb://u:p%40%2F$w@h:27017/st2", "h:27017", ""},
+		{"host = h\nusername = u\npassword = p@/$$w", "mongodb://u:p%40%2F%24w@h:27017/st2", "h:27017", ""},
+		// What pymongo takes (tried with 4.6.3).
+		{"host = 127.0.0.1:27018", "mongodb://127.0.0.1:27018/st2", "127.0.0.1:27018", ""},
+		{"port = 27019\nhost = h1:27018, h2", "mongodb://h1:27018,h2:27019/st2", "h1:27018", ""},
+		{"host = [::1]:3", "mongodb://[::1]:3/st2", "[::1]:3", ""},
+		{"host = mongodb://u:a+b%2B@h/", "mongodb://u:a%20b%2B@h:27017/", "h:27017", ""},
+		{"host = mongodb://u:p^|$$@h/", "mongodb://u:p%5E%7C%24@h:27017/", "h:27017", ""},
+		{"host = mongodb://h/x?replicaSet=r\nusername = u\npassword = p", "mongodb://u:p@h:27017/x?replicaSet=r", "h:27017", ""},
+		{"host = mongodb://u:p@h/x\nauthentication_mechanism = SCRAM-SHA-256", "mongodb://u:p@h:27017/x?authMechanism=SCRAM-SHA-256", "h:27017", ""},
+		{"host = mongodb://h/x?tlsCAFile=/none&w=1&ssl=true", "mongodb://h:27017/x?w=1", "h:27017", ""},
+		{"host = h\npassword = ${secret}\nsecret = s\\$x\nusername = $db_name\ndb_name = d", "mongodb://d:s%24x@h:27017/d", "h:27017", ""},
+		{"host = h\nport = $nope", "", "", "/etc/st2/st2.conf:3: [database] port: it refers to $nope, which the file does not set"},
+		{"host = mongodb://u:secret%zz@h/", "", "", "a % that is not encoded"},
+		{"host = h:x", "", "", "[database] host is none"},
 		{"host = mongodb://u:p@10.0.0.1:27018/st2", "mongodb://u:p@10.0.0.1:27018/st2", "10.0.0.1:27018", ""},
-		{"host = mongodb://u:p@10.0.0.1/st2", "mongodb://u:p@10.0.0.1/st2", "10.0.0.1:27017", ""},
-		{"port = 27018\nhost = mongodb://10.0.0.1,10.0.0.1:1/", "mongodb://10.0.0.1,10.0.0.1:1/", "10.0.0.1:27018", ""},
-		{"host = mongodb://[2001:db8::1]/", "mongodb://[2001:db8::1]/", "[2001:db8::1]:27017", ""},
+		{"host = mongodb://u:p@10.0.0.1/st2", "mongodb://u:p@10.0.0.1:27017/st2", "10.0.0.1:27017", ""},
+		{"port = 27018\nhost = mongodb://10.0.0.1,10.0.0.1:1/", "mongodb://10.0.0.1:27018,10.0.0.1:1/", "10.0.0.1:27018", ""},
+		{"host = mongodb://[2001:db8::1]/", "mongodb://[2001:db8::1]:27017/", "[2001:db8::1]:27017", ""},
 		{"port = many", "", "", "/etc/st2/st2.conf:2: port \"many\" is no number"},
 		{"host = mongodb+srv://x/", "", "", "names no host"},
 	} {
@@ -140,10 +154,13 @@ func TestDatabase(t *testing.T) {
 		db, err := c.Database()
 		if tc.err != "" {
 			require.ErrorContains(t, err, tc.err)
+			require.NotContains(t, err.Error(), "secret")
 			continue
 		}
 		require.NoError(t, err, tc.conf)
-		require.Equal(t, Database{URI: tc.uri, Via: tc.via}, db)
+		require.Equal(t, tc.uri, db.URI)
+		require.Equal(t, tc.via, db.Via)
+		require.NoError(t, options.Client().ApplyURI(db.URI).Validate())
 	}
 }
 
@@ -181,9 +198,22 @@ func TestBroker(t *testing.T) {
 		"amqp://guest:guest@127.0.0.1//":     "127.0.0.1:5672 guest guest /",
 		"amqp://u:p%40@[::1]/v":              "[::1]:5672 u p@ v",
 		"amqp://u:p$$@h:1/":                  "h:1 u p$ /",
-		"":                                   "error",
-		"127.0.0.1":                          "error",
-		"amqp://u:secret%zz@h/":              "error",
+		// What kombu takes (tried with 5.5.4).
+		"":                                "127.0.0.1:5672 guest guest /",
+		"h":                               "h:5672 guest guest /",
+		"amqp://st2:pa^ss|w@127.0.0.1:1/": "127.0.0.1:1 st2 pa^ss|w /",
+		"amqp://u:pa%ss@h/":               "h:5672 u pa%ss /",
+		"amqp://u:pa%41%zzs@h/%2F":        "h:5672 u paA%zzs /",
+		"amqp://u:p@a@H.Example:1/a/b":    "h.example:1 u p@a a/b",
+		"amqp://u:p h@localhost/":         "127.0.0.1:5672 u p h /",
+		"amqp://h/v?heartbeat=10":         "h:5672 guest guest v",
+		"amqps://u:p@h/":                  "h:5671 u p /",
+		"amqp://h?ssl=true":               "h:5671 guest guest /",
+		"amqp://u:$${x}@h/":               "h:5672 u ${x} /",
+		"amqp://u:secret#x@h/":            "error",
+		"amqp://u:secret/x@h/":            "error",
+		"amqp://u:secret@h:x/":            "error",
+		"redis://u:secret@h/":             "error",
 	} {
 		login, err := read(t, newMachine(t, "node", "[messaging]\nurl = "+conf+"\n")).Broker()
 		if want == "error" {
@@ -431,4 +461,79 @@ func TestEverySensor(t *testing.T) {
 	} {
 		require.Equal(t, want, everySensor(provider), provider)
 	}
+}
+
+// Without [messaging] url it is StackStorm's default; cluster_urls replaces it.
+func TestBrokers(t *testing.T) {
+	for conf, want := range map[string]string{
+		"":               "127.0.0.1:5672 false",
+		"x = y":          "127.0.0.1:5672 false",
+		"ssl = True":     "127.0.0.1:5672 true",
+		"cluster_urls =": "127.0.0.1:5672 false",
+		"url = amqp://a/\ncluster_urls = amqp://b/":                     "b:5672 false",
+		"cluster_urls = amqp://b/ , amqp://c:1/,":                       "b:5672 false, c:1 false",
+		"cluster_urls = amqp://b/?ssl=true, amqp://c/":                  "b:5671 true, c:5671 true",
+		"cluster_urls = amqps://b/, amqp://c/":                          "b:5671 true, c:5672 false",
+		"url = amqp://b/\nssl_cert_reqs = required":                     "b:5672 false",
+		"url = amqp://b/\nssl_ca_certs = /ca.pem\nssl_cert_reqs = none": "b:5671 true unverified",
+		"url = amqp://b/?ssl=false":                                     "b:5671 true", // to Python a text is true
+	} {
+		all, err := read(t, newMachine(t, "node", "[messaging]\n"+conf+"\n")).Brokers()
+		require.NoError(t, err, conf)
+		var got []string
+		for _, l := range all {
+			text := fmt.Sprint(l.Addr, " ", l.TLS != nil)
+			if l.TLS != nil && !l.TLS.Verify {
+				text += " unverified"
+			}
+			got = append(got, text)
+		}
+		require.Equal(t, want, strings.Join(got, ", "), conf)
+	}
+	_, err := read(t, newMachine(t, "node", "[messaging]\nssl = maybe\n")).Brokers()
+	require.ErrorContains(t, err, `/etc/st2/st2.conf:2: [messaging] ssl is "maybe", neither true nor false`)
+}
+
+// The settings of both generations (st2common/models/db/__init__.py).
+func TestDatabaseTLS(t *testing.T) {
+	for conf, want := range map[string]string{
+		"":           "none",
+		"ssl = True": "ca= cert= key= verify=true name=true",
+		"tls = 1":    "ca= cert= key= verify=true name=true",
+		"ssl = True\nssl_ca_certs = /etc/ssl/mongo-ca.pem\nssl_match_hostname = False": "ca=/etc/ssl/mongo-ca.pem cert= key= verify=true name=false",
+		"tls = False\nssl = True":             "none",
+		"tls_ca_file = /a\nssl_ca_certs = /b": "ca=/a cert= key= verify=true name=true",
+		"ssl_cert_reqs = none\nssl = True":    "ca= cert= key= verify=false name=false",
+		"ssl_cert_reqs = required":            "none",
+		"ssl_certfile = /c\nssl_keyfile = /k": "ca= cert=/c key=/k verify=true name=true",
+		"tls_certificate_key_file = /c\ntls_allow_invalid_hostnames = True\nssl_match_hostname = True": "ca= cert=/c key= verify=true name=false",
+		"tls = True\ntls_allow_invalid_certificates = True\nssl_cert_reqs = required":                  "ca= cert= key= verify=false name=false",
+		"authentication_mechanism = SCRAM-SHA-256":                                                     "ca= cert= key= verify=true name=true",
+		"host = mongodb://h/?tls=true":                                                                 "none",
+	} {
+		db, err := read(t, newMachine(t, "node", "[database]\n"+conf+"\n")).Database()
+		require.NoError(t, err, conf)
+		got := "none"
+		if s := db.TLS; s != nil {
+			got = fmt.Sprintf("ca=%s cert=%s key=%s verify=%v name=%v", s.CA, s.Cert, s.Key, s.Verify, s.Hostname)
+		}
+		require.Equal(t, want, got, conf)
+	}
+}
+
+// What the primary's settings of TLS name has to be on the secondary as well.
+func TestSecondaryCertificates(t *testing.T) {
+	secondary := newMachine(t, "192.168.0.101", "[database]\nhost = x\n")
+	primary := newMachine(t, "192.168.0.100", "[database]\ntls_ca_file = /etc/mongo.pem\n[messaging]\nurl = amqps://127.0.0.1\nssl_ca_certs = /etc/ca.pem\n")
+	secondary.put(t, "/etc/mongo.pem", "")
+	s := &Configure{Role: RoleSecondary, PrimaryAddress: "192.168.0.100", Primary: primary, Broker: Broker{Port: 5671}}
+	findings, err := s.Check(t.Context(), secondary)
+	require.NoError(t, err)
+	require.Len(t, findings, 1)
+	require.Equal(t, step.Error, findings[0].Severity)
+	require.Equal(t, "/etc/ca.pem does not exist here, and [messaging] of the primary's /etc/st2/st2.conf names it", findings[0].Message)
+	s.Broker.Port = 5672 // another listener, without TLS
+	findings, err = s.Check(t.Context(), secondary)
+	require.NoError(t, err)
+	require.Empty(t, findings)
 }

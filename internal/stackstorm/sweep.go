@@ -177,10 +177,7 @@ func (s *Sweeper) movable(ctx context.Context, h host.Host, unit string, since t
 	if err != nil {
 		return "", "", err
 	}
-	prefix := conf.BrokerPrefix()
-	if prefix == "" {
-		prefix = "st2"
-	}
+	prefix := conf.Prefix()
 	var names []string
 	for _, queue := range Queues(unit) {
 		names = append(names, prefix+"."+queue)

@@ -95,13 +95,13 @@ func (s *Verifier) connections(ctx context.Context, h host.Host) error {
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		err := mongodb.Login(ctx, h, db.URI, db.Via, "st2")
+		err := mongodb.Login(ctx, h, db.Server, db.Via, "st2")
 		if err != nil {
 			err = fault.Failed("database", "compare [database] of "+ConfPath+" on both nodes", "%s: log in to MongoDB at %s: %w", h.Name(), db.Via, err)
 		}
 		return err
 	})
-	group.Go(func() error { return consumed(ctx, h, login) })
+	group.Go(func() error { return consumed(ctx, h, login, conf.Prefix()+"."+runnerQueue) })
 	if s.Role == RoleSecondary {
 		group.Go(func() error { return s.seen(ctx, h, db.Via, login.Addr) })
 	}
@@ -109,19 +109,19 @@ func (s *Verifier) connections(ctx context.Context, h host.Host) error {
 }
 
 // consumed proves a login to the broker, and that somebody takes actions from the queue.
-func consumed(ctx context.Context, h host.Host, login rabbitmq.Login) error {
-	queues, err := rabbitmq.Inspect(ctx, h, login, runnerQueue)
+func consumed(ctx context.Context, h host.Host, login rabbitmq.Login, queue string) error {
+	queues, err := rabbitmq.Inspect(ctx, h, login, queue)
 	if err != nil {
 		return fault.Failed("broker", "compare [messaging] of "+ConfPath+" with the broker's users", "%s: log in to RabbitMQ at %s as %s: %w", h.Name(), login.Addr, login.User, err)
 	}
-	if queues[runnerQueue].Consumers == 0 {
-		return fault.Failed("consumers", "journalctl -u 'st2actionrunner*' says more", "%s: nobody consumes the queue %s", h.Name(), runnerQueue)
+	if queues[queue].Consumers == 0 {
+		return fault.Failed("consumers", "journalctl -u 'st2actionrunner*' says more", "%s: nobody consumes the queue %s", h.Name(), queue)
 	}
 	return nil
 }
 
-// runnerQueue is where action runners take their work (st2common/transport/queues.py).
-const runnerQueue = "st2.actionrunner.work"
+// runnerQueue is where action runners take their work, without its prefix (st2common/transport/queues.py).
+const runnerQueue = "actionrunner.work"
 
 // seen waits until the primary's kernel knows connections from the node to
 // the ports of database and broker.

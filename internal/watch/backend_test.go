@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"st2ha/internal/backendtest"
+	"st2ha/internal/mongodb"
 	"st2ha/internal/rabbitmq"
 )
 
@@ -179,7 +180,7 @@ func redisBackend(t testing.TB) backend {
 func mongoBackend(t testing.TB) backend {
 	s := newMongod(t)
 	return backend{"MongoDB", s.Addr, func(addr string, timing Timing) Func {
-		return WatchMongoDB(MongoDBSettings{URI: mongoURI(backendtest.User), Addr: addr, Timing: timing})
+		return WatchMongoDB(MongoDBSettings{Server: mongodb.Server{URI: mongoURI(backendtest.User)}, Addr: addr, Timing: timing})
 	}, s.Freeze, s.Thaw, s.Kill, s.Start}
 }
 

@@ -3,8 +3,6 @@ package watch
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,6 +14,7 @@ import (
 
 	"st2ha/internal/confedit"
 	"st2ha/internal/host"
+	"st2ha/internal/mongodb"
 	"st2ha/internal/nfs"
 	"st2ha/internal/rabbitmq"
 	"st2ha/internal/stackstorm"
@@ -36,8 +35,8 @@ type Found struct {
 	// reach it; empty if it cannot be told.
 	Node      string
 	Endpoints []Endpoint
-	Brokers   []Broker
-	Problems  []error // what cannot be found out, beside all else
+	Brokers   []rabbitmq.Login // the nodes of the message bus
+	Problems  []error          // what cannot be found out, beside all else
 }
 
 // finder finds the endpoints of a node.
@@ -45,12 +44,6 @@ type finder struct {
 	Config
 	Found
 	host host.Host
-}
-
-// Broker is one node of the message bus, and how it is reached.
-type Broker struct {
-	Login  rabbitmq.Login
-	Dialer Dialer
 }
 
 // Find returns what a node uses.
@@ -123,73 +116,43 @@ func (f *finder) machine(ctx context.Context, addr string) string {
 }
 
 func (f *finder) mongodb(ctx context.Context, conf *stackstorm.Conf) {
-	uri := f.MongoDB
-	if uri == "" {
-		if conf == nil {
-			return
-		}
+	var server mongodb.Server
+	var servers []string
+	switch {
+	case f.MongoDB != "":
+		var err error
+		server = MongoDBServer(f.MongoDB, f.contents)
+		servers, err = MongoDBServers(server.URI)
+		f.problem(err)
+	case conf != nil:
 		db, err := conf.Database()
 		if err != nil {
 			f.problem(err)
 			return
 		}
-		uri = db.URI
+		server, servers = db.Server, db.Servers
 	}
-	servers, err := MongoDBServers(uri)
-	f.problem(err)
 	for _, addr := range servers {
-		f.add(ctx, MongoDB, addr, WatchMongoDB(MongoDBSettings{URI: uri, Addr: addr, Timing: f.Timing()}))
+		f.add(ctx, MongoDB, addr, WatchMongoDB(MongoDBSettings{Server: server, Addr: addr, Timing: f.Timing()}))
 	}
 }
 
 func (f *finder) rabbitmq(ctx context.Context, conf *stackstorm.Conf) {
 	var logins []rabbitmq.Login
-	var dialer Dialer = &net.Dialer{}
 	var err error
 	switch {
 	case f.RabbitMQ != "":
-		for _, text := range strings.Split(f.RabbitMQ, ",") {
-			l, parseErr := stackstorm.ParseMessagingURL(strings.TrimSpace(text))
-			if parseErr != nil {
-				f.problem(fmt.Errorf("watch_rabbitmq_urls: %w", parseErr))
-				continue
-			}
-			logins = append(logins, l)
+		if logins, err = conf.MessagingLogins(strings.Split(f.RabbitMQ, ",")); err != nil {
+			err = fmt.Errorf("watch_rabbitmq_urls: %w", err)
 		}
 	case conf != nil:
-		if logins, err = conf.Brokers(); err != nil {
-			f.problem(err)
-			return
-		}
+		logins, err = conf.Brokers()
 	}
-	if conf != nil {
-		if on, authorities := conf.BrokerTLS(); on {
-			if dialer, err = f.tlsDialer(ctx, authorities); err != nil {
-				f.problem(err)
-				return
-			}
-		}
-	}
+	f.problem(err)
 	for _, l := range logins {
-		f.Brokers = append(f.Brokers, Broker{Login: l, Dialer: dialer})
-		f.add(ctx, RabbitMQ, l.Addr, WatchRabbitMQ(RabbitMQSettings{Login: l, Dialer: dialer, Timing: f.Timing()}))
+		f.Brokers = append(f.Brokers, l)
+		f.add(ctx, RabbitMQ, l.Addr, WatchRabbitMQ(RabbitMQSettings{Login: l, Timing: f.Timing()}))
 	}
-}
-
-// tlsDialer checks a broker's certificate if it is said by whom.
-func (f *finder) tlsDialer(ctx context.Context, authorities string) (Dialer, error) {
-	if authorities == "" {
-		return &tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}}, nil
-	}
-	file, err := f.host.ReadFile(ctx, authorities)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(file.Data) {
-		return nil, step.Located(f.host, authorities, errors.New("no certificate in PEM form"))
-	}
-	return &tls.Dialer{Config: &tls.Config{RootCAs: pool}}, nil
 }
 
 func (f *finder) redis(ctx context.Context, conf *stackstorm.Conf) {
@@ -209,6 +172,9 @@ func (f *finder) redis(ctx context.Context, conf *stackstorm.Conf) {
 		f.problem(err)
 		return
 	}
+	if s.TLS != nil {
+		s.TLS.Read = f.contents
+	}
 	s.Timing = f.Timing()
 	f.add(ctx, Redis, s.Addr, WatchRedis(s))
 }
@@ -226,10 +192,10 @@ func (f *finder) units(ctx context.Context, conf *stackstorm.Conf) {
 		}
 	}
 	if conf != nil {
-		s.Prefix = conf.BrokerPrefix()
+		s.Prefix = conf.Prefix()
 	}
 	if len(f.Brokers) > 0 {
-		s.Login, s.Dialer = f.Brokers[0].Login, f.Brokers[0].Dialer
+		s.Login, s.Dialer = f.Brokers[0], &net.Dialer{}
 	}
 	f.Endpoints = append(f.Endpoints, UnitEndpoints(s)...)
 }
@@ -326,6 +292,12 @@ func (f *finder) exports(ctx context.Context) (bool, error) {
 	}
 	list, err := confedit.Exports(data)
 	return len(list) > 0, step.Located(f.host, exportsPath, err)
+}
+
+// contents returns a file's contents.
+func (f *finder) contents(ctx context.Context, path string) ([]byte, error) {
+	file, err := f.host.ReadFile(ctx, path)
+	return file.Data, err
 }
 
 // read returns a file's contents, none if it does not exist.

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"st2ha/internal/secure"
 )
 
 // Timing is how often a backend's endpoint is probed, and what its findings
@@ -330,6 +332,13 @@ func (h *holder) miss(began time.Time) {
 func (h *holder) judge(err error) {
 	var f *finding
 	switch {
+	case secure.Unaskable(err):
+		h.trouble[ProbeConnection] = true
+		for p, bad := range h.trouble {
+			if bad {
+				h.tell(p, Unknown, network(err), Limit{})
+			}
+		}
 	case err == nil:
 		h.well(ProbeConnection, ProbeLogin, ProbeAlarm, ProbePrimary)
 		h.trouble[ProbePing] = false
@@ -378,7 +387,10 @@ func unreachable(err error) bool {
 func network(err error) string {
 	var number syscall.Errno
 	var name *net.DNSError
+	var unaskable *secure.UnaskableError
 	switch {
+	case errors.As(err, &unaskable):
+		return unaskable.Why
 	case errors.As(err, &name):
 		return "its name is not known: " + name.Name
 	case errors.As(err, &number):

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"go.mongodb.org/mongo-driver/mongo/options"
 
 	"st2ha/internal/mongodb"
+	"st2ha/internal/secure"
 )
 
 // Dialer makes connections; a net.Dialer or a host.Host is one.
@@ -25,10 +27,10 @@ type Dialer interface {
 // MongoDBSettings is one server, alone or a member of a replica set, and how
 // it is watched.
 type MongoDBSettings struct {
-	URI      string        // as [database] of st2.conf has it
-	Addr     string        // host:port of this server
-	Election time.Duration // without a primary until that is down: its set elects one within that time; 15 s
-	Dialer   Dialer        // from where; this machine if nil
+	mongodb.Server               // as [database] of st2.conf has it
+	Addr           string        // host:port of this server
+	Election       time.Duration // without a primary until that is down: its set elects one within that time; 15 s
+	Dialer         Dialer        // from where; this machine if nil
 	Timing
 }
 
@@ -46,6 +48,32 @@ func MongoDBServers(uri string) ([]string, error) {
 		}
 	}
 	return servers, nil
+}
+
+// MongoDBServer reads a URI whose options of TLS count, as MongoDB's own
+// clients do (MongoDB manual, connection strings); read reads the files it names.
+func MongoDBServer(uri string, read func(ctx context.Context, path string) ([]byte, error)) mongodb.Server {
+	before, query, _ := strings.Cut(uri, "?")
+	var kept []string
+	given := map[string]string{}
+	for _, option := range strings.FieldsFunc(query, func(r rune) bool { return r == '&' || r == ';' }) {
+		key, value, _ := strings.Cut(option, "=")
+		if key = strings.ToLower(key); !strings.HasPrefix(key, "tls") && !strings.HasPrefix(key, "ssl") {
+			kept = append(kept, option)
+			continue
+		}
+		given[key], _ = url.QueryUnescape(value)
+	}
+	s := mongodb.Server{URI: before}
+	if len(kept) > 0 {
+		s.URI += "?" + strings.Join(kept, "&")
+	}
+	if yes := given["tls"] + given["ssl"]; yes == "" && strings.HasPrefix(uri, "mongodb+srv://") || strings.Contains(yes, "true") {
+		invalid := given["tlsinsecure"] == "true" || given["tlsallowinvalidcertificates"] == "true"
+		s.TLS = &secure.TLS{Read: read, CA: given["tlscafile"], Cert: given["tlscertificatekeyfile"], Encrypted: given["tlscertificatekeyfilepassword"] != "",
+			Verify: !invalid, Hostname: !invalid && given["tlsallowinvalidhostnames"] != "true"}
+	}
+	return s
 }
 
 // WatchMongoDB watches a server by a plain connection, whose end shows that
@@ -73,8 +101,8 @@ func WatchMongoDB(s MongoDBSettings) Func {
 // login is a fresh one, for the driver's monitors and open connections know
 // nothing of a password that has changed.
 func (s *MongoDBSettings) login(ctx context.Context) error {
-	opts := mongodb.Options(s.Dialer, s.URI, s.Addr)
-	err := mongodb.Login(ctx, s.Dialer, s.URI, s.Addr, "admin")
+	opts := mongodb.Options(s.Dialer, s.Server, s.Addr)
+	err := mongodb.Login(ctx, s.Dialer, s.Server, s.Addr, "admin")
 	if errors.Is(err, mongodb.ErrRefused) {
 		if opts.Auth == nil {
 			return s.refused("login refused: the URI names no user")
@@ -85,7 +113,7 @@ func (s *MongoDBSettings) login(ctx context.Context) error {
 }
 
 // hold watches by one client of the driver, which lives as long as the watch,
-// and one plain connection after the other.
+// and one connection of its own after the other.
 func (s *MongoDBSettings) hold(ctx context.Context, report func(Observation)) {
 	var sessions sync.Map // that are open
 	// What the driver sees by itself is a hint to look, and no more: its
@@ -96,7 +124,7 @@ func (s *MongoDBSettings) hold(ctx context.Context, report func(Observation)) {
 			return true
 		})
 	}
-	opts := mongodb.Options(s.Dialer, s.URI, s.Addr).SetHeartbeatInterval(500 * time.Millisecond).
+	opts := mongodb.Options(s.Dialer, s.Server, s.Addr).SetHeartbeatInterval(500 * time.Millisecond).
 		SetMaxPoolSize(2). // a ping that has no answer takes one
 		SetServerMonitor(&event.ServerMonitor{ServerHeartbeatFailed: func(*event.ServerHeartbeatFailedEvent) { look() }}).
 		SetPoolMonitor(&event.PoolMonitor{Event: func(e *event.PoolEvent) {
@@ -112,7 +140,7 @@ func (s *MongoDBSettings) hold(ctx context.Context, report func(Observation)) {
 		return
 	}
 	h := &holder{Timing: s.Timing, report: report, open: func(ctx context.Context) (session, error) {
-		conn, err := s.Dialer.DialContext(ctx, "tcp", s.Addr)
+		conn, err := mongodb.Dial(ctx, s.Dialer, s.Server, s.Addr)
 		if err != nil {
 			return nil, err
 		}
@@ -131,7 +159,7 @@ func (s *MongoDBSettings) hold(ctx context.Context, report func(Observation)) {
 	_ = client.Disconnect(ctx)
 }
 
-// mongoSession is a plain connection on which nothing is said, beside the driver's.
+// mongoSession is a connection on which nothing more is said, beside the driver's.
 type mongoSession struct {
 	net.Conn
 	over     chan struct{} // closed when the connection has ended

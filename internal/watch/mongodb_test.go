@@ -38,7 +38,7 @@ func newMongod(t testing.TB) *backendtest.Server {
 
 func mongoRun(t testing.TB, uri, addr string, command bson.D) {
 	t.Helper()
-	client, err := mongo.Connect(t.Context(), mongodb.Options(&net.Dialer{}, uri, addr))
+	client, err := mongo.Connect(t.Context(), mongodb.Options(&net.Dialer{}, mongodb.Server{URI: uri}, addr))
 	require.NoError(t, err)
 	defer func() { _ = client.Disconnect(context.Background()) }()
 	require.NoError(t, client.Database("st2").RunCommand(t.Context(), command).Err())
@@ -47,7 +47,7 @@ func mongoRun(t testing.TB, uri, addr string, command bson.D) {
 func TestMongoDBUserDropped(t *testing.T) {
 	t.Parallel()
 	s := newMongod(t)
-	w := start(t, WatchMongoDB(MongoDBSettings{URI: mongoURI("other"), Addr: s.Addr, Timing: Timing{LoginEvery: 500 * time.Millisecond}}))
+	w := start(t, WatchMongoDB(MongoDBSettings{Server: mongodb.Server{URI: mongoURI("other")}, Addr: s.Addr, Timing: Timing{LoginEvery: 500 * time.Millisecond}}))
 	w.is(ProbeLogin, Good, "")
 	w.is(ProbePing, Good, "")
 	mongoRun(t, mongoURI(backendtest.User), s.Addr, bson.D{{Key: "dropUser", Value: "other"}})
@@ -68,7 +68,7 @@ func TestMongoDBServers(t *testing.T) {
 		_, err := MongoDBServers(uri)
 		require.Error(t, err, uri)
 		require.NotContains(t, err.Error(), "p@ss")
-		w := start(t, WatchMongoDB(MongoDBSettings{URI: uri, Addr: "127.0.0.1:1"}))
+		w := start(t, WatchMongoDB(MongoDBSettings{Server: mongodb.Server{URI: uri}, Addr: "127.0.0.1:1"}))
 		w.is(ProbeConnection, Unknown, "the URI of MongoDB cannot be read…")
 		w.end()
 	}

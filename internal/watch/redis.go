@@ -3,13 +3,14 @@ package watch
 import (
 	"bufio"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/url"
 	"strconv"
 	"strings"
+
+	"st2ha/internal/secure"
 )
 
 // RedisSettings is one Redis server, and how it is watched.
@@ -18,7 +19,7 @@ type RedisSettings struct {
 	User     string // empty for the default user
 	Password string // empty for a server without
 	DB       int
-	TLS      *tls.Config // nil without
+	TLS      *secure.TLS // nil without
 	Dialer   Dialer      // from where; this machine if nil
 	Timing
 }
@@ -49,10 +50,20 @@ func ParseRedisURL(text string) (RedisSettings, error) {
 			return RedisSettings{}, errors.New("the database in the URL of Redis is no number")
 		}
 	}
-	if ssl, _ := strconv.ParseBool(options.Get("ssl")); ssl || u.Scheme == "rediss" {
-		s.TLS = &tls.Config{ServerName: u.Hostname()}
+	if on(options.Get("ssl")) || u.Scheme == "rediss" {
+		// redis-py verifies both by itself (redis/connection.py, SSLConnection).
+		s.TLS = &secure.TLS{CA: options.Get("ssl_ca_certs"), Cert: options.Get("ssl_certfile"), Key: options.Get("ssl_keyfile"), Verify: true, Hostname: true}
 	}
 	return s, nil
+}
+
+// on is oslo.utils' bool_from_string, by which tooz reads the options.
+func on(text string) bool {
+	switch strings.ToLower(strings.TrimSpace(text)) {
+	case "1", "t", "true", "on", "y", "yes":
+		return true
+	}
+	return false
 }
 
 // WatchRedis watches a server by a held connection, with a PING on it, and by
@@ -95,22 +106,15 @@ type redisSession struct {
 	settings *RedisSettings
 	replies  chan string // closed when the connection has ended
 	over     chan struct{}
+	heard    bool  // it has answered
 	err      error // why; set before
 }
 
 // open connects, logs in and selects the database.
 func (s *RedisSettings) open(ctx context.Context) (*redisSession, error) {
-	conn, err := s.Dialer.DialContext(ctx, "tcp", s.Addr)
+	conn, err := s.TLS.Dial(ctx, s.Dialer, s.Addr)
 	if err != nil {
 		return nil, err
-	}
-	if s.TLS != nil {
-		secure := tls.Client(conn, s.TLS)
-		if err := secure.HandshakeContext(ctx); err != nil {
-			_ = conn.Close()
-			return nil, err
-		}
-		conn = secure
 	}
 	r := &redisSession{Conn: conn, settings: s, replies: make(chan string, 1), over: make(chan struct{})}
 	go r.read()
@@ -183,9 +187,12 @@ func (r *redisSession) ask(ctx context.Context, command ...string) (string, erro
 	case <-ctx.Done():
 		return "", ctx.Err()
 	case reply, ok := <-r.replies:
+		r.heard = r.heard || ok
 		switch {
+		case !ok && r.settings.TLS == nil && !r.heard:
+			return "", secure.Hung(ctx, r.settings.Dialer, r.settings.Addr, r.err)
 		case !ok:
-			return "", r.err
+			return "", secure.Explain(r.err)
 		case strings.HasPrefix(reply, "+"):
 			return reply[1:], nil
 		case strings.HasPrefix(reply, "-"):

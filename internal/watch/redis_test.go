@@ -1,15 +1,7 @@
 package watch
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
-	"math/big"
-	"net"
+	"context"
 	"os"
 	"path/filepath"
 	"testing"
@@ -18,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"st2ha/internal/backendtest"
+	"st2ha/internal/secure"
 )
 
 func newRedis(t *testing.T, lines ...string) *backendtest.Server {
@@ -74,46 +67,37 @@ func TestRedisCannotSave(t *testing.T) {
 	w.is(ProbeAlarm, Good, "")
 }
 
+// A server that speaks TLS is asked so, and what cannot be asked is unknown, never down.
 func TestRedisTLS(t *testing.T) {
-	dir := t.TempDir()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "redis"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	require.NoError(t, err)
-	secret, err := x509.MarshalECPrivateKey(key)
-	require.NoError(t, err)
-	certFile, keyFile := filepath.Join(dir, "cert"), filepath.Join(dir, "key")
-	require.NoError(t, os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
-	require.NoError(t, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: secret}), 0o600))
-	plain := newRedis(t, "tls-port 0", "tls-cert-file "+certFile, "tls-key-file "+keyFile, "tls-auth-clients no")
-	admin := RedisSettings{Addr: plain.Addr, Dialer: &net.Dialer{}}
-	conn, err := admin.open(t.Context())
-	require.NoError(t, err)
-	defer conn.close()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	require.NoError(t, err)
-	require.NoError(t, l.Close())
-	_, err = conn.ask(t.Context(), "CONFIG", "SET", "tls-port", port)
-	require.NoError(t, err)
-
-	s, err := ParseRedisURL("rediss://127.0.0.1:" + port + "/1")
-	require.NoError(t, err)
-	w := start(t, WatchRedis(s))
-	w.is(ProbeConnection, Bad, "tls: failed to verify certificate: …")
-	w.end()
-	cert, err := x509.ParseCertificate(der)
-	require.NoError(t, err)
-	s.TLS = &tls.Config{RootCAs: x509.NewCertPool(), ServerName: "127.0.0.1"}
-	s.TLS.RootCAs.AddCert(cert)
-	s.LoginEvery = 300 * time.Millisecond
-	w = start(t, WatchRedis(s))
-	w.is(ProbePing, Good, "")
-	w.is(ProbeLogin, Good, "")
+	c := backendtest.NewCertificates(t, t.TempDir())
+	addr := c.Secured(t, newRedis(t).Addr, false)
+	neverRestarted(t, "redis", addr)
+	for name, tc := range map[string]struct{ url, unknown string }{
+		"trusted":          {"rediss://" + addr + "/1?ssl_ca_certs=" + c.CA, ""},
+		"as tooz takes it": {"redis://" + addr + "?ssl=True&ssl_ca_certs=" + c.CA, ""},
+		"untrusted":        {"rediss://" + addr, "its certificate is not trusted: …"},
+		"no file":          {"rediss://" + addr + "?ssl_ca_certs=/none", "the file of authorities cannot be read: …"},
+		"without TLS":      {"redis://" + addr, "it speaks TLS, and the settings ask without"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, err := ParseRedisURL(tc.url)
+			require.NoError(t, err)
+			s.LoginEvery = 300 * time.Millisecond
+			if s.TLS != nil {
+				s.TLS.Read = readFile
+			}
+			w := start(t, WatchRedis(s))
+			if tc.unknown != "" {
+				w.is(ProbeConnection, Unknown, tc.unknown)
+				return
+			}
+			w.is(ProbePing, Good, "")
+			w.is(ProbeLogin, Good, "")
+		})
+	}
 }
+
+func readFile(_ context.Context, path string) ([]byte, error) { return os.ReadFile(path) }
 
 // What answers may be no Redis.
 func TestRedisIsAnother(t *testing.T) {
@@ -129,8 +113,8 @@ func TestParseRedisURL(t *testing.T) {
 		"redis://:p%40ss%2F@h/2":                  {Addr: "h:6379", Password: "p@ss/", DB: 2},
 		"redis://u:p@h:1?db=3":                    {Addr: "h:1", User: "u", Password: "p", DB: 3},
 		"redis://h?password=p":                    {Addr: "h:6379", Password: "p"},
-		"redis://h?ssl=True":                      {Addr: "h:6379", TLS: &tls.Config{ServerName: "h"}},
-		"rediss://h:7":                            {Addr: "h:7", TLS: &tls.Config{ServerName: "h"}},
+		"redis://h?ssl=True":                      {Addr: "h:6379", TLS: &secure.TLS{Verify: true, Hostname: true}},
+		"rediss://h:7":                            {Addr: "h:7", TLS: &secure.TLS{Verify: true, Hostname: true}},
 		"redis://127.0.0.1:6379/?namespace=_st2_": {Addr: "127.0.0.1:6379"},
 	} {
 		got, err := ParseRedisURL(text)
