@@ -168,6 +168,7 @@ func TestJoin(t *testing.T) {
 		for _, of := range []struct{ runner, host string }{{"primary", secondary2}, {"secondary", secondary}, {"primary", primary}} {
 			o := secret.action(t, of.runner, "rollback", map[string]any{"host": of.host})
 			require.Equal(t, "succeeded", o.Status, o.raw)
+			handedOver(t, of.host)
 			if of.runner == "secondary" {
 				require.Empty(t, on(t, "secondary", "ls "+program+" 2>/dev/null || true"), "it is the primary's")
 			}

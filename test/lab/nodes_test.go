@@ -400,6 +400,16 @@ func remote(secret, user string, args ...string) *exec.Cmd {
 	return command([]byte(secret), "./lab.sh", "ssh", user, line)
 }
 
+// handedOver waits until a node has undone what a rollback by an action handed over to it.
+func handedOver(t *testing.T, host string) {
+	t.Helper()
+	node := map[string]string{primary: "primary", secondary: "secondary", secondary2: "secondary2"}[host]
+	const waits = "systemctl is-active st2ha-rollback.timer st2ha-rollback.service | grep -Ex 'active|activating' || true"
+	for end := time.Now().Add(4 * time.Minute); on(t, node, waits) != ""; time.Sleep(time.Second) {
+		require.True(t, time.Now().Before(end), "the rollback that was handed over has not ended")
+	}
+}
+
 // settle waits for the restart of a node's services that follows the end of
 // what was run there.
 func settle(t *testing.T, node string) {

@@ -132,6 +132,7 @@ func TestOlderNodes(t *testing.T) {
 		for _, host := range []string{secondary, primary} {
 			o := here.action(t, "rollback", map[string]any{"host": host})
 			require.Equal(t, "succeeded", o.Status, o.raw)
+			handedOver(t, host)
 		}
 		settle(t, "secondary")
 		untouched(t)
