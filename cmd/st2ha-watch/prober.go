@@ -6,8 +6,8 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"net"
 	"log/slog"
+	"net"
 	"sync/atomic"
 	"time"
 

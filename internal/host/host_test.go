@@ -575,9 +575,13 @@ func TestReadFileUnderLease(t *testing.T) {
 	require.NoError(t, err)
 	_, err = os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	require.ErrorIs(t, err, unix.EAGAIN, "as open(2) answers without waiting")
-	returned := time.AfterFunc(300*time.Millisecond, func() { _, _ = unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_UNLCK) })
-	defer returned.Stop()
+	returned := make(chan error, 1)
+	time.AfterFunc(300*time.Millisecond, func() {
+		_, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_UNLCK)
+		returned <- err
+	})
 	file, err := host.NewLocal("x").ReadFile(t.Context(), name)
 	require.NoError(t, err)
 	require.Equal(t, "data", string(file.Data))
+	require.NoError(t, <-returned) // before the file is closed
 }
