@@ -34,11 +34,11 @@ func Fstab(src []byte) ([]Mount, error) {
 	var out []Mount
 	var odd []*Error
 	for n, l := range lines(src) {
+		err := checkLine(src, n+1, l) // of comments too: an edit would refuse them
 		fields := blankFields(src, l)
-		if len(fields) == 0 || src[fields[0].start] == '#' {
+		if err == nil && (len(fields) == 0 || src[fields[0].start] == '#') {
 			continue
 		}
-		err := checkLine(src, n+1, l)
 		var m mountLine
 		if err == nil {
 			if m, err = parseMount(src, n+1, fields); err != nil && len(fields) > 4 {

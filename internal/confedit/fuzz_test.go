@@ -227,6 +227,7 @@ func FuzzFstab(f *testing.F) {
 		f.Add(src, "192.168.0.100:/opt/stackstorm/packs", "/opt/stackstorm/packs", "nfs", "_netdev,nofail")
 		f.Add(src, "/dev/sdb1", "/mnt/my disk", "ext4", "")
 	}
+	f.Add([]byte("# a\x00comment\n"), "/dev/sdb1", "/mnt", "ext4", "")
 	f.Fuzz(func(t *testing.T, src []byte, source, target, fstype, options string) {
 		orig := bytes.Clone(src)
 		before, err := confedit.Fstab(src)
