@@ -15,5 +15,5 @@ policy=/usr/sbin/policy-rc.d
 [ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' | $sudo install -m 755 /dev/stdin "$policy"; trap '$sudo rm -f "$policy"' EXIT; }
 $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing </dev/null >/dev/null
 for service in rabbitmq-server redis-server nfs-ganesha; do
-  case " $(echo $missing) " in *" $service "*) $sudo update-rc.d "$service" disable >/dev/null;; esac
+  case " $(echo $missing) " in *" $service "*) $sudo systemctl disable --quiet "$service";; esac
 done
