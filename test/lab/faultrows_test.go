@@ -137,8 +137,8 @@ func rows(t *testing.T) []fault {
 		{name: "link down for 60 s", fresh: true, inject: scripted("part"), lasts: 60 * time.Second, end: ending("join"), healer: "itself", wants: append(slices.Clone(reached), hung), also: all},
 		{name: "primary's kernel frozen", fresh: true, inject: scripted("freeze", "primary"), lasts: 10 * time.Second, end: ending("thaw", "primary"), healer: "itself",
 			wants: append([]want{reached[2], hung}, reached[:2]...), also: all},
-		{name: "Redis flapping", healer: "itself",
-			inject: running("secondary", "p=$(pidof redis-server); for i in 1 2 3 4 5 6 7 8 9 10 11 12; do kill -STOP $p; sleep 0.45; kill -CONT $p; sleep 0.3; done"),
+		{name: "Redis flapping", healer: "itself", // away for longer than a slow server's answers may take, and not as long as until it is down
+			inject: running("secondary", "p=$(pidof redis-server); for i in 1 2 3 4 5 6 7 8 9 10; do kill -STOP $p; sleep 2.2; kill -CONT $p; sleep 0.4; done"),
 			wants:  []want{{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect? flapping up"}}},
 		{name: "sensor's watcher killed", custom: watcherKilled},
 		{name: "watchdog killed in an outage", healer: "people",
