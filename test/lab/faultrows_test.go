@@ -201,8 +201,8 @@ func rows(t *testing.T) []fault {
 		{name: "primary rebooted", fresh: true, inject: scripted("reboot", "primary"), healer: "itself", within: 3 * time.Minute,
 			wants: []want{
 				{by: sensor, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up"},
-				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect? down up"},
-				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up"},
+				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: starved},
+				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: starved},
 			}, also: all},
 		{name: "secondary boots without the primary", custom: rebootAlone},
 	}
