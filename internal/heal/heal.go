@@ -50,11 +50,15 @@ type Ledger struct {
 	Again   time.Duration   // after it was given up, it is tried again; 0 for never
 }
 
-// Default is at most 3 heals in 10 minutes. The waits leave a broker time to
-// start (30 s measured), and room for a fault that passes by itself. An hour
+// Gap is between two heals of the same thing, whoever they come from: a broker
+// takes 30 s to start (measured), and several observers ask for the same heal.
+const Gap = time.Minute
+
+// Default is at most 3 heals in 10 minutes, Gap apart and then more, which
+// leaves room for a fault that passes by itself. An hour
 // after it gave up it tries again: the disk that was full may have room by then.
 func Default() Ledger {
-	return Ledger{Heals: 3, Window: 10 * time.Minute, Backoff: []time.Duration{45 * time.Second, 2 * time.Minute}, Again: time.Hour}
+	return Ledger{Heals: 3, Window: 10 * time.Minute, Backoff: []time.Duration{Gap, 2 * time.Minute}, Again: time.Hour}
 }
 
 // account is what a file in Dir holds.
@@ -69,7 +73,7 @@ type account struct {
 // what is acted on, a unit or a mount point, for an endpoint has another
 // address on each node that watches it.
 func (l Ledger) Allow(ctx context.Context, h host.Host, target string, now time.Time) (Decision, error) {
-	m, err := ReadMaintenance(ctx, h, now)
+	m, err := Silence(ctx, h, now)
 	if err != nil {
 		return Decision{}, err
 	}
@@ -82,8 +86,9 @@ func (l Ledger) Allow(ctx context.Context, h host.Host, target string, now time.
 		if err != nil {
 			return err
 		}
+		corrected := a.correct(now)
 		var changed bool
-		if d, changed = l.decide(&a, now); !changed {
+		if d, changed = l.decide(&a, now); !changed && !corrected {
 			return nil
 		}
 		return a.write(ctx, h)
@@ -109,7 +114,8 @@ func (l Ledger) decide(a *account, now time.Time) (d Decision, changed bool) {
 		until := a.Heals[n-1].Add(l.Backoff[min(n, len(l.Backoff))-1])
 		if now.Before(until) {
 			return Decision{Verdict: Wait, Until: until, Heals: n,
-				Reason: fmt.Sprintf("healed %d times within %s; the next is due at %s", n, l.Window, until.UTC().Format(time.RFC3339))}, false
+				Reason: fmt.Sprintf("it was healed at %s (%d of %d within %s), and may be again at %s",
+					a.Heals[n-1].UTC().Format(time.RFC3339), n, l.Heals, l.Window, until.UTC().Format(time.RFC3339))}, false
 		}
 	}
 	a.Heals = append(a.Heals, now.UTC())
@@ -120,14 +126,26 @@ func (l Ledger) reason(n int) string {
 	return fmt.Sprintf("healed %d times within %s, and down again: a person is needed", n, l.Window)
 }
 
-// recent returns the heals that count. After a clock was set back some lie in
-// the future; they count as of now, so that no wait is longer than its back-off.
+// correct takes times that lie in the future, for a clock was set back, as of
+// now, and says whether there were any: what is written down so is no longer
+// in the future at the next look, and no wait is longer than its back-off.
+func (a *account) correct(now time.Time) (changed bool) {
+	now = now.UTC()
+	for i, t := range a.Heals {
+		if t.After(now) {
+			a.Heals[i], changed = now, true
+		}
+	}
+	if a.GaveUp != nil && a.GaveUp.After(now) {
+		a.GaveUp, changed = &now, true
+	}
+	return changed
+}
+
+// recent returns the heals that count.
 func (l Ledger) recent(heals []time.Time, now time.Time) []time.Time {
 	var kept []time.Time
 	for _, t := range heals {
-		if t.After(now) {
-			t = now.UTC()
-		}
 		if now.Sub(t) < l.Window {
 			kept = append(kept, t)
 		}
@@ -147,6 +165,7 @@ func (l Ledger) Recovered(ctx context.Context, h host.Host, target string, now t
 		if err != nil {
 			return err
 		}
+		a.correct(now)
 		a.GaveUp, a.Heals = nil, l.recent(a.Heals, now)
 		if len(a.Heals) > 0 {
 			return a.write(ctx, h)
@@ -168,7 +187,7 @@ func (d Decision) Finding(h host.Host, target string) *step.Finding {
 	case InMaintenance:
 		f.Check, f.Fix = "maintenance", "st2 run st2ha.maintenance host="+h.Name()+" mode=off ends it"
 	case Wait:
-		f.Check, f.Fix = "healing_waits", "wait, or mend it by hand"
+		f.Check, f.Fix = "healing_waits", "try it again then, or mend it by hand"
 	case GaveUp:
 		f.Severity = step.Error
 		f.Check, f.Fix = "healing_gave_up", "find out why it does not stay up, and mend it"

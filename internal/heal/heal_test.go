@@ -45,14 +45,14 @@ func TestAllow(t *testing.T) {
 	for name, asks := range map[string][]ask{
 		"back-off, then given up once": {
 			{at: 0, want: heal.GoAhead, heals: 1},
-			{at: 44, want: heal.Wait, until: 45, heals: 1},
-			{at: 45, want: heal.GoAhead, heals: 2},
-			{at: 100, want: heal.Wait, until: 165, heals: 2},
-			{at: 165, want: heal.GoAhead, heals: 3},
-			{at: 166, want: heal.GaveUp, first: true, heals: 3},
-			{at: 167, want: heal.GaveUp, heals: 3},
-			{at: 3765, want: heal.GaveUp, heals: 3},
-			{at: 3766, want: heal.GoAhead, heals: 1},
+			{at: 59, want: heal.Wait, until: 60, heals: 1},
+			{at: 60, want: heal.GoAhead, heals: 2},
+			{at: 100, want: heal.Wait, until: 180, heals: 2},
+			{at: 180, want: heal.GoAhead, heals: 3},
+			{at: 181, want: heal.GaveUp, first: true, heals: 3},
+			{at: 182, want: heal.GaveUp, heals: 3},
+			{at: 3780, want: heal.GaveUp, heals: 3},
+			{at: 3781, want: heal.GoAhead, heals: 1},
 		},
 		"the window slides": {
 			{at: 0, want: heal.GoAhead, heals: 1},
@@ -76,7 +76,18 @@ func TestAllow(t *testing.T) {
 		},
 		"the clock was set back": {
 			{at: 86400, want: heal.GoAhead, heals: 1},
-			{at: 0, want: heal.Wait, until: 45, heals: 1},
+			{at: 0, want: heal.Wait, until: 60, heals: 1},
+			{at: 30, want: heal.Wait, until: 60, heals: 1}, // it is not put off at each look
+			{at: 60, want: heal.GoAhead, heals: 2},
+		},
+		"the clock was set back after it was given up": {
+			{at: 86400, want: heal.GoAhead, heals: 1},
+			{at: 86460, want: heal.GoAhead, heals: 2},
+			{at: 86580, want: heal.GoAhead, heals: 3},
+			{at: 86581, want: heal.GaveUp, first: true, heals: 3},
+			{at: 0, want: heal.GaveUp, heals: 3},
+			{at: 3599, want: heal.GaveUp, heals: 3},
+			{at: 3600, want: heal.GoAhead, heals: 1},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -287,4 +298,39 @@ func TestMaintenanceOfARun(t *testing.T) {
 	require.Equal(t, "no maintenance", turn(off(""), false))
 	require.Equal(t, "maintenance is on until 2026-03-01T13:00:00Z (one)", turn(of("one", 60), true))
 	require.Equal(t, "no maintenance", turn(off(""), false), "people may end a run's")
+}
+
+// A clock that was set back neither cuts a silence short nor makes it last until
+// the clock has caught up.
+func TestMaintenanceClockSetBack(t *testing.T) {
+	h, root := node(t)
+	require.NoError(t, os.MkdirAll(root+"/var/lib/st2ha", 0o700))
+	ahead := noon.AddDate(1, 0, 0)
+	set := func(m heal.Maintenance) {
+		t.Helper()
+		data, err := m.Encode()
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(root+heal.MaintenanceFile, data, 0o600))
+	}
+	on := func(at time.Duration) bool {
+		t.Helper()
+		m, err := heal.Silence(t.Context(), h, noon.Add(at))
+		require.NoError(t, err)
+		return m.On
+	}
+	set(heal.Maintenance{Since: ahead, Until: ahead.Add(time.Hour), Reason: "new disk"})
+	m, err := heal.ReadMaintenance(t.Context(), h, noon)
+	require.NoError(t, err)
+	require.Equal(t, "maintenance is on until 2026-03-01T13:00:00Z (new disk)", m.String())
+	require.True(t, on(0))
+	require.True(t, on(59*time.Minute))
+	require.False(t, on(time.Hour))
+
+	set(heal.Maintenance{Since: ahead, Reason: "until it is switched off"})
+	require.True(t, on(0))
+	require.True(t, on(1000*time.Hour))
+	set(heal.Maintenance{Since: noon.Add(30 * time.Second), Until: noon.Add(30*time.Second + time.Hour)})
+	require.True(t, on(0))
+	require.True(t, on(time.Hour+29*time.Second), "another node's clock is a little ahead: its end stays")
+	require.False(t, on(time.Hour+30*time.Second))
 }

@@ -46,20 +46,58 @@ func (m Maintenance) Encode() ([]byte, error) {
 // ReadMaintenance reads the switch of a node. Whatever the file holds, it is
 // on while the file is there, so that touch(1) is enough; only an end that it
 // names, and that has passed, switches it off.
+//
+// A switch that was set in the future, for the clock was set back since, and
+// that ends by itself, lasts as long as it was to last, from now on: counted
+// from its own time it would last until the clock has caught up.
 func ReadMaintenance(ctx context.Context, h host.Host, now time.Time) (Maintenance, error) {
+	m, _, err := readMaintenance(ctx, h, now)
+	return m, err
+}
+
+// skew is how far ahead another node's clock may be, from which a switch is set.
+const skew = time.Minute
+
+func readMaintenance(ctx context.Context, h host.Host, now time.Time) (m Maintenance, corrected bool, err error) {
 	f, err := h.ReadFile(ctx, MaintenanceFile)
 	if errors.Is(err, fs.ErrNotExist) {
-		return Maintenance{}, nil
+		return Maintenance{}, false, nil
 	}
 	if err != nil {
-		return Maintenance{}, err
+		return Maintenance{}, false, err
 	}
-	var m Maintenance
 	if json.Unmarshal(f.Data, &m) != nil {
 		m = Maintenance{}
 	}
+	if m.Until.After(m.Since) && m.Since.Sub(now) > skew {
+		m.Since, m.Until, corrected = now.UTC(), now.UTC().Add(m.Until.Sub(m.Since)), true
+	}
 	m.On = m.Until.IsZero() || now.Before(m.Until)
-	return m, nil
+	return m, corrected, nil
+}
+
+// Silence is ReadMaintenance for who acts by it: what it corrects is written
+// down, so that it comes to an end.
+func Silence(ctx context.Context, h host.Host, now time.Time) (Maintenance, error) {
+	m, corrected, err := readMaintenance(ctx, h, now)
+	if err != nil || !corrected {
+		return m, err
+	}
+	err = locked(ctx, h, func() error {
+		if m, corrected, err = readMaintenance(ctx, h, now); err != nil || !corrected {
+			return err // somebody else was first, or took it away
+		}
+		return m.write(ctx, h)
+	})
+	return m, err
+}
+
+func (m Maintenance) write(ctx context.Context, h host.Host) error {
+	data, err := m.Encode()
+	if err != nil {
+		return fmt.Errorf("%s: %s: %w", h.Name(), MaintenanceFile, err)
+	}
+	return h.WriteFile(ctx, host.File{Path: MaintenanceFile, Data: data, Mode: 0o644})
 }
 
 // SetMaintenance is the step maintenance: the switch is set or taken away.
@@ -121,11 +159,7 @@ func (t *turn) Apply(ctx context.Context, h host.Host) error {
 		}
 		return err
 	}
-	data, err := t.to.Encode()
-	if err != nil {
-		return fmt.Errorf("%s: %s: %w", h.Name(), MaintenanceFile, err)
-	}
-	return h.WriteFile(ctx, host.File{Path: MaintenanceFile, Data: data, Mode: 0o644})
+	return t.to.write(ctx, h)
 }
 
 // Undo turns it back.

@@ -57,7 +57,7 @@ EVENTS = [
     (event("st2", "st2workflowengine", "down", "st2workflowengine is active but nobody consumes st2.workflow.work", "consumers"), {
         "services_deaf": {"host": "node2", "wait": 120, "run": RUN}}),
     (event("rabbitmq", "10.0.0.1:5672", "up", "", previous="down", lasted_ms=9000), {"sweep_after_recovery": {"run": RUN}}),
-    (event("redis", "10.0.0.1:6379", "up", "", previous="flapping", lasted_ms=9000), {"sweep_after_recovery": {"run": RUN}}),
+    (event("redis", "10.0.0.1:6379", "up", "", previous="flapping", lasted_ms=9000), {}),
     (event("rabbitmq", "10.0.0.1:5672", "up", "", previous="suspect", lasted_ms=400), {}),
     (event("rabbitmq", "10.0.0.1:5672", "up", "", previous="unknown"), {}),
     (event("rabbitmq", "10.0.0.1:5672", "flapping", "9 of 21 findings changed"), {}),
@@ -122,6 +122,14 @@ class RulesTest(unittest.TestCase):
         self.assertEqual(taken | timed, set(self.rules), "every rule is shown to take something")
         for name in timed:
             self.check_action(self.rules[name], engine.rendered(self.rules[name], {"executed_at": "2026-03-01 12:00:00.1+00:00"}))
+
+    def test_descriptions(self):
+        """What a rule's text says of time is what its action does."""
+        patience = self.pack.action("st2ha.sweep_executions").parameters["patience"]["default"]
+        self.assertEqual(patience, 15 * 60)
+        text = " ".join(self.rules["sweep_regularly"]["description"].split())
+        self.assertIn("fifteen minutes", text)
+        self.assertNotIn("five minutes", text.replace("fifteen minutes", ""))
 
     def test_forged_events(self):
         """What comes over a queue may be anybody's: no rule hands on an address, a name or a path that is none."""
