@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net"
 	"slices"
 	"strconv"
@@ -14,6 +16,7 @@ import (
 	"st2ha/internal/heal"
 	"st2ha/internal/host"
 	"st2ha/internal/nfs"
+	"st2ha/internal/rabbitmq"
 	"st2ha/internal/stackstorm"
 	"st2ha/internal/step"
 )
@@ -280,12 +283,64 @@ func (s *sweepCommand) exec(ctx context.Context, c *common) (any, error) {
 	for _, f := range unreached {
 		away = append(away, f.Host)
 	}
+	if !c.dryRun {
+		turn, working, err := takeSweep(ctx, local, c)
+		var busy *rabbitmq.BusyError
+		if errors.As(err, &busy) {
+			r.Findings = append(unreached, step.Finding{Severity: step.Warning, Host: local.Name(), Check: "sweep_waits",
+				Message: "nothing is swept: " + busy.Error(), Fix: "wait; the rule st2ha.sweep_regularly sweeps every ten minutes"})
+			return r, nil
+		}
+		if err != nil {
+			return r, err
+		}
+		defer func() {
+			if err := turn.Done(ctx); err != nil {
+				c.log.Warn("the next sweep may follow at once: its pause is not noted", "why", c.mask.Mask(err.Error()))
+			}
+		}()
+		ctx = working
+	}
 	sweeper := &stackstorm.Sweeper{API: api, Nodes: nodes, Away: away, Patience: time.Duration(s.params.heal.patience) * time.Second,
 		Cancel: s.params.heal.cancel, Own: c.getenv("ST2_ACTION_EXECUTION_ID"), Now: time.Now}
-	// It has no limits: what has ended needs no second sweep.
+	// An execution is ended once: that has no limits.
 	r, err = step.Heal(ctx, sweeper, local, c.options(), always)
 	r.Findings = append(unreached, r.Findings...)
 	return r, err
+}
+
+const (
+	sweepGap  = heal.Gap         // between the end of a sweep and the next one's begin
+	sweepTime = 15 * time.Minute // more than any sweep takes: the action ends it before
+)
+
+// takeSweep takes the turn at sweeping: each sweep loads the API, the database
+// and the broker, whose slowness may be what asked for it, so one is at work in
+// the whole cluster. All nodes reach the broker that StackStorm works with.
+func takeSweep(ctx context.Context, h host.Host, c *common) (*rabbitmq.Turn, context.Context, error) {
+	conf, err := stackstorm.ReadConf(ctx, h)
+	if err != nil {
+		return nil, nil, err
+	}
+	brokers, err := conf.Brokers()
+	if err != nil {
+		return nil, nil, err
+	}
+	by := "run " + c.run
+	if name, err := stackstorm.Hostname(ctx, h); err == nil {
+		by += " on " + name
+	}
+	var all []error
+	for _, login := range brokers {
+		turn, working, err := rabbitmq.TakeTurn(ctx, h, login, "sweep", by, sweepGap, sweepTime)
+		var busy *rabbitmq.BusyError
+		if err == nil || errors.As(err, &busy) {
+			return turn, working, err
+		}
+		all = append(all, fmt.Errorf("RabbitMQ at %s: %w", login.Addr, err))
+	}
+	return nil, nil, fault.Failed("sweep_turn", "nothing was swept; bring the broker back, or let its user have queues named st2ha.sweep.*",
+		"%s: whether another sweep is at work cannot be found out: %w", h.Name(), errors.Join(all...))
 }
 
 // open connects to the nodes. One that cannot be reached may be down or only

@@ -6,12 +6,16 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
+	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"st2ha/internal/backendtest"
 	"st2ha/internal/host"
 	"st2ha/internal/service"
 	"st2ha/internal/step"
@@ -111,4 +115,64 @@ func TestSweepInMaintenance(t *testing.T) {
 	require.Len(t, r.Findings, 1)
 	require.Equal(t, "192.0.2.2", r.Findings[0].Host)
 	require.Equal(t, "nothing is swept: maintenance is on (new disk)", r.Findings[0].Message)
+}
+
+// Seven sweeps at once are one, and the next waits for a minute; the others say so and are no failures.
+func TestSweepOneAtATime(t *testing.T) {
+	broker, err := backendtest.NewBroker(t.TempDir())
+	require.NoError(t, err)
+	t.Cleanup(broker.Close)
+	asked := make(chan bool, 100)
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked <- true
+		time.Sleep(500 * time.Millisecond)
+		_, _ = io.WriteString(w, "[]")
+	}))
+	t.Cleanup(api.Close)
+	root := t.TempDir()
+	for name, text := range map[string]string{
+		"/etc/st2/st2.conf":         "[messaging]\nurl = amqp://" + backendtest.User + ":" + url.QueryEscape(backendtest.Password) + "@" + broker.Addr + "/\n",
+		"/proc/sys/kernel/hostname": "node1\n",
+		"/var/lib/st2ha/lock":       "",
+	} {
+		require.NoError(t, os.MkdirAll(filepath.Dir(root+name), 0o755))
+		require.NoError(t, os.WriteFile(root+name, []byte(text), 0o644))
+	}
+	local := func() (host.Host, error) { return host.NewLocalAt("127.0.0.1", root), nil }
+	env := map[string]string{"ST2_ACTION_API_URL": api.URL + "/v1", "ST2_ACTION_AUTH_TOKEN": "t0ken"}
+	sweep := func(dry bool) step.Result {
+		c := &common{opened: map[string]func() (host.Host, error){"127.0.0.1": local}, getenv: func(name string) string { return env[name] }, start: time.Now(),
+			log: slog.New(slog.DiscardHandler), mask: step.NewMasker(), run: "r1", dryRun: dry}
+		result, err := (&sweepCommand{}).exec(t.Context(), c)
+		if err != nil {
+			t.Error(err)
+		}
+		return result.(step.Result)
+	}
+	var wg sync.WaitGroup
+	results := make(chan step.Result, 7)
+	for range 7 {
+		wg.Go(func() { results <- sweep(false) })
+	}
+	wg.Wait()
+	close(results)
+	waits := 0
+	for r := range results {
+		require.False(t, r.Changed)
+		for _, f := range r.Findings {
+			if f.Check == "sweep_waits" {
+				waits++
+				require.Regexp(t, "^nothing is swept: .* it may be tried again at 20", f.Message)
+			}
+		}
+	}
+	require.Equal(t, 6, waits)
+	r := sweep(false)
+	require.Contains(t, r.Findings[0].Message, "the last sweep was a moment ago (run r1 on node1, ")
+	require.Empty(t, sweep(true).Findings, "a dry run changes nothing, and needs no turn")
+	broker.Kill()
+	c := &common{opened: map[string]func() (host.Host, error){"127.0.0.1": local}, getenv: func(name string) string { return env[name] }, start: time.Now(),
+		log: slog.New(slog.DiscardHandler), mask: step.NewMasker(), run: "r1"}
+	_, err = (&sweepCommand{}).exec(t.Context(), c)
+	require.ErrorContains(t, err, "127.0.0.1: whether another sweep is at work cannot be found out: RabbitMQ at "+broker.Addr)
 }

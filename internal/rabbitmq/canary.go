@@ -13,6 +13,7 @@ type Canary struct {
 	conn          *Connection
 	channel       *amqp.Channel
 	exchange, key string
+	body          []byte
 	confirmed     <-chan amqp.Confirmation
 	closed        <-chan *amqp.Error
 	waiting       bool          // a message is on its way
@@ -44,7 +45,7 @@ func (c *Connection) NewCanary(ctx context.Context) (*Canary, error) {
 // newCanary publishes on a channel that confirms. One message is on its way
 // at a time, so one confirmation is, and nobody has to drain them.
 func newCanary(conn *Connection, channel *amqp.Channel, exchange, key string) *Canary {
-	return &Canary{conn: conn, channel: channel, exchange: exchange, key: key,
+	return &Canary{conn: conn, channel: channel, exchange: exchange, key: key, body: []byte("st2ha"),
 		confirmed: channel.NotifyPublish(make(chan amqp.Confirmation, 1)),
 		closed:    channel.NotifyClose(make(chan *amqp.Error, 1))}
 }
@@ -64,7 +65,7 @@ func (c *Canary) publish() error {
 		return c.blocked
 	}
 	if !c.waiting {
-		if err := c.channel.Publish(c.exchange, c.key, false, false, amqp.Publishing{Body: []byte("st2ha")}); err != nil {
+		if err := c.channel.Publish(c.exchange, c.key, false, false, amqp.Publishing{Body: c.body}); err != nil {
 			return permission(err, "write")
 		}
 		c.waiting = true

@@ -2,6 +2,8 @@ package step
 
 import (
 	"context"
+	"errors"
+	"strings"
 	"time"
 
 	"st2ha/internal/host"
@@ -38,6 +40,11 @@ func heal(ctx context.Context, s Step, h host.Host, o Options, guard Guard, r *R
 		return s.Verify(ctx, h)
 	}
 	release, err := Lock(ctx, h, o.note(s), o.Wait)
+	if twin := healing(err, s); twin != "" {
+		r.Findings = append(r.Findings, Finding{Severity: Warning, Host: h.Name(), Check: "healing_waits",
+			Message: s.Name() + " is at work on " + h.Name() + " already: " + twin, Fix: "try it again when that one has ended, if it is still needed then"})
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -69,4 +76,15 @@ func heal(ctx context.Context, s Step, h host.Host, o Options, guard Guard, r *R
 		return Refuse(r.Findings)
 	}
 	return s.Verify(ctx, h)
+}
+
+// healing is who does the same on the host right now, if that is why there is
+// no lock: several observers of one fault ask for one heal, and the others fail
+// no more than they do when they come a moment later.
+func healing(err error, s Step) string {
+	var held *host.LockedError
+	if errors.As(err, &held) && strings.HasSuffix(held.Holder, stepNote(s)) {
+		return held.Holder
+	}
+	return ""
 }

@@ -126,3 +126,19 @@ func TestHealExcluded(t *testing.T) {
 	require.ErrorContains(t, err, "another run is in progress: run x")
 	require.Len(t, s.ill, 1)
 }
+
+// The same heal that is at work already is no failure: it says so, and changes nothing.
+func TestHealTwice(t *testing.T) {
+	m := newMachine(t)
+	release, err := step.Lock(t.Context(), m, "run other, step heal", 0)
+	require.NoError(t, err)
+	defer release()
+	s := &ailing{ill: map[string]bool{"a": true}}
+	r, err := step.Heal(t.Context(), s, m, options("r1"), func(context.Context, host.Host, step.Change) (*step.Finding, error) { return nil, nil })
+	require.NoError(t, err)
+	require.False(t, r.Changed)
+	require.Len(t, s.ill, 1)
+	require.Len(t, r.Findings, 1)
+	require.Equal(t, "healing_waits", r.Findings[0].Check)
+	require.Contains(t, r.Findings[0].Message, "is at work on "+m.Name()+" already: run other, step heal")
+}

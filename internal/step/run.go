@@ -133,7 +133,9 @@ func checkAndPlan(ctx context.Context, s Step, h host.Host, r *Result) ([]Change
 }
 
 // note says who holds the lock.
-func (o Options) note(s Step) string { return fmt.Sprintf("run %s, step %s", o.Run, s.Name()) }
+func (o Options) note(s Step) string { return "run " + o.Run + stepNote(s) }
+
+func stepNote(s Step) string { return ", step " + s.Name() }
 
 // Refuse turns findings of severity Error into one error.
 func Refuse(findings []Finding) error {
@@ -282,10 +284,15 @@ func Lock(ctx context.Context, h host.Host, note string, wait time.Duration) (re
 
 // locked is a run that others kept from its work.
 func locked(h host.Host, seen error) error {
-	said := seen.Error()
 	if held := (*host.LockedError)(nil); errors.As(seen, &held) {
-		said = held.Holder
+		seen = holder{held}
 	}
 	return fault.Preflight("locked", "wait for that run to end, or look after it with: st2 execution list",
-		"%s: another run is in progress: %s", h.Name(), said)
+		"%s: another run is in progress: %w", h.Name(), seen)
 }
+
+// holder is a lock that is held, as who holds it.
+type holder struct{ *host.LockedError }
+
+func (h holder) Error() string { return h.Holder }
+func (h holder) Unwrap() error { return h.LockedError }
