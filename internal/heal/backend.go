@@ -53,10 +53,12 @@ func (s *RestartBackend) addr(h host.Host) string {
 	return net.JoinHostPort(h.Name(), Port(s.Backend))
 }
 
-// Check looks for the unit.
+// Check looks for the unit, and whether the endpoint is the host's own.
 func (s *RestartBackend) Check(ctx context.Context, h host.Host) ([]step.Finding, error) {
-	_, err := Unit(ctx, h, s.Backend)
-	return nil, err
+	if _, err := Unit(ctx, h, s.Backend); err != nil {
+		return nil, err
+	}
+	return nil, s.own(ctx, h)
 }
 
 // Plan restarts the unit if the backend fails twice in a row: once may be a
