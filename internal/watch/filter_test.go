@@ -3,6 +3,8 @@ package watch
 import (
 	"context"
 	"math/rand/v2"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -119,6 +121,76 @@ func TestSlowBackend(t *testing.T) {
 			w.mu.Unlock()
 			cancel()
 			w.Stop()
+		})
+	}
+}
+
+// dyingSession answers slowly, and then no more.
+type dyingSession struct {
+	slowSession
+	dead *atomic.Bool
+}
+
+func (s *dyingSession) ping(ctx context.Context) (string, error) {
+	if s.dead.Load() {
+		<-ctx.Done()
+		return "", ctx.Err()
+	}
+	return s.slowSession.ping(ctx)
+}
+
+// A backend that was slow, and so has a deadline that follows its answers, is down soon after it really dies: frozen, by
+// silence within 6 s; killed, at once.
+func TestSlowBackendDies(t *testing.T) {
+	for name, killed := range map[string]bool{"frozen": false, "killed": true} {
+		t.Run(name, func(t *testing.T) {
+			for range 20 {
+				synctest.Test(t, func(t *testing.T) {
+					var dead atomic.Bool
+					var down []time.Time
+					f := NewFilter(false, nil)
+					w := NewWatcher(NewSet("sensor", DefaultRules()), func(e Event) {
+						if e, ok := f.Pass(e); ok && e.State == StateDown {
+							down = append(down, e.DetectedAt.Time)
+						}
+					})
+					gone := make(chan struct{})
+					watch := func(ctx context.Context, report func(Observation)) {
+						h := &holder{Timing: Timing{}.withDefaults(), report: report}
+						h.open = func(ctx context.Context) (session, error) {
+							switch {
+							case !dead.Load():
+								return &dyingSession{slowSession{gone}, &dead}, nil
+							case killed:
+								return nil, syscall.ECONNREFUSED
+							}
+							<-ctx.Done()
+							return nil, ctx.Err()
+						}
+						h.run(ctx)
+					}
+					ctx, cancel := context.WithCancel(t.Context())
+					w.Watch(ctx, "node", []Endpoint{{Backend: MongoDB, Name: "10.0.0.1:27017", Watch: watch}})
+					time.Sleep(5 * time.Minute)
+					w.mu.Lock()
+					require.Empty(t, down, "slow is not down")
+					w.mu.Unlock()
+					died := time.Now()
+					dead.Store(true)
+					limit := 6 * time.Second
+					if killed {
+						close(gone)
+						limit = 4 * time.Second // an answer may have been on its way for up to 2 s
+					}
+					time.Sleep(time.Minute)
+					w.mu.Lock()
+					require.Len(t, down, 1)
+					require.Less(t, down[0].Sub(died), limit)
+					w.mu.Unlock()
+					cancel()
+					w.Stop()
+				})
+			}
 		})
 	}
 }
