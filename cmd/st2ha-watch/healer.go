@@ -35,12 +35,17 @@ type healer struct {
 	restart map[watch.Key]string // the unit that was restarted, until it is up
 	wait    sync.WaitGroup
 
+	withdrawn time.Time // since when this node exports less than it should
+	mender    *mender
+
 	quiet map[watch.Key]time.Time // since when an endpoint is down without an answer; of look alone
 }
 
 func newHealer(p *prober, queue *watch.Queue) *healer {
-	return &healer{p: p, queue: queue, ledger: heal.Default(), kicked: make(chan struct{}, 1),
+	h := &healer{p: p, queue: queue, ledger: heal.Default(), kicked: make(chan struct{}, 1),
 		healing: map[watch.Key]bool{}, silent: map[watch.Key]string{}, restart: map[watch.Key]string{}, quiet: map[watch.Key]time.Time{}}
+	h.mender = newMender(h)
+	return h
 }
 
 // kick has the healer look now.
@@ -70,6 +75,7 @@ func (h *healer) run(ctx context.Context) {
 // look begins what there is to do for each endpoint.
 func (h *healer) look(ctx context.Context) {
 	all := h.p.watcher.Statuses()
+	h.mender.look(ctx, all, time.Now())
 	for _, s := range all {
 		patient := h.patient(s, time.Now())
 		switch {

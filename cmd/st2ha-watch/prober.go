@@ -30,11 +30,12 @@ type prober struct {
 	metrics *metrics
 	brokers atomic.Pointer[[]rabbitmq.Login]
 	watcher *watch.Watcher
+	rules   time.Duration   // ruleTime
 	told    map[string]bool // problems that were logged
 }
 
 func newProber(node string, config watch.Config, log *slog.Logger) *prober {
-	return &prober{node: node, config: config, host: host.NewLocal(node), log: log, metrics: newMetrics(), told: map[string]bool{}}
+	return &prober{node: node, config: config, host: host.NewLocal(node), log: log, metrics: newMetrics(), rules: ruleTime, told: map[string]bool{}}
 }
 
 // filter passes to put what is to become a trigger.

@@ -102,14 +102,17 @@ type dog struct {
 	stop func()
 }
 
-func runWatchdog(t *testing.T, n *node, c watch.Config) *dog {
+func runWatchdog(t *testing.T, n host.Host, c watch.Config, change ...func(*prober)) *dog {
 	t.Helper()
 	d := &dog{}
 	p := newProber("n1", c, slog.New(slog.NewTextHandler(&d.said, nil)))
 	p.host = n
+	for _, f := range change {
+		f(p)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- watchdog(ctx, p, n.Path(step.StateDir)) }()
+	go func() { ended <- watchdog(ctx, p, n.(interface{ Path(string) string }).Path(step.StateDir)) }()
 	var once sync.Once
 	d.stop = func() {
 		once.Do(func() {

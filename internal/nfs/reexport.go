@@ -2,7 +2,9 @@ package nfs
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 
@@ -96,4 +98,31 @@ func (s *Restore) missing(ctx context.Context, h host.Host) ([]string, error) {
 		}
 	}
 	return missing, nil
+}
+
+// Withdrawn are the directories that /etc/exports names, that are there, and
+// that the host's NFS server, which runs, exports to nobody.
+func Withdrawn(ctx context.Context, h host.Host) ([]string, error) {
+	s := &Restore{}
+	wanted, err := s.wanted(ctx, h)
+	if len(wanted) == 0 {
+		return nil, err
+	}
+	if active, err := service.IsActive(ctx, h, serverUnit); err != nil || !active {
+		return nil, err
+	}
+	missing, err := s.missing(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	var there []string
+	for _, dir := range missing {
+		switch _, err := h.Stat(ctx, dir); {
+		case err == nil:
+			there = append(there, dir)
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, err
+		}
+	}
+	return there, nil
 }

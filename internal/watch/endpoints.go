@@ -216,10 +216,10 @@ func (f *finder) mounts(ctx context.Context) {
 		if m.Type != "nfs" && m.Type != "nfs4" {
 			continue
 		}
-		if _, given := points[m.Target]; given || len(f.Mounts) == 0 {
+		if _, given := points[m.Target]; given || len(f.Mounts) == 0 && !byHand(m) {
 			points[m.Target] = m.Source
 		}
-		if len(f.NFS) == 0 {
+		if len(f.NFS) == 0 && !byHand(m) {
 			addExport(exports, m.Source)
 		}
 	}
@@ -243,6 +243,11 @@ func (f *finder) mounts(ctx context.Context) {
 		}
 		f.Endpoints = append(f.Endpoints, e)
 	}
+}
+
+// byHand says whether a mount is there only when somebody mounts it (mount(8), noauto).
+func byHand(m confedit.Mount) bool {
+	return slices.Contains(m.Options, "noauto") && !slices.Contains(m.Options, "x-systemd.automount")
 }
 
 func (f *finder) nfsSettings() NFSSettings {

@@ -21,6 +21,9 @@ type MountSettings struct {
 	Stuck    *atomic.Int64 // counts processes that SIGKILL has not ended yet, of all mounts that share it; may be nil
 }
 
+// NotMounted is the reason of a mount that is not there.
+const NotMounted = "not mounted"
+
 // errorLimit is that of a mount that gives errors.
 var errorLimit = Limit{Suspect: 1, Down: 2}
 
@@ -175,7 +178,7 @@ func (w *nfsMount) moved(m *confedit.Mounted) { w.mounted, w.stuck = m, nil }
 func (w *nfsMount) misplaced() string {
 	switch {
 	case w.mounted == nil:
-		return "not mounted"
+		return NotMounted
 	case w.mounted.FSType == "autofs": // mounted by its first use, which statfs is
 		return ""
 	case w.Source != "" && strings.TrimRight(w.mounted.Source, "/") != strings.TrimRight(w.Source, "/"):
