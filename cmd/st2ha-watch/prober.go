@@ -35,6 +35,7 @@ type prober struct {
 }
 
 func newProber(node string, config watch.Config, log *slog.Logger) *prober {
+	config.Members = watch.NewMembers()
 	return &prober{node: node, config: config, host: host.NewLocal(node), log: log, metrics: newMetrics(), rules: ruleTime, told: map[string]bool{}}
 }
 
@@ -113,13 +114,15 @@ func (p *prober) loop(ctx context.Context) {
 	}
 }
 
-// fingerprint tells one state of the files that endpoints come from from another.
+// fingerprint tells one state of what endpoints come from from another: the
+// files, and the members that a replica set names.
 func (p *prober) fingerprint(ctx context.Context) [sha256.Size]byte {
 	sum := sha256.New()
 	for _, name := range watch.Files() {
 		f, err := p.host.ReadFile(ctx, name)
 		fmt.Fprintf(sum, "%s %d %q %v\n", name, len(f.Data), f.Data, err)
 	}
+	fmt.Fprint(sum, p.config.Members)
 	return [sha256.Size]byte(sum.Sum(nil))
 }
 

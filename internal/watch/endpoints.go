@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"st2ha/internal/confedit"
 	"st2ha/internal/host"
@@ -133,7 +134,14 @@ func (f *finder) mongodb(ctx context.Context, conf *stackstorm.Conf) {
 		server, servers = db.Server, db.Servers
 	}
 	for _, addr := range servers {
-		f.add(ctx, MongoDB, addr, WatchMongoDB(MongoDBSettings{Server: server, Addr: addr, Timing: f.Timing()}))
+		f.add(ctx, MongoDB, addr, WatchMongoDB(MongoDBSettings{Server: server, Addr: addr, Timing: f.Timing(), Members: f.Members}))
+	}
+	for _, m := range f.Members.Of(servers) {
+		looking, cancel := context.WithTimeout(ctx, time.Second) // its name may be known to nobody here
+		f.add(looking, MongoDB, m.Addr, resolved(m.Addr, func(d Dialer) Func {
+			return WatchMongoDB(MongoDBSettings{Server: server, Addr: m.Addr, Arbiter: m.Arbiter, Dialer: d, Timing: f.Timing()})
+		}))
+		cancel()
 	}
 }
 

@@ -31,6 +31,8 @@ type MongoDBSettings struct {
 	Addr           string        // host:port of this server
 	Election       time.Duration // without a primary until that is down: its set elects one within that time; 15 s
 	Dialer         Dialer        // from where; this machine if nil
+	Arbiter        bool          // it holds no data, so no user can log in there
+	Members        *Members      // are told what the server says of its set; may be nil
 	Timing
 }
 
@@ -92,9 +94,11 @@ func WatchMongoDB(s MongoDBSettings) Func {
 			<-ctx.Done()
 			return
 		}
-		together(report,
-			func(report func(Observation)) { s.hold(ctx, report) },
-			func(report func(Observation)) { logins(ctx, s.Timing, report, s.login) })
+		probes := []func(report func(Observation)){func(report func(Observation)) { s.hold(ctx, report) }}
+		if !s.Arbiter {
+			probes = append(probes, func(report func(Observation)) { logins(ctx, s.Timing, report, s.login) })
+		}
+		together(report, probes...)
 	}
 }
 
@@ -144,7 +148,8 @@ func (s *MongoDBSettings) hold(ctx context.Context, report func(Observation)) {
 		if err != nil {
 			return nil, err
 		}
-		held := &mongoSession{Conn: conn, over: make(chan struct{}), look: make(chan struct{}), client: client, election: s.Election}
+		held := &mongoSession{Conn: conn, over: make(chan struct{}), look: make(chan struct{}), client: client, election: s.Election,
+			heard: func(h hello) { s.Members.heard(s.Addr, h) }}
 		held.hint = sync.OnceFunc(func() { close(held.look) })
 		sessions.Store(held, nil)
 		go func() {
@@ -167,6 +172,7 @@ type mongoSession struct {
 	hint     func()        // closes look
 	client   *mongo.Client
 	election time.Duration
+	heard    func(hello)
 }
 
 func (m *mongoSession) read() {
@@ -199,6 +205,7 @@ func (m *mongoSession) ping(ctx context.Context) (string, error) {
 	var said mongo.ServerError
 	switch {
 	case err == nil:
+		m.heard(reply)
 		return reply.judge(m.election)
 	case errors.As(err, &said) && said.HasErrorCode(59): // CommandNotFound: a server before 4.4.2, which answers all the same
 		return "", nil
@@ -212,11 +219,15 @@ func (m *mongoSession) ping(ctx context.Context) (string, error) {
 
 // hello is what a server says of its part (MongoDB manual, hello).
 type hello struct {
-	SetName           string `bson:"setName"`
-	IsWritablePrimary bool   `bson:"isWritablePrimary"`
-	Secondary         bool   `bson:"secondary"`
-	ArbiterOnly       bool   `bson:"arbiterOnly"`
-	Primary           string `bson:"primary"`
+	SetName           string   `bson:"setName"`
+	IsWritablePrimary bool     `bson:"isWritablePrimary"`
+	Secondary         bool     `bson:"secondary"`
+	ArbiterOnly       bool     `bson:"arbiterOnly"`
+	Primary           string   `bson:"primary"`
+	Me                string   `bson:"me"`
+	Hosts             []string `bson:"hosts"`
+	Passives          []string `bson:"passives"`
+	Arbiters          []string `bson:"arbiters"`
 }
 
 // judge says what part the server has in its set. To be no primary is fine, as
