@@ -25,6 +25,7 @@ type metrics struct {
 	changes  *prometheus.CounterVec
 	heals    *prometheus.CounterVec
 	leftOut  prometheus.Counter
+	merged   prometheus.Counter
 
 	mu   sync.Mutex
 	took map[watch.Key]time.Duration // of the newest answer
@@ -43,12 +44,14 @@ func newMetrics() *metrics {
 			Help: "Heals of an endpoint by this watchdog, by what came of the attempt."}, []string{"backend", "endpoint", "result"}),
 		leftOut: prometheus.NewCounter(prometheus.CounterOpts{Name: "st2ha_events_left_out_total",
 			Help: "Events that became no trigger, for there were too many in a short time."}),
+		merged: prometheus.NewCounter(prometheus.CounterOpts{Name: "st2ha_events_merged_total",
+			Help: "Events that became no trigger, for another observer had told of the same fault."}),
 		took: map[watch.Key]time.Duration{},
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "st2ha_build_info", Help: "The program that runs; always 1.",
 		ConstLabels: prometheus.Labels{"revision": revision(), "goversion": runtime.Version()}})
 	build.Set(1)
-	m.registry.MustRegister(m.up, m.duration, m.changes, m.heals, m.leftOut, build,
+	m.registry.MustRegister(m.up, m.duration, m.changes, m.heals, m.leftOut, m.merged, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

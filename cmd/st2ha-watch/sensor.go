@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
 	"st2ha/internal/heal"
@@ -36,7 +37,10 @@ func sensor(ctx context.Context, p *prober, proc process) error {
 	if err != nil {
 		return err
 	}
-	giver := &giver{ctx: ctx, out: proc.stdout, acks: acks, log: p.log}
+	giver := &giver{ctx: ctx, out: proc.stdout, acks: acks, log: p.log, merged: p.metrics.merged}
+	if !p.config.SuspectEvents { // who asks for all events gets those of all observers
+		giver.merger = watch.NewMerger()
+	}
 	var spooled *spool.Spool
 	keeper := &keeper{ctx: ctx, log: p.log}
 	if dir := proc.getenv("ST2HA_STATE_DIR"); dir == "" {
@@ -56,7 +60,14 @@ func sensor(ctx context.Context, p *prober, proc process) error {
 		put(e)
 	})
 	watched := p.follow(ctx)
-	inbox := &relay.Inbox{Dial: p.dial, Log: p.log, Take: relayed.PutLine, Refused: func(err error) {
+	roles := make(chan bool, 1) // whether another sensor is the one that gives events
+	inbox := &relay.Inbox{Standby: func(standby bool) {
+		select {
+		case <-roles: // nobody took the former one
+		default:
+		}
+		roles <- standby
+	}, Dial: p.dial, Log: p.log, Take: relayed.PutLine, Refused: func(err error) {
 		tellRefused(own, p.watcher.Node(), "sensor", err)
 	}}
 	go inbox.Run(ctx)
@@ -74,13 +85,46 @@ func sensor(ctx context.Context, p *prober, proc process) error {
 		kept = pass(func() error { return own.Write(ctx, giver) })
 	} else {
 		kept = pass(func() error { return own.Write(ctx, keeper) })
-		pass(func() error { return giver.feed(spooled) })
+		// Where sensors run on several nodes, one gives what all of them see, or
+		// each fault would be as many triggers; the others send theirs there.
+		outbox := &relay.Outbox{Spool: spooled, Dial: p.dial, Log: p.log}
+		pass(func() error {
+			return takeTurns(ctx, roles, func(ctx context.Context) error { return giver.feed(ctx, spooled) },
+				func(ctx context.Context) error { outbox.Run(ctx); return ctx.Err() })
+		})
 	}
 	pass(func() error { return relayed.Write(ctx, giver) })
+	if giver.merger != nil {
+		pass(giver.late)
+	}
 	<-ctx.Done()
 	wait(watched, stopTime)
 	wait(kept, flushTime)
 	return nil
+}
+
+// takeTurns gives or stands by, as roles says. What is being given is given to its end.
+func takeTurns(ctx context.Context, roles <-chan bool, give, standBy func(context.Context) error) error {
+	for standby := false; ; standby = !standby {
+		turn, end := context.WithCancel(ctx)
+		f, done := give, make(chan error, 1)
+		if standby {
+			f = standBy
+		}
+		go func() { done <- f(turn) }()
+		for next := standby; next == standby; {
+			select {
+			case next = <-roles:
+			case err := <-done:
+				end()
+				return err
+			}
+		}
+		end()
+		if err := <-done; ctx.Err() != nil || !errors.Is(err, context.Canceled) {
+			return err
+		}
+	}
 }
 
 // tellRefused tells people that events cannot be relayed, and why.
@@ -115,12 +159,48 @@ type giver struct {
 	out  io.Writer
 	acks <-chan string
 	log  *slog.Logger
+
+	merger *watch.Merger // nil: nothing is merged
+	merged prometheus.Counter
 }
 
-// Write gives one line, and returns when it is taken.
+// Write gives one line, and returns when it is taken. What another observer has
+// told of already is taken without.
 func (g *giver) Write(line []byte) (int, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	var e watch.Event
+	if g.merger != nil && json.Unmarshal(line, &e) == nil && e.Event == watch.EventChanged && !g.merger.Take(e, bytes.Clone(line), time.Now()) {
+		g.merged.Inc()
+		g.log.Info("an event is another observer's, too, and is merged with it", "backend", e.Backend, "endpoint", e.Endpoint, "state", e.State,
+			"node", e.Node, "source", e.Source, "id", e.ID, "so_far", g.merger.Merged())
+		return len(line), nil
+	}
+	return g.give(line)
+}
+
+// late gives what was held back as another observer's, and is not, for ever.
+func (g *giver) late() error {
+	ticks := time.NewTicker(time.Second)
+	defer ticks.Stop()
+	for {
+		select {
+		case <-g.ctx.Done():
+			return g.ctx.Err()
+		case <-ticks.C:
+		}
+		g.mu.Lock()
+		for _, line := range g.merger.Due(time.Now()) {
+			if _, err := g.give(line); err != nil {
+				g.mu.Unlock()
+				return err
+			}
+		}
+		g.mu.Unlock()
+	}
+}
+
+func (g *giver) give(line []byte) (int, error) {
 	if err := g.ctx.Err(); err != nil {
 		return 0, err
 	}
@@ -141,14 +221,17 @@ func (g *giver) Write(line []byte) (int, error) {
 	}
 }
 
-// feed gives what the spool holds, for ever.
-func (g *giver) feed(s *spool.Spool) error {
+// feed gives what the spool holds, until ctx ends.
+func (g *giver) feed(ctx context.Context, s *spool.Spool) error {
 	for {
 		records, err := s.Read(queued)
 		if err != nil {
 			g.log.Error("read events that wait", "error", err)
 		}
 		for _, r := range records {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
 			if _, err := g.Write(append(r.Data, '\n')); err != nil {
 				return err
 			}
@@ -160,8 +243,8 @@ func (g *giver) feed(s *spool.Spool) error {
 			continue
 		}
 		select {
-		case <-g.ctx.Done():
-			return g.ctx.Err()
+		case <-ctx.Done():
+			return ctx.Err()
 		case <-s.More():
 		}
 	}

@@ -95,6 +95,11 @@ func (k *keeper) load() {
 		k.log.Warn("incidents of before are not known, and are told anew", "error", err)
 		k.open = nil
 	}
+	for i, now := 0, time.Now(); i < len(k.open); i++ {
+		if k.open[i].Began.After(now) { // the clock was set back since
+			k.open[i].Began = now
+		}
+	}
 }
 
 // Write keeps one line. It waits for a disk that is full.

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -9,6 +10,7 @@ import (
 	"log/slog"
 	"math"
 	"regexp"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,6 +22,9 @@ const (
 	maxEvent    = 64 << 10    // bytes
 	maxFields   = 64          // of an event
 	unreadPause = time.Minute // between two reports of messages that are no events
+
+	standbyLook = 5 * time.Second // whether the queue is free
+	takeOver    = longestWait * 2 // after a connection was lost: the other one's pauses are shorter
 )
 
 var fieldName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
@@ -33,6 +38,16 @@ type Inbox struct {
 	Take func(line []byte, taken func())
 	// Refused, if it is there, is told once why the broker will never give them.
 	Refused func(error)
+	// Standby, if it is there, has one reader at a time have the queue, of all
+	// that set it, and is told when this one is not it (true), and when it is
+	// again. What the others see belongs into the queue then: so whatever the
+	// nodes see comes together in one place.
+	Standby func(bool)
+
+	standby bool // another one has the queue
+	alone   bool // since that was said the connection was lost
+
+	takeOver time.Duration // a test's; takeOver if 0
 
 	unread int       // messages that were no events
 	told   time.Time // of them
@@ -43,11 +58,47 @@ func (i *Inbox) Run(ctx context.Context) {
 	p := pause{log: i.Log, refused: i.Refused}
 	known := &known{entries: map[string]*entry{}}
 	for ctx.Err() == nil {
-		if err := i.consume(ctx, known, &p); ctx.Err() == nil {
+		err := i.consume(ctx, known, &p)
+		switch {
+		case ctx.Err() != nil:
+		case taken(err):
+			i.alone = false
+			i.stand(true)
+			rest(ctx, standbyLook)
+		default:
+			i.alone = true
+			if isRefused(err) { // for good: nobody is known to read what would be sent there
+				i.stand(false)
+			}
 			p.wait(ctx, err)
 		}
 	}
 }
+
+// stand notes whether another one has the queue.
+func (i *Inbox) stand(by bool) {
+	if i.standby == by || i.Standby == nil {
+		return
+	}
+	i.standby = by
+	i.Log.Info("events of all nodes are read by one sensor", "queue", Queue, "this_one", !by)
+	i.Standby(by)
+}
+
+// taken says whether somebody else reads the queue alone (RabbitMQ, exclusive consumers).
+func taken(err error) bool {
+	var said *amqp.Error
+	return errors.As(err, &said) && said.Code == amqp.AccessRefused && strings.Contains(said.Reason, "in exclusive use")
+}
+
+func rest(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+func (i *Inbox) patience() time.Duration { return cmp.Or(i.takeOver, takeOver) }
 
 // consume reads until the connection ends.
 func (i *Inbox) consume(ctx context.Context, known *known, p *pause) error {
@@ -56,18 +107,30 @@ func (i *Inbox) consume(ctx context.Context, known *known, p *pause) error {
 		return err
 	}
 	defer l.close()
+	// After a restart of the broker the one that had the queue comes first: it
+	// may have an event of that restart in its hands.
+	if i.standby && i.alone {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-l.closed:
+			return why(err)
+		case <-time.After(i.patience()):
+		}
+	}
 	var deliveries <-chan amqp.Delivery
 	err = within(answerTime, func() error {
 		if err := l.channel.Qos(batch, 0, false); err != nil {
 			return err
 		}
-		deliveries, err = l.channel.Consume(Queue, "", false, false, false, false, nil)
+		deliveries, err = l.channel.Consume(Queue, "", false, i.Standby != nil, false, false, nil)
 		return err
 	})
 	if err != nil {
 		return err
 	}
 	p.reset()
+	i.stand(false)
 	acks := make(chan uint64, batch) // no more are under way
 	for {
 		select {

@@ -26,19 +26,15 @@ type Outbox struct {
 func (o *Outbox) Run(ctx context.Context) {
 	p := pause{log: o.Log, refused: o.Refused}
 	for ctx.Err() == nil {
-		select {
-		case <-ctx.Done():
-			return
-		case <-o.Spool.More():
-		}
-		for ctx.Err() == nil {
-			err := o.deliver(ctx, &p)
-			if err == nil {
-				break
-			}
+		if err := o.deliver(ctx, &p); err != nil {
 			if ctx.Err() == nil {
 				p.wait(ctx, err)
 			}
+			continue
+		}
+		select {
+		case <-ctx.Done():
+		case <-o.Spool.More():
 		}
 	}
 }
