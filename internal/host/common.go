@@ -198,7 +198,7 @@ func holder(note []byte) string {
 	if s := strings.Join(strings.Fields(string(note)), " "); s != "" {
 		return s
 	}
-	return "somebody who left no note"
+	return NoNote
 }
 
 // headBuffer keeps what is written up to a limit, and calls over once when

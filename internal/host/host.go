@@ -108,6 +108,10 @@ func (e *ExitError) Error() string {
 	return fmt.Sprintf("%s ended with status %d: %s", e.Program, e.Code, said)
 }
 
+// NoNote is the Holder of a lock that has no note: one that is just being taken
+// or released has none for a moment.
+const NoNote = "somebody who left no note"
+
 // LockedError is a lock that somebody else holds.
 type LockedError struct {
 	Path   string

@@ -75,6 +75,13 @@ func TestLockOfATwin(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, r.Changed)
 
+	// A lock that is being taken or released has no note for a moment.
+	release, err = step.Lock(t.Context(), m, "", 0)
+	require.NoError(t, err)
+	time.AfterFunc(time.Second, release)
+	_, err = step.Run(t.Context(), s, m, options("one"))
+	require.NoError(t, err)
+
 	release, err = step.Lock(t.Context(), m, "run one, step other", 0)
 	require.NoError(t, err)
 	defer release()

@@ -258,21 +258,31 @@ func TryLock(ctx context.Context, h host.Host, note string) (release func(), err
 	return lockAndTidy(ctx, h, note)
 }
 
+// noteTime is what taking or releasing a lock takes at most, its note written or not.
+const noteTime = 5 * time.Second
+
 // Lock excludes other runs on the host, waiting for one at work to end.
 func Lock(ctx context.Context, h host.Host, note string, wait time.Duration) (release func(), err error) {
 	if err := makeState(ctx, h); err != nil {
 		return nil, err
 	}
-	end := time.Now().Add(wait)
+	began := time.Now()
 	err = Await(ctx, 500*time.Millisecond, func(ctx context.Context) (waiting, err error) {
 		var held *host.LockedError
 		release, err = lockAndTidy(ctx, h, note)
-		switch {
-		case !errors.As(err, &held):
+		if !errors.As(err, &held) {
 			return nil, err
+		}
+		patience := wait
+		switch held.Holder {
 		// The same step of the same run: StackStorm has begun the action twice, as schedulers of two nodes do that share
 		// no coordinator. The twin is waited for, and leaves nothing to do.
-		case !time.Now().Before(end) && held.Holder != note:
+		case note:
+			return held, nil
+		case host.NoNote:
+			patience = max(wait, noteTime)
+		}
+		if time.Since(began) >= patience {
 			return nil, locked(h, held)
 		}
 		return held, nil
