@@ -25,14 +25,14 @@ func once(ctx context.Context, p *prober, out io.Writer) (int, error) {
 	p.watcher.Watch(ctx, found.Node, found.Endpoints)
 	defer func() { cancel(); p.watcher.Stop() }()
 	started := time.Now()
-	members := p.config.Members.String()
+	members := p.members.String()
 	for ctx.Err() == nil && (time.Since(started) < onceAtLeast || !settled(p.watcher.Statuses())) {
 		select {
 		case <-ctx.Done():
 		case <-time.After(50 * time.Millisecond):
 		}
 		// A replica set has named its members: they are part of the table.
-		if said := p.config.Members.String(); said != members && ctx.Err() == nil {
+		if said := p.members.String(); said != members && ctx.Err() == nil {
 			members = said
 			if more := p.find(ctx); len(more.Endpoints) != len(found.Endpoints) {
 				found = more

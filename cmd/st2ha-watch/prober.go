@@ -30,13 +30,13 @@ type prober struct {
 	metrics *metrics
 	brokers atomic.Pointer[[]rabbitmq.Login]
 	watcher *watch.Watcher
+	members *watch.Members
 	rules   time.Duration   // ruleTime
 	told    map[string]bool // problems that were logged
 }
 
 func newProber(node string, config watch.Config, log *slog.Logger) *prober {
-	config.Members = watch.NewMembers()
-	return &prober{node: node, config: config, host: host.NewLocal(node), log: log, metrics: newMetrics(), rules: ruleTime, told: map[string]bool{}}
+	return &prober{node: node, members: watch.NewMembers(), config: config, host: host.NewLocal(node), log: log, metrics: newMetrics(), rules: ruleTime, told: map[string]bool{}}
 }
 
 // filter passes to put what is to become a trigger.
@@ -67,7 +67,7 @@ func (p *prober) watch(source string, open []watch.Incident, event func(watch.Ev
 
 // find finds the endpoints, and logs each problem once.
 func (p *prober) find(ctx context.Context) (found watch.Found) {
-	found = watch.Find(ctx, p.host, p.config)
+	found = watch.Find(ctx, p.host, p.config, p.members)
 	for _, err := range found.Problems {
 		if text := err.Error(); !p.told[text] {
 			p.told[text] = true
@@ -122,7 +122,7 @@ func (p *prober) fingerprint(ctx context.Context) [sha256.Size]byte {
 		f, err := p.host.ReadFile(ctx, name)
 		fmt.Fprintf(sum, "%s %d %q %v\n", name, len(f.Data), f.Data, err)
 	}
-	fmt.Fprint(sum, p.config.Members)
+	fmt.Fprint(sum, p.members)
 	return [sha256.Size]byte(sum.Sum(nil))
 }
 

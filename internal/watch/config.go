@@ -18,9 +18,6 @@ type Config struct {
 
 	SuspectEvents bool `json:"watch_suspect_events"` // events also of doubts, and of what is only unknown
 
-	// Members are those of the replica set that were heard of so far; nil where that is not asked for.
-	Members *Members `json:"-"`
-
 	// In seconds; 0 is the default.
 	PingEvery     float64 `json:"watch_ping_interval"`
 	PingDeadline  float64 `json:"watch_ping_deadline"`

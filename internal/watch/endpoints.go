@@ -44,12 +44,14 @@ type Found struct {
 type finder struct {
 	Config
 	Found
-	host host.Host
+	host    host.Host
+	members *Members
 }
 
-// Find returns what a node uses.
-func Find(ctx context.Context, h host.Host, c Config) Found {
-	f := &finder{Config: c, host: h}
+// Find returns what a node uses. members are those of the replica set that were
+// heard of so far, and hear of more by the endpoints; nil where that is not asked for.
+func Find(ctx context.Context, h host.Host, c Config, members *Members) Found {
+	f := &finder{Config: c, host: h, members: members}
 	conf, err := stackstorm.ReadConf(ctx, h)
 	if err != nil {
 		conf = nil
@@ -134,9 +136,9 @@ func (f *finder) mongodb(ctx context.Context, conf *stackstorm.Conf) {
 		server, servers = db.Server, db.Servers
 	}
 	for _, addr := range servers {
-		f.add(ctx, MongoDB, addr, WatchMongoDB(MongoDBSettings{Server: server, Addr: addr, Timing: f.Timing(), Members: f.Members}))
+		f.add(ctx, MongoDB, addr, WatchMongoDB(MongoDBSettings{Server: server, Addr: addr, Timing: f.Timing(), Members: f.members}))
 	}
-	for _, m := range f.Members.Of(servers) {
+	for _, m := range f.members.Of(servers) {
 		looking, cancel := context.WithTimeout(ctx, time.Second) // its name may be known to nobody here
 		f.add(looking, MongoDB, m.Addr, resolved(m.Addr, func(d Dialer) Func {
 			return WatchMongoDB(MongoDBSettings{Server: server, Addr: m.Addr, Arbiter: m.Arbiter, Dialer: d, Timing: f.Timing()})

@@ -99,7 +99,7 @@ func TestFind(t *testing.T) {
 				require.NoError(t, os.MkdirAll(filepath.Dir(root+path), 0o755))
 				require.NoError(t, os.WriteFile(root+path, []byte(text), 0o644))
 			}
-			found := watch.Find(t.Context(), &stackNode{host.NewLocalAt("n1", root), "st2api st2scheduler"}, c.config)
+			found := watch.Find(t.Context(), &stackNode{host.NewLocalAt("n1", root), "st2api st2scheduler"}, c.config, nil)
 			var got []string
 			for _, e := range found.Endpoints {
 				text := e.Key().String()

@@ -73,13 +73,13 @@ func TestMembersAreWatched(t *testing.T) {
 		return bson.D{{Key: "setName", Value: "rs0"}, {Key: "isWritablePrimary", Value: true}, {Key: "primary", Value: addr}, {Key: "me", Value: addr},
 			{Key: "hosts", Value: bson.A{addr, second, "nobody.invalid:27017"}}, {Key: "arbiters", Value: bson.A{"127.0.0.1:1"}}}
 	})
-	c := Config{MongoDB: "mongodb://" + first + "/st2", Members: NewMembers()}
-	w := start(t, WatchMongoDB(MongoDBSettings{Server: mongodb.Server{URI: c.MongoDB}, Addr: first, Members: c.Members}))
+	c, members := Config{MongoDB: "mongodb://" + first + "/st2"}, NewMembers()
+	w := start(t, WatchMongoDB(MongoDBSettings{Server: mongodb.Server{URI: c.MongoDB}, Addr: first, Members: members}))
 	w.is(ProbePing, Good, "primary of rs0")
 	w.end()
-	require.Equal(t, []Member{{"127.0.0.1:1", true}, {second, false}, {"nobody.invalid:27017", false}}, c.Members.Of([]string{first}))
+	require.Equal(t, []Member{{"127.0.0.1:1", true}, {second, false}, {"nobody.invalid:27017", false}}, members.Of([]string{first}))
 
-	found := Find(t.Context(), host.NewLocalAt("n1", t.TempDir()), c)
+	found := Find(t.Context(), host.NewLocalAt("n1", t.TempDir()), c, members)
 	watched := map[string]Func{}
 	for _, e := range found.Endpoints {
 		if e.Backend == MongoDB {
@@ -97,7 +97,7 @@ func TestMembersAreWatched(t *testing.T) {
 	w.is(ProbeConnection, Unknown, "the replica set names it, and its name is not known here: nobody.invalid")
 	w.end()
 
-	require.Empty(t, c.Members.Of([]string{"another:27017"}), "what another set's servers have said is forgotten")
+	require.Empty(t, members.Of([]string{"another:27017"}), "what another set's servers have said is forgotten")
 }
 
 // One that cannot be resolved here is unknown, and not down.
