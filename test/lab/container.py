@@ -1,6 +1,6 @@
 """Stands in for StackStorm's sensor container on a lab node: runs the pack's sensor until stdin is closed, and prints
-each trigger that it dispatches as one line of JSON. What a real one refuses, test/sensor does; here all is taken, and
-the trigger instance is there at once."""
+each trigger that it dispatches as one line of JSON. What a real one refuses, test/sensor does; here the trigger instance
+is there at once, and workflow/rules.py, to which the line goes, says what StackStorm would have refused."""
 import json
 import logging
 import os

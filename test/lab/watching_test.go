@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -40,6 +41,7 @@ func seenAndHealed(t *testing.T) (failed []string) {
 	f.watchFrom("secondary")
 	t.Cleanup(func() {
 		f.stop()
+		on(t, "secondary", "rm -rf "+spool)
 		if t.Failed() {
 			t.Log(f.log())
 		}
@@ -52,6 +54,9 @@ func seenAndHealed(t *testing.T) (failed []string) {
 	}
 	return f.failed
 }
+
+// spool is where the sensor of a user without a home keeps its events and builds.
+const spool = "/opt/stackstorm/exports/st2ha"
 
 // seen is one trigger that the sensor dispatched.
 type seen struct {
@@ -107,7 +112,8 @@ func newObserver(t *testing.T) *observer {
 }
 
 // watchFrom runs the sensor on a node, as the user whom StackStorm's sensor
-// container has. After a reboot it is there again.
+// container has, who has no home, and with the environment that systemd gives
+// that. After a reboot it is there again.
 func (o *observer) watchFrom(node string) {
 	o.t.Helper()
 	archive, err := command(nil, "tar", "-c", "-C", "../sensor", "st2reactor", "-C", "../lab", "container.py").Output()
@@ -139,7 +145,7 @@ func (o *observer) watchFrom(node string) {
 // its own, which ends soon when the node does.
 func (o *observer) run(node string, stopped <-chan struct{}) {
 	c := exec.Command("ssh", "-F", os.Getenv("LAB")+"/ssh_config", "-o", "ControlPath=none", "-o", "ConnectTimeout=5", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=40", node,
-		"test -e /opt/stackstorm/packs/st2ha/sensors/backend_sensor.py && exec setpriv --reuid=st2 --regid=st2 --init-groups python3 -B /usr/local/lib/lab-sensor/container.py")
+		"test -e /opt/stackstorm/packs/st2ha/sensors/backend_sensor.py && cd / && exec setpriv --reuid=st2 --regid=st2 --init-groups --reset-env python3 -B /usr/local/lib/lab-sensor/container.py")
 	log, err := os.OpenFile(filepath.Join(o.dir, "sensor.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		o.t.Error(err)
@@ -207,10 +213,8 @@ func (o *observer) take(line []byte) {
 		return
 	}
 	for _, w := range o.waiting {
-		if !o.off {
-			o.busy++
-			go o.decide(w)
-		}
+		o.busy++
+		go o.decide(w, !o.off)
 	}
 	o.waiting = nil
 }
@@ -226,8 +230,9 @@ func (o *observer) able() bool {
 	return true
 }
 
-// decide runs the actions of the rules that take a trigger.
-func (o *observer) decide(s seen) {
+// decide runs the actions of the rules that take a trigger. One whose payload
+// StackStorm refuses fails the test.
+func (o *observer) decide(s seen, enabled bool) {
 	defer func() {
 		o.mu.Lock()
 		defer o.mu.Unlock()
@@ -236,6 +241,9 @@ func (o *observer) decide(s seen) {
 	matches, err := o.rules.matching(s.line)
 	if err != nil {
 		o.t.Errorf("rules: %v", err)
+		return
+	}
+	if !enabled {
 		return
 	}
 	for _, m := range matches {
@@ -382,6 +390,10 @@ func (r *rules) matching(line []byte) ([]match, error) {
 	}
 	if !r.out.Scan() {
 		return nil, io.ErrUnexpectedEOF
+	}
+	var refused struct{ Refused string }
+	if json.Unmarshal(r.out.Bytes(), &refused) == nil {
+		return nil, errors.New(refused.Refused)
 	}
 	var all []match
 	return all, json.Unmarshal(r.out.Bytes(), &all)

@@ -1,6 +1,5 @@
 """What a sensor sees of a StackStorm 3.9.0: trigger types, the broker, the rules engine and the database. Each of them can be
 away, as seen on a real one (docs/stackstorm.md, "Sensors, triggers and rules")."""
-import copy
 import itertools
 import json
 import os
@@ -10,21 +9,8 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "workflow"))
-import jsonschema  # noqa: E402  pylint: disable=wrong-import-position
 import pack as packs  # noqa: E402  pylint: disable=wrong-import-position
 import params  # noqa: E402  pylint: disable=wrong-import-position
-
-# st2common/util/schema/custom.json: draft 4, but `required` is a boolean of each property.
-METASCHEMA = copy.deepcopy(jsonschema.Draft4Validator.META_SCHEMA)
-METASCHEMA["properties"]["required"] = {"type": "boolean", "default": False}
-METASCHEMA.pop("id")  # else "#" would be the original
-
-
-def with_none(schema):
-    """util/schema/__init__.py:278 modify_schema_allow_default_none."""
-    schema = copy.deepcopy(schema)
-    params._allow_none(schema.get("properties", {}))  # pylint: disable=protected-access
-    return schema
 
 
 class Away(Exception):
@@ -55,16 +41,12 @@ class StackStorm:
         StackStorm.current = self
 
     def validate(self, trigger, payload):
-        """validators/api/reactor.py:165 validate_trigger_payload, with the trigger type from the database, and
-        util/schema/__init__.py:355 validate: the schema against its metaschema, the payload with None for what is optional."""
+        """validators/api/reactor.py:165 validate_trigger_payload, with the trigger type from the database."""
         if not self.database:
             raise Away("No servers found yet")
         if trigger not in self.schemas:
             raise ValueError('Trigger type with reference "%s" doesn\'t exist in the database' % trigger)
-        schema = self.schemas[trigger]
-        for error in jsonschema.Draft4Validator(METASCHEMA).iter_errors(schema):
-            raise jsonschema.SchemaError(error.message)
-        params.Validator(with_none(schema)).validate(payload)
+        params.validate_payload(self.schemas[trigger], payload)
 
     def publish(self, trigger, payload):
         with self._lock:

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import subprocess
 import sys
 import unittest
 
@@ -130,6 +131,25 @@ class RulesTest(unittest.TestCase):
         text = " ".join(self.rules["sweep_regularly"]["description"].split())
         self.assertIn("fifteen minutes", text)
         self.assertNotIn("five minutes", text.replace("fifteen minutes", ""))
+
+    def test_refused_events(self):
+        """What StackStorm does not dispatch, the lab's rules are not asked about: they say why."""
+        down = event("redis", "10.0.0.1:6379", "down", "connection refused", "connection")
+        lines = [{"trigger": "st2ha.backend_changed", "payload": payload} for payload in (
+            down, {**down, "state": "broken"}, {**down, "reason": None}, {**down, "after_ms": "3"}, {"event": "backend_changed"})]
+        lines.append({"trigger": "st2ha.nothing", "payload": {}})
+        said = subprocess.run([sys.executable, engine.__file__, "--pack", PACK], input="".join(json.dumps(line) + "\n" for line in lines),
+                              capture_output=True, text=True, check=True).stdout
+        answers = [json.loads(line) for line in said.splitlines()]
+        self.assertEqual([answer[0]["rule"] for answer in answers[:1]], ["backend_down"])
+        self.assertIsInstance(answers[2], list, "None is taken for what is optional")
+        for answer, why in zip((answers[1], answers[3], answers[4], answers[5]), (
+                "'broken' is not one of", "'3' is not", "is a required property", "doesn't exist in the database")):
+            self.assertIn("Trigger payload validation failed and validation is enabled, not dispatching a trigger", answer["refused"])
+            self.assertIn(why, answer["refused"])
+        schema = json.loads(json.dumps(self.triggers["st2ha.backend_changed"]["payload_schema"]))
+        schema["required"] = ["id"]
+        self.assertIn("is not of type 'boolean'", engine.refusal({"st2ha.backend_changed": schema}, lines[0]))
 
     def test_forged_events(self):
         """What comes over a queue may be anybody's: no rule hands on an address, a name or a path that is none."""

@@ -292,3 +292,19 @@ def validate_object(instance, properties, additional=False, what="parameter"):
 
 def validate(live, runner_schema, action_schema):
     validate_object(live, merged_schema(runner_schema, action_schema))
+
+
+# custom.json, with which a trigger's payload_schema is compared: `required` is a boolean of each property.
+_METASCHEMA = copy.deepcopy(jsonschema.Draft4Validator.META_SCHEMA)
+_METASCHEMA["properties"]["required"] = {"type": "boolean", "default": False}
+_METASCHEMA.pop("id")  # else "#" would be the original
+
+
+def validate_payload(schema, payload):
+    """util/schema/__init__.py:355 validate, as at each dispatch of a trigger (validators/api/reactor.py:165): the schema
+    against its metaschema, the payload with None for what is optional. Raises SchemaError or ValidationError."""
+    for error in jsonschema.Draft4Validator(_METASCHEMA).iter_errors(schema):
+        raise jsonschema.SchemaError(error.message)
+    schema = copy.deepcopy(schema)
+    _allow_none(schema.get("properties", {}))
+    Validator(schema).validate(payload)

@@ -4,7 +4,8 @@
     rules.py --pack DIR < LINES
 
 Reads one JSON object a line, {"trigger": "st2ha.backend_changed", "payload": {…}}, and answers each with one line: the
-rules that take it, [{"rule": "mount_missing", "action": "st2ha.recover_nfs_mount", "parameters": {…}}, …].
+rules that take it, [{"rule": "mount_missing", "action": "st2ha.recover_nfs_mount", "parameters": {…}}, …]. One that is
+refused, as it is in StackStorm when it is dispatched, is {"refused": why}: no trigger instance is made of it.
 Needs the interpreter that setup.sh prints.
 """
 import argparse
@@ -14,6 +15,7 @@ import re
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import jsonschema  # noqa: E402
 import pack as packs  # noqa: E402
 import params  # noqa: E402
 
@@ -31,6 +33,28 @@ def load(directory):
     """The rules of a pack's directory, by their files' names."""
     directory = os.path.join(directory, "rules")
     return {name[:-5]: packs.load_yaml(os.path.join(directory, name)) for name in sorted(os.listdir(directory))}
+
+
+def schemas(directory):
+    """The payload schemas of a pack's trigger types."""
+    directory, found = os.path.join(directory, "sensors"), {}
+    for name in sorted(os.listdir(directory)):
+        if name.endswith(".yaml"):
+            for trigger in packs.load_yaml(os.path.join(directory, name))["trigger_types"]:
+                found["st2ha." + trigger["name"]] = trigger["payload_schema"]
+    return found
+
+
+def refusal(known, event):
+    """What StackStorm logs of an event that it does not dispatch, or None: services/trigger_dispatcher.py:92-117."""
+    try:
+        if event["trigger"] not in known:
+            raise ValueError('Trigger type with reference "%s" doesn\'t exist in the database' % event["trigger"])
+        params.validate_payload(known[event["trigger"]], event["payload"])
+        return None
+    except (jsonschema.ValidationError, jsonschema.SchemaError, ValueError) as error:
+        return 'Trigger payload validation failed and validation is enabled, not dispatching a trigger "%s" (%s): %s' % (
+            event["trigger"], event["payload"], getattr(error, "message", error))
 
 
 def takes(rule, payload):
@@ -66,9 +90,12 @@ def matching(rules, event):
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pack", required=True, metavar="DIR", help="the pack on this machine")
-    rules = load(parser.parse_args(argv).pack)
+    directory = parser.parse_args(argv).pack
+    rules, known = load(directory), schemas(directory)
     for line in sys.stdin:
-        print(json.dumps(matching(rules, json.loads(line))), flush=True)
+        event = json.loads(line)
+        why = refusal(known, event)
+        print(json.dumps({"refused": why} if why else matching(rules, event)), flush=True)
 
 
 if __name__ == "__main__":
