@@ -51,7 +51,7 @@ vuln: ## known vulnerabilities
 	@test/vuln.sh
 
 unit:
-	go test -race -timeout 15m $$(go list ./... | grep -vE '/test/(lab|install)')
+	go test -race -timeout 15m $$(go list ./... | grep -vE '/test/(lab|install)$$')
 
 install-test: ## the pack installed as StackStorm does it, and released; needs root, PyPI and the Go module proxy
 	go test -count=1 -timeout 15m -v ./test/install

@@ -37,8 +37,9 @@ step 'mongod: the primary address'    on primary "sed -i 's/bindIp: .*/bindIp: 1
 step 'login from the secondary'       on secondary "mongocmd '$U@$P/st2?authSource=st2' '{\"count\": \"lab_heartbeat\"}'"
 step 'rabbitmq: all addresses'        on primary 'sed -i "s/^NODE_IP_ADDRESS/#&/" /etc/rabbitmq/rabbitmq-env.conf; systemctl restart rabbitmq-server'
 step 'services are up again'          "$L" ready primary
-step 'a wrong password does not come up' on secondary "cp -p /etc/st2/st2.conf /root/; sed -i 's,^url = amqp.*,url = amqp://stackstorm:wrong@$P:5672/,' /etc/st2/st2.conf; ! systemctl restart st2api"
-step 'the right one does'             on secondary "sed -i 's,^url = amqp.*,url = amqp://stackstorm:prim4ry-s3cret@$P:5672/,' /etc/st2/st2.conf; systemctl restart st2api; ss -Htn dst $P:5672 | grep ESTAB"
+step 'a wrong password ends the service' on secondary "cp -p /etc/st2/st2.conf /root/; sed -i 's,^url = amqp.*,url = amqp://stackstorm:wrong@$P:5672/,' /etc/st2/st2.conf; systemctl restart st2api; timeout 20 sh -c 'until systemctl show --property=SubState st2api | grep auto-restart; do sleep 0.5; done'"
+step 'the right one does not'         on secondary "sed -i 's,^url = amqp.*,url = amqp://stackstorm:prim4ry-s3cret@$P:5672/,' /etc/st2/st2.conf; systemctl restart st2api; timeout 20 sh -c 'until grep -q st2service/st2api /proc/net/unix; do sleep 0.5; done'; ss -Htn dst $P:5672 | grep ESTAB"
+step 'without timers their engine ends' on secondary "cp -p /etc/st2/st2.conf /root/timers; sed -i '/^.timersengine/a enable = False' /etc/st2/st2.conf; systemctl restart st2timersengine; timeout 20 sh -c 'while systemctl is-active st2timersengine; do sleep 0.5; done'; systemctl show --property=Result,ExecMainStatus st2timersengine | tr '\n' ' ' | grep -x 'Result=success ExecMainStatus=0 '; cp -p /root/timers /etc/st2/st2.conf; systemctl start st2timersengine"
 step 'redis'                          on primary 'redis-cli ping | grep PONG'
 step 'nfs server'                     on primary "echo '$M $S(rw,sync,no_subtree_check,anonuid=0,anongid=1499)' > /etc/exports; systemctl start nfs-kernel-server; exportfs -ra; exportfs -v | grep anongid=1499"
 # both ways at once, so that neither node can be a mere reader

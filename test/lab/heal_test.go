@@ -96,7 +96,24 @@ func TestHealServices(t *testing.T) {
 	r = st2ha(t, "primary", "recover_st2_services", "--host="+secondary)
 	require.Zero(t, r.exit, r.raw)
 	require.False(t, r.Changed, r.raw)
+
+	// One that the settings switch off has ended with exit code 0, and stays so.
+	keep(t, "secondary", "/etc/st2/st2.conf")
+	on(t, "secondary", "sed -i '/^.timersengine/a enable = False' /etc/st2/st2.conf; systemctl restart st2timersengine")
+	eventually(t, "secondary", "! systemctl is-active --quiet st2timersengine")
+	require.Equal(t, timersEnded, on(t, "secondary", timersState))
+	r = st2ha(t, "primary", "recover_st2_services", "--host="+secondary)
+	require.Zero(t, r.exit, r.raw)
+	require.False(t, r.Changed, r.raw)
+	t.Cleanup(func() { on(t, "secondary", "systemctl start st2timersengine") })
 }
+
+// timersState prints how it is with the timers engine's unit; where settings
+// switch that off it is timersEnded, as the packages' unit leaves it.
+const (
+	timersState = "systemctl show --property=Type,Restart,ActiveState,Result,ExecMainStatus,UnitFileState st2timersengine | sort | tr '\n' ' '"
+	timersEnded = "ActiveState=inactive ExecMainStatus=0 Restart=on-failure Result=success Type=simple UnitFileState=enabled "
+)
 
 // What is exported and mounted is so again after somebody took it away.
 func TestHealMount(t *testing.T) {

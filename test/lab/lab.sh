@@ -107,13 +107,15 @@ wait_ssh() { # NODE SECONDS
     sleep 0.2
   done
 }
-ready() { # NODE: systemd has nothing left to do, nothing failed, and no service waits for its next try
-  local state
-  state=$(sshn "$1" 'timeout 300 sh -c "while s=\$(systemctl is-system-running --wait); [ \$s = running ] &&
-    [ -n \"\$(systemctl list-units --no-legend --state=activating)\" ]; do sleep 0.5; done; echo \$s"' </dev/null) || true
+ready() { # NODE: systemd has nothing left to do, nothing failed, no service waits for its next try, and all are connected
+  local state='' end=$((SECONDS+300))
+  while state=$(sshn "$1" "timeout 300 sh -c '$UP'" </dev/null) || true; [ "$state" != running ]; do
+    [ $SECONDS -lt $end ] && [ "$state" != degraded ] || break
+    sleep 0.5
+  done
   [ "$state" = running ] || {
     sshn "$1" 'systemctl --no-pager --no-legend list-units --state=failed,activating' </dev/null >&2 || true
-    die "node $1 is ${state:-not ready after 300 s}"
+    die "node $1 is not ready after $((SECONDS-end+300)) s: ${state:-no answer}"
   }
 }
 reboot() { # NODE, by itself and in order

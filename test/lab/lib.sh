@@ -10,3 +10,12 @@ sources() { # the apt sources of this machine
   for s in /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list; do [ ! -s "$s" ] || break; done
   echo "$s"
 }
+# For a node's shell: "running" if systemd has nothing left to do, nothing failed, no service waits for its next try, and
+# each st2 service that runs is connected (it listens then: st2service); else what is not so.
+UP='state=$(systemctl is-system-running --wait); [ "$state" = running ] || { echo "$state"; exit; }
+  not=$(systemctl list-units --no-legend --plain --state=activating | cut -d" " -f1)
+  for unit in $(systemctl list-units --no-legend --plain --state=running "st2*.service" | cut -d" " -f1); do
+    case $unit in st2ha*) continue;; esac
+    grep -q "@st2service/$(echo "${unit%.service}" | tr @ .)\$" /proc/net/unix || not="$not $unit"
+  done
+  echo ${not:-running}'

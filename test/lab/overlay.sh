@@ -11,7 +11,8 @@ in_root groupadd --gid 1499 st2packs
 in_root groupadd --gid 1500 stanley
 in_root useradd --uid 1500 --gid 1500 --create-home --shell /bin/bash stanley
 in_root groupadd --system --gid 980 st2
-in_root useradd --system --uid 980 --gid 980 --groups st2packs --home-dir /home/st2 --no-create-home --shell /usr/sbin/nologin st2
+# As `adduser --system --no-create-home` of Debian 12 makes it (packaging/deb/scripts/pre-install.sh:27 of StackStorm).
+in_root useradd --system --uid 980 --gid 980 --groups st2packs --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin st2
 in_root groupadd --system --gid 981 mongodb
 in_root useradd --system --uid 981 --gid 981 --home-dir /var/lib/mongodb --no-create-home --shell /usr/sbin/nologin mongodb
 
@@ -33,8 +34,7 @@ echo "__version__ = '3.9.0'" > "$o/st2/lib/python3.11/site-packages/st2common/__
 ln -s /usr/bin/python3 "$o/st2/bin/python"
 install -m 755 "$in/bin/st2service" "$o/st2/bin/st2service"
 install -d -m 775 -g 1499 "$o/packs" "$o/virtualenvs"
-install -d -m 755 -o 980 "$o/configs"
-install -d -m 755 -o 980 -g 980 "$r/var/log/st2"
+install -d -m 755 -o 980 "$o/configs" "$o/exports" "$o/overrides" "$r/var/log/st2" # packaging/common/BUILD:25-43
 services='st2api st2auth st2stream st2garbagecollector st2notifier st2rulesengine st2scheduler st2sensorcontainer
   st2timersengine st2workflowengine'
 for s in $services st2actionrunner; do
@@ -43,15 +43,14 @@ for s in $services st2actionrunner; do
   if [ "$s" = st2actionrunner ]; then
     user=root group=st2packs more=$'UMask=002\nEnvironment="WORKERID=%i"\n' unit=$s@
   fi
-  # As packaging/deb/systemd in StackStorm's repository, but Type=notify in place of simple: READY comes when both
-  # connections hold, so that `systemctl is-active` means more than a live process.
+  # As packaging/deb/systemd in StackStorm's repository; but st2api, st2auth and st2stream have a socket each there.
   cat > "$r/usr/lib/systemd/system/$unit.service" <<UNIT
 [Unit]
 Description=StackStorm service $s
 After=network.target
 
 [Service]
-Type=notify
+Type=simple
 User=$user
 Group=$group
 ${more}Environment="DAEMON_ARGS=--config-file /etc/st2/st2.conf"

@@ -73,8 +73,8 @@ on() { nsenter --target "$(cat "$work/$1.pid")" --mount --uts --ipc --net --pid 
 ready() { # NODE: nothing failed, and nothing is still to start
   local state
   for _ in $(seq 300); do
-    state=$(on "$1" systemctl is-system-running --wait 2>/dev/null) || true
-    [ "$state" = running ] && [ -z "$(on "$1" systemctl list-units --no-legend --state=activating)" ] && return
+    state=$(on "$1" sh -c "$UP" 2>/dev/null) || true
+    [ "$state" != running ] || return 0
     [ "$state" != degraded ] || break
     sleep 0.2
   done

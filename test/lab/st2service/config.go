@@ -12,6 +12,7 @@ import (
 type config struct {
 	host, port, dbName, username, password string // [database]
 	brokers                                []string
+	timers                                 bool // whether this node has any: st2reactor/st2reactor/cmd/timersengine.py:71
 }
 
 // readConfig reads an oslo.config file as far as it matters here. A $ is taken as it stands: the real services
@@ -23,10 +24,12 @@ func readConfig(name string) (config, error) {
 	}
 	c := config{host: "127.0.0.1", port: "27017", dbName: "st2"}
 	url, cluster := "amqp://guest:guest@127.0.0.1:5672//", "" // the real default
+	timer, timersengine := "False", "True"                    // the first has no default
 	settings := map[string]*string{
 		"database/host": &c.host, "database/port": &c.port, "database/db_name": &c.dbName,
 		"database/username": &c.username, "database/password": &c.password,
 		"messaging/url": &url, "messaging/cluster_urls": &cluster,
+		"timer/enable": &timer, "timersengine/enable": &timersengine,
 	}
 	section, n := "", 0
 	for line := range strings.Lines(string(b)) {
@@ -52,6 +55,15 @@ func readConfig(name string) (config, error) {
 			if p := settings[section+"/"+key]; p != nil {
 				*p = value
 			}
+		}
+	}
+	for _, text := range []string{timer, timersengine} {
+		switch strings.ToLower(text) { // oslo_config/types.py, Boolean
+		case "true", "1", "on", "yes":
+			c.timers = true
+		case "false", "0", "off", "no":
+		default:
+			return config{}, fmt.Errorf("%s: unexpected boolean value %q", name, text)
 		}
 	}
 	c.brokers = []string{url}

@@ -1,8 +1,9 @@
 // Command st2service stands in for StackStorm's services on a lab node. It takes its part from its name: as
 // st2actionrunner it consumes the action runner's queues. Like the real ones it reads /etc/st2/st2.conf and holds
-// connections to the database and the broker named there, so that a wrong setting shows as a service that does not
-// come up: it tells systemd that it is ready only once both are there, ends at once where a login is refused, and
-// after 20 s where it reaches nobody.
+// connections to the database and the broker named there, and it ends as they do (docs/stackstorm.md, "Services and
+// units"): before it was connected once, where a login is refused or nobody is reached; and the timers engine, with exit
+// code 0, where the settings switch it off. As long as it is connected it listens at @st2service/NAME (a runner's NAME
+// is st2actionrunner.1, and so on), for its unit of Type=simple says nothing about that.
 package main
 
 import (
@@ -17,6 +18,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"syscall"
 	"time"
 
@@ -28,9 +30,13 @@ import (
 )
 
 const (
-	patience  = 20 * time.Second // how long a connection may be away
-	retry     = time.Second
-	heartbeat = 15 * time.Second
+	// How long the first connection is tried for: [database] connection_retry_max_delay_m, and what the wrapper around
+	// the broker's takes for its tries (st2common/transport/connection_retry_wrapper.py, measured). Later ones are tried
+	// for ever.
+	databasePatience = 3 * time.Minute
+	brokerPatience   = 22 * time.Second
+	retry            = 2 * time.Second // kombu's first pause
+	heartbeat        = 15 * time.Second
 )
 
 // queue is one a service consumes; without a name it is the service's own and goes with it.
@@ -91,14 +97,21 @@ func serve(ctx context.Context, name string, c config) error {
 	if err != nil {
 		return err
 	}
-	id := name + "@" + node
+	unit := name
 	if worker := os.Getenv("WORKERID"); worker != "" {
-		id = name + "." + worker + "@" + node
+		unit += "." + worker
+	}
+	id := unit + "@" + node
+	p := &presence{address: "@st2service/" + unit}
+	if name == "st2actionrunner" {
+		o := newOutput(c)
+		defer o.close()
+		p.serve = func(conn net.Conn) { o.serve(ctx, conn) }
 	}
 	failed := make(chan error, 2)
 	ready := make(chan struct{}, 2)
-	go func() { failed <- holdDatabase(ctx, id, c, ready) }()
-	go func() { failed <- holdBroker(ctx, id, queues[name], c, ready) }()
+	go func() { failed <- holdDatabase(ctx, id, c, p, ready) }()
+	go func() { failed <- holdBroker(ctx, id, queues[name], c, p, ready) }()
 	for range 2 {
 		select {
 		case err := <-failed:
@@ -106,14 +119,65 @@ func serve(ctx context.Context, name string, c config) error {
 		case <-ready:
 		}
 	}
-	if err := notify("READY=1"); err != nil {
-		return err
+	if name == "st2timersengine" && !c.timers {
+		log.Print("Timer is disabled.")
+		return nil
 	}
 	return <-failed
 }
 
-// holdDatabase keeps a connection to the database. It returns when that is away for good.
-func holdDatabase(ctx context.Context, id string, c config, ready chan<- struct{}) error {
+// presence is where a service that holds both its connections listens.
+type presence struct {
+	address string
+	serve   func(net.Conn) // what it does for those who call, if anything
+
+	mu       sync.Mutex
+	held     [2]bool
+	listener net.Listener
+}
+
+// The connections that a service holds.
+const (
+	database = iota
+	broker
+)
+
+// holds says whether one of them is there.
+func (p *presence) holds(which int, yes bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.held[which] = yes
+	both := p.held[database] && p.held[broker]
+	switch {
+	case both && p.listener == nil:
+		l, err := net.Listen("unix", p.address)
+		if err != nil {
+			log.Fatal(err) // there is another one of the same name
+		}
+		p.listener = l
+		go p.accept(l)
+	case !both && p.listener != nil:
+		p.listener.Close()
+		p.listener = nil
+	}
+}
+
+func (p *presence) accept(l net.Listener) {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		if p.serve == nil {
+			conn.Close()
+			continue
+		}
+		go p.serve(conn)
+	}
+}
+
+// holdDatabase keeps a connection to the database. It returns when there is none to begin with.
+func holdDatabase(ctx context.Context, id string, c config, p *presence, ready chan<- struct{}) error {
 	o := options.Client().ApplyURI(c.databaseURI()).SetMaxPoolSize(2).SetAppName(id).
 		SetServerSelectionTimeout(2 * time.Second).SetConnectTimeout(2 * time.Second).SetSocketTimeout(5 * time.Second)
 	client, err := mongo.Connect(ctx, o)
@@ -127,18 +191,19 @@ func holdDatabase(ctx context.Context, id string, c config, ready chan<- struct{
 			options.Update().SetUpsert(true))
 		return err
 	}
-	last, wait := time.Now(), retry
+	begun, wait := time.Now(), retry
 	for {
 		err := beat()
+		p.holds(database, err == nil)
 		switch refused := (driver.Error{}); {
 		case err == nil:
-			last, wait = time.Now(), heartbeat
+			wait = heartbeat
 			if ready != nil {
 				ready <- struct{}{}
 				ready = nil
 			}
-		case errors.As(err, &refused) && (refused.Code == 18 || refused.Code == 13), // login refused; unauthorized
-			time.Since(last) > patience+heartbeat, ready != nil && time.Since(last) > patience:
+		case ready != nil && (errors.As(err, &refused) && (refused.Code == 18 || refused.Code == 13) || // login refused; unauthorized
+			time.Since(begun) > databasePatience):
 			return fmt.Errorf("[database]: %w", err)
 		default:
 			if wait != retry {
@@ -154,12 +219,14 @@ func holdDatabase(ctx context.Context, id string, c config, ready chan<- struct{
 	}
 }
 
-// holdBroker keeps a connection to the broker and the queues consumed. It returns when that is away for good.
-func holdBroker(ctx context.Context, id string, all []queue, c config, ready chan<- struct{}) error {
-	last := time.Now()
+// holdBroker keeps a connection to the broker and the queues consumed. It returns when there is none to begin with.
+func holdBroker(ctx context.Context, id string, all []queue, c config, p *presence, ready chan<- struct{}) error {
+	begun, said := time.Now(), ""
 	for i := 0; ; i++ {
 		lost, conn, err := connect(c.brokers[i%len(c.brokers)], id, all)
 		if err == nil {
+			p.holds(broker, true)
+			said = ""
 			if ready != nil {
 				ready <- struct{}{}
 				ready = nil
@@ -169,15 +236,18 @@ func holdBroker(ctx context.Context, id string, all []queue, c config, ready cha
 				return conn.Close()
 			case err = <-lost:
 			}
+			p.holds(broker, false)
 			conn.Close()
-			last = time.Now()
-			log.Printf("[messaging]: connection lost: %v", err)
 		}
 		var refused *amqp.Error
-		if errors.Is(err, amqp.ErrCredentials) || errors.Is(err, amqp.ErrVhost) ||
+		if ready != nil && (errors.Is(err, amqp.ErrCredentials) || errors.Is(err, amqp.ErrVhost) ||
 			errors.As(err, &refused) && (refused.Code == amqp.AccessRefused || refused.Code == amqp.NotAllowed) ||
-			time.Since(last) > patience {
+			time.Since(begun) > brokerPatience) {
 			return fmt.Errorf("[messaging]: %w", err)
+		}
+		if err.Error() != said {
+			said = err.Error()
+			log.Printf("[messaging]: %s", said)
 		}
 		select {
 		case <-ctx.Done():
@@ -257,19 +327,4 @@ func consume(ch *amqp.Channel, q queue) error {
 		}
 	}()
 	return nil
-}
-
-// notify tells systemd, if that started us.
-func notify(state string) error {
-	socket := os.Getenv("NOTIFY_SOCKET")
-	if socket == "" {
-		return nil
-	}
-	conn, err := net.Dial("unixgram", socket)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	_, err = conn.Write([]byte(state))
-	return err
 }
