@@ -29,7 +29,7 @@ secondaries: [192.168.0.101]
 rabbitmq_password: "lab's p@ss/word: 100% $ecret"
 C
 job() { # NAME PARAMS
-  "$python" "$top/test/workflow/run.py" --pack "$top" --config "$out/config.yaml" --params "$2" \
+  "$python" "$top/test/workflow/run.py" --pack "$top" --config "$out/config.yaml" --params "$2" --runner \
     --exec "ssh -F $LAB/ssh_config primary" "$1" > "$out/$1.json"
 }
 echo; echo "st2 run st2ha.join_secondary"

@@ -339,7 +339,7 @@ func (s stackstorm) try(t *testing.T, name string, params map[string]any) (outco
 		return outcome{}, err
 	}
 	argv := []string{strings.TrimSpace(string(python)), "../workflow/run.py", "--pack", "../..", "--config", config.Name(), "--params", "-",
-		"--exec", "ssh -F " + os.Getenv("LAB") + "/ssh_config " + s.node, name}
+		"--runner", "--exec", "ssh -F " + os.Getenv("LAB") + "/ssh_config " + s.node, name}
 	if s.pack != "" {
 		argv = append(argv, "--node-pack", s.pack)
 	}

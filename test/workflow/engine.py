@@ -118,8 +118,17 @@ class Engine:
         if action.runner == "noop":
             return "succeeded", {}
         if action.runner == "orquesta":
+            # A nested one's end is nobody's to wait for.
+            error = None if path else self.node.note(action, execution_id, "running")
+            if error:
+                return "failed", {"output": None, "errors": [{"message": error}]}
             status, result = _Workflow(self, action, action_params, execution_id, context, path).run()
-            return _checked(action, status, result, result["output"])
+            status, result = _checked(action, status, result, result["output"])
+            error = None if path else self.node.note(action, execution_id, status)
+            if error:
+                error = "its end cannot be stored, so the execution stays running: %s" % error
+                return "failed", dict(result, errors=result.get("errors", []) + [{"message": error}])
+            return status, result
         try:
             status, result = self.node.run(action, runner_params, action_params, execution_id)
         except packs.PackError as error:

@@ -26,6 +26,9 @@ import params  # noqa: E402
 import runner  # noqa: E402
 
 
+RUNNERS = "\0st2service/st2actionrunner.%d"
+
+
 class Progress(engines.Report):
     """Tells people on stderr. Of the parameters only the host is shown, so no secret can be."""
 
@@ -100,6 +103,8 @@ def parse_arguments(argv):
                         help="reaches the node that runs the actions, as root; `python3 -` is appended")
     parser.add_argument("--node-pack", metavar="DIR",
                         help="the pack on the node; with --exec /opt/stackstorm/packs/<name> if not given")
+    parser.add_argument("--runner", action="store_true",
+                        help="actions are the node's st2actionrunner's, which stores their output while they run (test/lab)")
     parser.add_argument("--without-sudo", action="store_true",
                         help="leave sudo away, on a machine that has none: actions run as the harness does")
     parser.add_argument("--verbose", action="store_true", help="show the tasks' stderr as it comes")
@@ -125,7 +130,8 @@ def run(arguments, pack):
     given = read_params(arguments.params)
     progress = Progress(arguments.verbose)
     node_pack = arguments.node_pack or ("/opt/stackstorm/packs/" + pack.name if arguments.prefix else None)
-    node = runner.Node(shlex.split(arguments.prefix), node_pack, not arguments.without_sudo, progress.stderr)
+    node = runner.Node(shlex.split(arguments.prefix), node_pack, not arguments.without_sudo, progress.stderr,
+                       RUNNERS if arguments.runner else None)
     engine = engines.Engine(pack, pack.config(arguments.config), node, progress)
     context = {"user": runner.SYSTEM_USER, "pack": pack.name}
     try:

@@ -64,8 +64,9 @@ def command_line(command, sudo, user=SYSTEM_USER, service_user=SERVICE_USER):
 class Node:
     """Where actions run: this machine, or behind a command prefix such as `ssh -F cfg primary sudo -n`."""
 
-    def __init__(self, prefix=(), pack_path=None, with_sudo=True, on_stderr=None):
+    def __init__(self, prefix=(), pack_path=None, with_sudo=True, on_stderr=None, address=None):
         self.prefix, self.pack_path, self.with_sudo, self.on_stderr = list(prefix), pack_path, with_sudo, on_stderr
+        self.address = address  # of the node's action runners, %d being a worker's number
 
     def command(self, action, runner_params, action_params):
         if runner_params.get("sudo_password"):
@@ -99,7 +100,10 @@ class Node:
             "ST2_ACTION_AUTH_TOKEN": secrets.token_hex(16),
         })
         answer = self._send({"command": self.command(action, runner_params, action_params), "env": env,
-                             "cwd": runner_params.get("cwd") or "/", "timeout": timeout})
+                             "cwd": runner_params.get("cwd") or "/", "timeout": timeout,
+                             "runner": self._runner(action, execution_id)})
+        if answer.get("abandoned"):
+            return "abandoned", {}
         if answer.get("error"):
             # The runner itself failed, which StackStorm reports by error and traceback alone.
             return "failed", {"error": answer["error"], "traceback": ""}
@@ -109,6 +113,15 @@ class Node:
         if answer["timed_out"]:
             result["error"] = "Action failed to complete in %s seconds" % timeout
         return {0: "succeeded", -9: "timeout", -15: "abandoned"}.get(code, "failed"), result
+
+    def _runner(self, action, execution_id):
+        return self.address and {"address": self.address, "execution": execution_id, "action": action.ref, "type": action.runner}
+
+    def note(self, action, execution_id, status):
+        """Has StackStorm store how it is with a workflow; returns what was wrong, if anything."""
+        if not self.address:
+            return None
+        return self._send({"runner": self._runner(action, execution_id), "note": status}).get("error")
 
     def _send(self, document):
         with open(_NODE_PROGRAM, encoding="utf-8") as file:
@@ -122,9 +135,14 @@ class Node:
         except OSError as error:
             return {"error": "%s: %s" % (argv[0], error.strerror)}
         noise = []
-        drain = threading.Thread(target=lambda: noise.append(process.stderr.read()), daemon=True)
+
+        def read_noise():
+            with process.stderr:
+                noise.append(process.stderr.read())
+
+        drain = threading.Thread(target=read_noise, daemon=True)
         drain.start()
-        watchdog = threading.Timer((document["timeout"] or 0) + LOST_AFTER, process.kill)
+        watchdog = threading.Timer((document.get("timeout") or 0) + LOST_AFTER, process.kill)
         watchdog.start()
         result = None
         try:
@@ -144,6 +162,7 @@ class Node:
             process.wait()
         finally:
             watchdog.cancel()
+            process.stdout.close()
         if result is None:
             drain.join(1)
             said = b"".join(noise).decode("utf-8", "replace").strip()

@@ -2,9 +2,11 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 
@@ -233,6 +235,100 @@ class Actions(unittest.TestCase):
             self.assertNotIn("hunter2", outcome.stderr)
             self.assertEqual(len(outcome.stderr.splitlines()), 1, outcome.stderr)
         self.assertEqual(run("strict", "--params", "-", stdin='{"must": "x"}').code, 0)
+
+
+class RunnerService:
+    """A node's st2actionrunner as test/lab/st2service has it: stores what comes, and says what it could not."""
+
+    def __init__(self, name):
+        self.address, self.stored, self.refuse, self.ends_at = "\0%s.%%d" % name, [], {}, None
+        self.server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.server.bind(self.address % 2)
+        self.server.listen()
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        while True:
+            try:
+                connection, _ = self.server.accept()
+            except OSError:
+                return
+            threading.Thread(target=self.store, args=(connection,), daemon=True).start()
+
+    def store(self, connection):
+        with connection, connection.makefile("r") as lines:
+            for line in lines:
+                what = json.loads(line)
+                what = what["Status"] if "Status" in what else "%s: %s" % (what["Stream"], what["Line"].strip())
+                if what == self.ends_at:
+                    return  # as one that is stopped
+                error = self.refuse.get(what)
+                if not error:
+                    self.stored.append(what)
+                connection.sendall((json.dumps({"error": error} if error else {}) + "\n").encode())
+
+
+class Streaming(unittest.TestCase):
+    """What the runner does while an action runs: contrib/runners/local_runner/local_runner/base.py, services/action.py:497."""
+
+    def setUp(self):
+        self.service = RunnerService("st2ha-test-%d-%s" % (os.getpid(), self.id()))
+        self.addCleanup(self.service.server.close)
+
+    def run_command(self, command, timeout=20):
+        action = packs.Pack(FIXTURE).action("plain")
+        node = runner.Node(with_sudo=False, address=self.service.address)
+        return node.run(action, {"cmd": command, "timeout": timeout}, {}, "6527242448d1e4e9ef404ebb")
+
+    def test_lines_are_stored_as_they_come(self):
+        seen = []
+        watch = threading.Timer(1, lambda: seen.extend(self.service.stored))
+        watch.start()
+        status, result = self.run_command("echo one; echo two >&2; sleep 2; printf three")
+        self.assertEqual((status, result["stdout"], result["stderr"]), ("succeeded", "one\nthree", "two"))
+        self.assertEqual(sorted(seen), ["running", "stderr: two", "stdout: one"])
+        self.assertEqual(self.service.stored[-2:], ["stdout: three", "succeeded"])
+        self.run_command("exit 3")
+        self.assertEqual(self.service.stored[-1], "failed")
+
+    def test_a_line_that_is_not_stored_fails_the_action(self):
+        self.service.refuse["stderr: two"] = "connection closed"
+        status, result = self.run_command("echo one; echo two >&2; echo three >&2; exit 0")
+        self.assertEqual((status, result), ("failed", {"error": "connection closed", "traceback": ""}))
+        self.assertEqual(self.service.stored[-1], "failed")
+        self.assertNotIn("stderr: three", self.service.stored, "nobody reads on")
+
+    def test_an_action_that_fills_the_pipe_then_is_timed_out(self):
+        self.service.refuse["stdout: one"] = "connection closed"
+        status, result = self.run_command("echo one; head -c 200000 /dev/zero", timeout=2)
+        self.assertEqual((status, result["error"]), ("failed", "connection closed"))
+
+    def test_output_has_to_be_utf8(self):
+        status, result = self.run_command("printf '\\377\\n'; exit 0")
+        self.assertEqual(status, "failed")
+        self.assertIn("codec can't decode byte 0xff", result["error"])
+
+    def test_an_end_that_is_not_stored(self):
+        self.service.refuse["succeeded"] = "No servers found yet"
+        status, result = self.run_command("true")
+        self.assertEqual(status, "failed")
+        self.assertIn("stays running: No servers found yet", result["error"])
+
+    def test_a_runner_that_is_stopped_takes_its_action_with_it(self):
+        self.service.ends_at = "stdout: restarting"
+        begun = time.monotonic()
+        status, result = self.run_command("echo restarting; sleep 15")
+        self.assertEqual((status, result), ("abandoned", {}))
+        self.assertLess(time.monotonic() - begun, 10)
+
+    def test_a_workflows_end_is_stored(self):
+        node = runner.Node(address=self.service.address)
+        action = packs.Pack(FIXTURE).action("join")
+        for status in ("running", "succeeded"):
+            self.assertIsNone(node.note(action, "6527242448d1e4e9ef404ebb", status))
+        self.assertEqual(self.service.stored, ["running", "running", "succeeded"])
+        self.service.refuse["failed"] = "no"
+        self.assertEqual(node.note(action, "6527242448d1e4e9ef404ebb", "failed"), "no")
 
 
 class Workflows(unittest.TestCase):
