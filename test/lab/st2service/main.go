@@ -108,6 +108,8 @@ func serve(ctx context.Context, name string, c config) error {
 		defer o.close()
 		p.serve = func(conn net.Conn) { o.serve(ctx, conn) }
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	failed := make(chan error, 2)
 	ready := make(chan struct{}, 2)
 	go func() { failed <- holdDatabase(ctx, id, c, p, ready) }()

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	neturl "net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,12 +21,14 @@ import (
 
 const execution = "6527242448d1e4e9ef404ebb"
 
+var shared = &backendtest.Shared{}
+
+func TestMain(m *testing.M) { os.Exit(shared.Run(m)) }
+
 // mongod is the lab's, and what a runner stores output in it with.
 func mongod(t *testing.T) (*backendtest.Server, *output) {
 	t.Helper()
-	program, err := backendtest.BuildMongod(t.TempDir())
-	require.NoError(t, err)
-	server, err := backendtest.NewMongod(program, t.TempDir(), false)
+	server, err := backendtest.NewMongod(shared.Mongod(t), t.TempDir(), false)
 	require.NoError(t, err)
 	t.Cleanup(func() { server.Kill() })
 	host, port, err := net.SplitHostPort(server.Addr)
@@ -156,4 +159,59 @@ func TestConfig(t *testing.T) {
 		require.NoError(t, err, c.text)
 		require.Equal(t, c.timers, got.timers, c.text)
 	}
+}
+
+// Services as docs/stackstorm.md has them: what ends one, and with which code.
+func TestServices(t *testing.T) {
+	broker := shared.Broker(t)
+	server, o := mongod(t)
+	url := func(password string) []string {
+		return []string{(&neturl.URL{Scheme: "amqp", User: neturl.UserPassword(backendtest.User, password), Host: broker.Addr, Path: "/"}).String()}
+	}
+	c := o.c
+	c.brokers = url(backendtest.Password)
+	node, err := os.Hostname()
+	require.NoError(t, err)
+
+	require.NoError(t, serve(t.Context(), "st2timersengine", c), "without timers its engine ends by itself, and all is well")
+
+	wrong := c
+	wrong.brokers = url("wrong")
+	began := time.Now()
+	require.ErrorContains(t, serve(t.Context(), "st2scheduler", wrong), "[messaging]")
+	require.Less(t, time.Since(began), 10*time.Second)
+
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- serve(ctx, "st2notifier", c) }()
+	listens := func() bool {
+		conn, err := net.Dial("unix", "@st2service/st2notifier")
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	}
+	require.Eventually(t, listens, 20*time.Second, 50*time.Millisecond)
+	// Its login is refused now: it was connected once, so it goes on, and is back when it may be.
+	_, err = broker.Ctl("", "change_password", backendtest.User, "another")
+	require.NoError(t, err)
+	_, err = broker.Ctl("", "eval", `[rabbit_networking:close_connection(rabbit_misc:pget(pid, C), "test") || C <- rabbit_networking:connection_info_all([pid])].`)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return !listens() }, 20*time.Second, 50*time.Millisecond)
+	select {
+	case err := <-ended:
+		require.NoError(t, err, "it has ended")
+	case <-time.After(3 * retry):
+	}
+	_, err = broker.Ctl("", "change_password", backendtest.User, backendtest.Password)
+	require.NoError(t, err)
+	require.Eventually(t, listens, 20*time.Second, 50*time.Millisecond)
+	cancel()
+	<-ended
+
+	db, err := o.database(t.Context())
+	require.NoError(t, err)
+	var beat bson.M
+	require.NoError(t, db.Collection("lab_heartbeat").FindOne(t.Context(), bson.M{"_id": "st2notifier@" + node}).Decode(&beat))
+	server.Kill()
 }
