@@ -97,14 +97,6 @@ func TestJoin(t *testing.T) {
 		require.Equal(t, "root st2packs\n", on(t, "primary", "stat -c '%U %G' /opt/stackstorm/packs/default/shared; rm /opt/stackstorm/packs/default/shared"))
 	}))
 
-	require.True(t, t.Run("the services are as StackStorm leaves them", func(t *testing.T) {
-		require.Equal(t, timersEnded, on(t, "secondary", timersState), "its timers are the primary's")
-		require.Contains(t, on(t, "primary", timersState), "ActiveState=active")
-		count := func(command string) string { return on(t, "primary", mongocmd(command)) }
-		require.Contains(t, count(`{"count": "action_execution_d_b", "query": {"status": "running"}}`), `:"0"}`, "the end of each was stored")
-		require.NotContains(t, count(`{"count": "action_execution_output_d_b"}`), `:"0"}`, "and what they said")
-	}))
-
 	require.True(t, t.Run("secrets are in the files that need them only", func(t *testing.T) {
 		for _, n := range nodes {
 			for _, file := range holding(t, n, secret.all) {
@@ -128,6 +120,14 @@ func TestJoin(t *testing.T) {
 	}))
 
 	secret.unseen(t)
+	require.True(t, t.Run("the services are as StackStorm leaves them", func(t *testing.T) {
+		require.Equal(t, timersEnded, on(t, "secondary", timersState), "its timers are the primary's")
+		require.Contains(t, on(t, "primary", timersState), "ActiveState=active")
+		count := func(command string) string { return on(t, "primary", mongocmd(command)) }
+		require.Contains(t, count(`{"count": "action_execution_d_b", "query": {"status": "running"}}`), `:"0"}`, "the end of each was stored")
+		require.NotContains(t, count(`{"count": "action_execution_output_d_b"}`), `:"0"}`, "and what they said")
+	}))
+
 	t.Run("faults", func(t *testing.T) { notAsRequired = seenAndHealed(t) })
 	secret.watch(t, "primary", "secondary")
 
