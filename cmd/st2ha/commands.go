@@ -98,7 +98,7 @@ func mongodbFlags(p *params, f *pflag.FlagSet) {
 func rabbitmqFlags(p *params, f *pflag.FlagSet) {
 	f.StringVar(&p.rabbitmqUser, "rabbitmq_user", "st2", "the secondaries' user at RabbitMQ")
 	f.StringVar(&p.rabbitmqVHost, "rabbitmq_vhost", "/", "vhost of that user")
-	f.IntVar(&p.rabbitmqPort, "rabbitmq_port", 5672, "TCP port of RabbitMQ's AMQP listener")
+	f.IntVar(&p.rabbitmqPort, "rabbitmq_port", 0, "TCP port of RabbitMQ's AMQP listener (0: as RabbitMQ's own files have it)")
 }
 
 func rabbitmqAdminFlags(p *params, f *pflag.FlagSet) {
@@ -188,7 +188,7 @@ func (p *params) broker(c *common) (stackstorm.Broker, error) {
 	if err := stackstorm.ValidateSecret("rabbitmq_password", password); err != nil {
 		return stackstorm.Broker{}, err
 	}
-	if p.rabbitmqPort < 1 || p.rabbitmqPort > 65535 {
+	if p.rabbitmqPort < 0 || p.rabbitmqPort > 65535 {
 		return stackstorm.Broker{}, fault.Usage("rabbitmq_port %d is no TCP port", p.rabbitmqPort)
 	}
 	return stackstorm.Broker{User: p.rabbitmqUser, Password: password, VHost: p.rabbitmqVHost, Port: p.rabbitmqPort}, nil
@@ -345,7 +345,13 @@ func (p *preflightCommand) exec(ctx context.Context, c *common) (any, error) {
 	if err != nil {
 		return c.result(p.name(), q.primary), err
 	}
-	return c.found(p.name(), q.primary, preflight.Run(ctx, nodes, preflight.Ports{MongoDB: q.mongodbPort, RabbitMQ: q.rabbitmqPort, NFS: 2049}))
+	ports := preflight.Ports{MongoDB: q.mongodbPort, RabbitMQ: q.rabbitmqPort, NFS: 2049}
+	if primary := nodes[0].Host; primary != nil && ports.RabbitMQ == 0 {
+		if ports.RabbitMQ, err = rabbitmq.Port(ctx, primary, q.primary); err != nil {
+			ports.RabbitMQ = 0 // configure_rabbitmq's finding says why
+		}
+	}
+	return c.found(p.name(), q.primary, preflight.Run(ctx, nodes, ports))
 }
 
 // joinNodes opens all nodes and gives each the steps it is in for. What

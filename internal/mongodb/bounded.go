@@ -27,23 +27,15 @@ func (b bounded) DialContext(ctx context.Context, network, addr string) (net.Con
 }
 
 // boundedConn reads messages, each of which begins with its length, header
-// included (MongoDB wire protocol, standard message header). Below TLS there is
-// nothing to read, and the bytes since the last question are counted.
+// included (MongoDB wire protocol, standard message header). TLS is below it.
 type boundedConn struct {
 	net.Conn
-	asked  bool
-	secure bool
 	since  int    // bytes since the last question
 	header []byte // of the message that begins
 	left   int    // bytes of the message that is being read
 }
 
 func (c *boundedConn) Write(p []byte) (int, error) {
-	if !c.asked && len(p) > 2 {
-		// A TLS record of a handshake (RFC 8446, section 5.1); a message with
-		// these first bytes would have 66 KB.
-		c.asked, c.secure = true, p[0] == 0x16 && p[1] == 3 && p[2] > 0
-	}
 	c.since = 0
 	return c.Conn.Write(p)
 }
@@ -53,7 +45,7 @@ func (c *boundedConn) Read(p []byte) (int, error) {
 	if c.since += n; c.since > maxAnswer {
 		return 0, c.excess(c.since)
 	}
-	for at := 0; !c.secure && at < n; {
+	for at := 0; at < n; {
 		if c.left == 0 {
 			take := min(4-len(c.header), n-at)
 			c.header = append(c.header, p[at:at+take]...)

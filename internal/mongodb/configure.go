@@ -95,6 +95,27 @@ func (c *config) setBindIP(value string) ([]byte, error) {
 	return c.ini.Bytes(), nil
 }
 
+// setIPv6 switches IPv6 on in data, which is what the file becomes, where the
+// address needs it: mongod binds no IPv6 address without (mongod manual, net.ipv6).
+func (s *Configure) setIPv6(c *config, data []byte) ([]byte, error) {
+	if !s.sixth() {
+		return data, nil
+	}
+	if c.ini == nil {
+		return confedit.YAMLSet(data, "true", "net", "ipv6")
+	}
+	if err := c.ini.Set("", "ipv6", "true"); err != nil {
+		return nil, err
+	}
+	return c.ini.Bytes(), nil
+}
+
+// sixth says whether the address is one of IPv6.
+func (s *Configure) sixth() bool {
+	ip := net.ParseIP(s.Address)
+	return ip != nil && ip.To4() == nil
+}
+
 // port is net.port; mongod's default is 27017.
 func (c *config) port() (int, error) {
 	v, err := c.get("port", "net", "port")
@@ -151,10 +172,10 @@ func (s *Configure) bindIP(c *config) (now, want string, err error) {
 	}
 	var list []string
 	for _, a := range strings.Split(now, ",") {
-		switch a = strings.TrimSpace(a); a {
-		case s.Address, "0.0.0.0", "*":
+		switch a = strings.TrimSpace(a); {
+		case a == s.Address, a == "*", a == "0.0.0.0" && !s.sixth(), a == "::" && s.sixth():
 			return now, now, nil
-		case "":
+		case a == "":
 		default:
 			list = append(list, a)
 		}
@@ -251,16 +272,21 @@ func (s *Configure) Plan(ctx context.Context, h host.Host) ([]step.Change, error
 		return nil, step.Located(h, c.file.Path, err)
 	}
 	var changes []step.Change
+	data := c.file.Data
+	answers := now == want && Answers(ctx, h, net.JoinHostPort(s.Address, strconv.Itoa(port))) == nil
 	if now != want {
-		data, err := c.setBindIP(want)
-		if err != nil {
-			return nil, step.Located(h, c.file.Path, err)
-		}
-		if edit := step.EditFile(c.file, true, data); edit != nil {
-			changes = append(changes, edit)
-		}
+		data, err = c.setBindIP(want)
 	}
-	if len(changes) == 0 && Answers(ctx, h, net.JoinHostPort(s.Address, strconv.Itoa(port))) == nil {
+	if err == nil && !answers {
+		data, err = s.setIPv6(c, data)
+	}
+	if err != nil {
+		return nil, step.Located(h, c.file.Path, err)
+	}
+	if edit := step.EditFile(c.file, true, data); edit != nil {
+		changes = append(changes, edit)
+	}
+	if answers {
 		// It may answer by what the file said before, where a run was killed.
 		for _, unit := range units() {
 			if owed, err := step.Owed(ctx, h, unit); err != nil {

@@ -119,6 +119,37 @@ func TestBindIP(t *testing.T) {
 	}
 }
 
+// An IPv6 address is bound only with net.ipv6.
+func TestIPv6(t *testing.T) {
+	for _, tc := range [][2]string{
+		{"net:\n  bindIp: 127.0.0.1\n", "net:\n  bindIp: 127.0.0.1,2001:db8::64\n  ipv6: true\n"},
+		{"net:\n  bindIp: 127.0.0.1,2001:db8::64\n  ipv6: false\n", "net:\n  bindIp: 127.0.0.1,2001:db8::64\n  ipv6: true\n"},
+		{"net:\n  bindIp: 0.0.0.0\n", "net:\n  bindIp: 0.0.0.0,2001:db8::64\n  ipv6: true\n"},
+		{"net:\n  bindIpAll: true\n", "net:\n  bindIpAll: true\n  ipv6: true\n"},
+		{"net:\n  bindIp: \"::\"\n  ipv6: true\n", ""},
+		{"bind_ip = 127.0.0.1\n", "bind_ip = 127.0.0.1,2001:db8::64\nipv6 = true\n"},
+	} {
+		m := newMachine(t, map[string]string{"/etc/mongod.conf": tc[0]})
+		s := &Configure{Address: "2001:db8::64"}
+		changes, err := s.Plan(m.until(t), m)
+		require.NoError(t, err)
+		if tc[1] == "" {
+			require.Len(t, changes, 1, "it is restarted, for it does not answer")
+			continue
+		}
+		require.Len(t, changes, 2)
+		require.NoError(t, changes[0].Apply(t.Context(), m))
+		got, err := os.ReadFile(m.root + "/etc/mongod.conf")
+		require.NoError(t, err)
+		require.Equal(t, tc[1], string(got))
+	}
+	// One that answers is left as it is, whatever it was started with.
+	m := newMachine(t, map[string]string{"/etc/mongod.conf": "net:\n  bindIp: \"*\"\n"})
+	changes, err := (&Configure{Address: "2001:db8::64"}).Plan(t.Context(), &answers{machine: m})
+	require.NoError(t, err)
+	require.Empty(t, changes)
+}
+
 func TestFiles(t *testing.T) {
 	ctx := t.Context()
 	s := &Configure{Address: address}

@@ -54,9 +54,15 @@ type facts struct {
 	accuracy time.Duration // half of the round trip that measured it
 }
 
-// Ports are those of the primary that the secondaries must reach.
+// Ports are those of the primary that the secondaries must reach; one that is
+// not known is 0.
 type Ports struct {
 	MongoDB, RabbitMQ, NFS int
+}
+
+// list are those that are known.
+func (p Ports) list() []int {
+	return slices.DeleteFunc([]int{p.MongoDB, p.RabbitMQ, p.NFS}, func(port int) bool { return port == 0 })
 }
 
 // Limits of what is reported.
@@ -476,7 +482,7 @@ func reachable(ctx context.Context, nodes []*Node, ports Ports) []step.Finding {
 		if n.Primary || n.Host == nil {
 			continue
 		}
-		for _, port := range []int{ports.MongoDB, ports.RabbitMQ, ports.NFS} {
+		for _, port := range ports.list() {
 			group.Add(1)
 			go func() {
 				defer group.Done()
@@ -512,7 +518,7 @@ func listen(ctx context.Context, primary *Node, ports Ports) map[int]net.Listene
 	if !primary.Host.IsLocal() {
 		return open
 	}
-	for _, port := range []int{ports.MongoDB, ports.RabbitMQ, ports.NFS} {
+	for _, port := range ports.list() {
 		var config net.ListenConfig
 		if l, err := config.Listen(ctx, "tcp", net.JoinHostPort(primary.Address, strconv.Itoa(port))); err == nil {
 			open[port] = l

@@ -1,18 +1,21 @@
 package rabbitmq
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
+	"path"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
-	"st2ha/internal/confedit"
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
 	"st2ha/internal/secure"
@@ -20,18 +23,11 @@ import (
 	"st2ha/internal/step"
 )
 
-const (
-	envPath     = "/etc/rabbitmq/rabbitmq-env.conf"
-	confPath    = "/etc/rabbitmq/rabbitmq.conf"
-	classicPath = "/etc/rabbitmq/rabbitmq.config"
-	unit        = "rabbitmq-server.service"
-)
-
 // Configure makes the broker reachable on the primary's address, with a user
 // for the other nodes.
 type Configure struct {
 	Address        string // of the primary, as the other nodes reach it
-	Port           int    // of the listener
+	Port           int    // of the listener; 0: as the broker's files have it
 	User           string
 	Password       string
 	VHost          string
@@ -42,8 +38,9 @@ type Configure struct {
 	// TLS is how the broker's node speaks to it at Port; nil: without.
 	TLS func(ctx context.Context, h host.Host, port int) (*secure.TLS, error)
 
-	tls   *secure.TLS
-	works bool // when the last Plan tried, from the broker's own node
+	tls    *secure.TLS
+	works  bool // when the last Plan tried, from the broker's own node
+	opened bool // a Plan has the broker started with files that do not open it to every interface
 }
 
 // Permissions are the three patterns of RabbitMQ's access control.
@@ -101,6 +98,12 @@ func (s *Configure) Check(ctx context.Context, h host.Host) ([]step.Finding, err
 // a login works it asks nothing of rabbitmqctl, which takes seconds.
 func (s *Configure) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
 	s.works = false
+	if s.Port == 0 {
+		var err error
+		if s.Port, err = Port(ctx, h, s.Address); err != nil {
+			return nil, err
+		}
+	}
 	if s.TLS != nil {
 		var err error
 		if s.tls, err = s.TLS(ctx, h, s.Port); err != nil {
@@ -139,60 +142,81 @@ func (s *Configure) Plan(ctx context.Context, h host.Host) ([]step.Change, error
 // listener edits the files that bind the broker to loopback. What it binds
 // afterwards is loopback and the primary's address, not every interface.
 func (s *Configure) listener(ctx context.Context, h host.Host) ([]step.Change, error) {
-	envFile, envExists, err := step.ReadOrEmpty(ctx, h, envPath, 0o644)
+	f, err := readFiles(ctx, h)
 	if err != nil {
 		return nil, err
 	}
-	env, err := confedit.ParseINI(envFile.Data, confedit.Env)
-	if err != nil {
-		return nil, step.Located(h, envPath, err)
-	}
-	if port, ok := env.Get("", "NODE_PORT"); ok && port != "" && port != strconv.Itoa(s.Port) {
-		return nil, fault.Preflight("rabbitmq_listener", "set rabbitmq_port to that port, or take the line out",
-			"%s: %s:%d: NODE_PORT has the broker listen on port %s, not %d", h.Name(), envPath, env.Line("", "NODE_PORT"), port, s.Port)
-	}
-	loopback := false
-	for _, key := range []string{"NODE_IP_ADDRESS", "RABBITMQ_NODE_IP_ADDRESS"} {
-		bound, ok := env.Get("", key)
-		switch {
-		case !ok || bound == "" || covers(bound, s.Address):
-			continue
-		case !covers(bound, "127.0.0.1") && bound != "::1" && bound != "localhost":
-			return nil, fault.Preflight("rabbitmq_listener", "give that address as the primary's, or take the line out",
-				"%s: %s:%d: %s binds the broker to %s", h.Name(), envPath, env.Line("", key), key, bound)
-		}
-		loopback = true
-		if err := env.Comment("", key); err != nil {
-			return nil, step.Located(h, envPath, err)
-		}
-	}
-	confFile, confExists, err := step.ReadOrEmpty(ctx, h, confPath, 0o644)
+	plain, secured, off, err := f.listeners(ctx)
 	if err != nil {
 		return nil, err
 	}
-	conf, err := confedit.ParseINI(confFile.Data, confedit.Rabbit)
-	if err != nil {
-		return nil, step.Located(h, confPath, err)
-	}
-	if value, _ := conf.Get("", "listeners.tcp"); value == "none" {
-		return nil, fault.Preflight("rabbitmq_listener", "take the line out: the nodes' services log in without TLS, which this line switches off",
-			"%s: %s:%d: listeners.tcp = none", h.Name(), confPath, conf.Line("", "listeners.tcp"))
-	}
-	edited, err := s.listen(conf, loopback)
-	if err != nil {
-		return nil, step.Located(h, confPath, err)
-	}
-	envEdit := step.EditFile(envFile, envExists, env.Bytes())
-	if !edited {
-		return appendEdit(nil, envEdit), nil
-	}
-	if _, err := h.Stat(ctx, classicPath); err == nil && !confExists {
+	here := func(l listener) bool { return l.port == s.Port && l.reaches(s.Address) }
+	at := func(l listener) bool { return l.port == s.Port }
+	reached := slices.ContainsFunc(plain, here) || slices.ContainsFunc(secured, here)
+	environment := !f.decides && len(plain) == 1 && plain[0].host == f.address.value && plain[0].at == f.address.at
+	switch {
+	case reached:
+	case off != "":
+		return nil, f.refuse("take the line out: the nodes' services log in without TLS, which this line switches off", "%s", off)
+	case slices.ContainsFunc(secured, at):
+		l := secured[slices.IndexFunc(secured, at)]
+		return nil, f.refuse(fmt.Sprintf("add a listener for TLS at %s there by hand, restart RabbitMQ, then run this again", s.login(s.Address).Addr),
+			"%s binds TLS to %s", l.at, l)
+	case f.decides:
 		return nil, fault.Preflight("rabbitmq_classic_config", fmt.Sprintf("add {%q, %d} to tcp_listeners there by hand, restart RabbitMQ, then run this again", s.Address, s.Port),
-			"%s: %s is in Erlang terms, which are not edited", h.Name(), classicPath)
+			"%s: %s binds RabbitMQ to %s, in Erlang terms, which are not edited", h.Name(), where(plain, f.terms+": tcp_listeners"), list(plain))
+	case environment && plain[0].port != s.Port && f.port.value != "":
+		return nil, f.refuse("leave rabbitmq_port out or set it to that port, or take the line out", "%s has the broker listen on port %d, not %d", f.port.at, plain[0].port, s.Port)
+	case environment && plain[0].port != s.Port:
+		return nil, f.refuse("leave rabbitmq_port out", "RabbitMQ listens on port %d, not %d", plain[0].port, s.Port)
+	case !slices.ContainsFunc(plain, at):
+		return nil, f.refuse("leave rabbitmq_port out or set it to that port, or change the line", "%s has the broker listen on port %d, not %d", plain[0].at, plain[0].port, s.Port)
+	case environment && !isLoopback(plain[0].host):
+		return nil, f.refuse("give that address as the primary's, or take the line out", "%s binds the broker to %s", plain[0].at, plain[0].host)
+	case f.main == nil:
+		return nil, fault.Preflight("rabbitmq_classic_config", fmt.Sprintf("add {tcp_listeners, [{\"127.0.0.1\", %d}, {%q, %d}]} to rabbit there by hand, restart RabbitMQ, then run this again", s.Port, s.Address, s.Port),
+			"%s: %s is in Erlang terms, which are not edited", h.Name(), f.terms)
+	}
+	everywhere := func(l listener) bool { return l.port == s.Port && covers(l.host, "") }
+	s.opened = !slices.ContainsFunc(plain, everywhere) && !slices.ContainsFunc(secured, everywhere)
+	var changes []step.Change
+	if !reached {
+		if err := f.arguments(); err != nil {
+			return nil, err
+		}
+		if changes, err = s.listen(ctx, f, environment); err != nil {
+			return nil, err
+		}
 	}
 	// rabbitmq.conf first: a run that is killed between the two must not leave a
 	// broker that no file binds to anything.
-	return appendEdit(appendEdit(nil, step.EditFile(confFile, confExists, conf.Bytes())), envEdit), nil
+	if f.address.file && !f.decides && f.main != nil && isLoopback(f.address.value) {
+		if err := f.env.Comment("", "NODE_IP_ADDRESS"); err != nil {
+			return nil, step.Located(h, f.envFile.Path, err)
+		}
+		changes = appendEdit(changes, step.EditFile(f.envFile, f.envExists, f.env.Bytes()))
+	}
+	return changes, nil
+}
+
+// where is the place of the first listener, or what stands for it.
+func where(all []listener, otherwise string) string {
+	if len(all) == 0 {
+		return otherwise
+	}
+	return all[0].at
+}
+
+// list is listeners in words.
+func list(all []listener) string {
+	if len(all) == 0 {
+		return "nothing"
+	}
+	var words []string
+	for _, l := range all {
+		words = append(words, l.String())
+	}
+	return strings.Join(words, ", ")
 }
 
 func appendEdit(changes []step.Change, edit *step.FileChange) []step.Change {
@@ -202,38 +226,39 @@ func appendEdit(changes []step.Change, edit *step.FileChange) []step.Change {
 	return append(changes, edit)
 }
 
-// listen adds the listeners that rabbitmq.conf lacks (RabbitMQ, networking guide).
-func (s *Configure) listen(conf *confedit.INI, loopback bool) (edited bool, err error) {
-	listeners := 0
-	for _, key := range conf.Keys("") {
-		if !strings.HasPrefix(key, "listeners.tcp") {
-			continue
-		}
-		value, _ := conf.Get("", key)
-		listeners++
-		// HOST:PORT, where an IPv6 address may do without its brackets, or a
-		// port alone: all interfaces.
-		name := strings.Trim(value[:max(strings.LastIndexByte(value, ':'), 0)], "[]")
-		if covers(name, s.Address) {
-			return false, nil
-		}
+// listen adds the listeners that rabbitmq.conf lacks (RabbitMQ, networking
+// guide): loopback too, where the environment named the only one.
+func (s *Configure) listen(ctx context.Context, f *files, environment bool) ([]step.Change, error) {
+	dir := path.Dir(f.mainFile.Path)
+	if _, err := f.host.Stat(ctx, dir); errors.Is(err, fs.ErrNotExist) {
+		return nil, f.refuse("make the directory, or take out the variable that names it", "RabbitMQ reads %s, and there is no directory %s", f.mainFile.Path, dir)
+	} else if err != nil {
+		return nil, err
 	}
-	add := map[string]string{}
-	switch {
-	case listeners == 0 && !loopback:
-		return false, nil // all interfaces is the default
-	case listeners == 0:
-		add["listeners.tcp.local"] = "127.0.0.1"
+	add := [][2]string{{"listeners.tcp.st2ha", s.Address}}
+	if environment {
+		add = append([][2]string{{"listeners.tcp.local", "127.0.0.1"}}, add...)
 	}
-	add["listeners.tcp.st2ha"] = s.Address
-	for _, key := range []string{"listeners.tcp.local", "listeners.tcp.st2ha"} {
-		if address, ok := add[key]; ok {
-			if err := conf.Set("", key, net.JoinHostPort(address, strconv.Itoa(s.Port))); err != nil {
-				return false, err
-			}
+	for _, a := range add {
+		if err := f.main.Set("", a[0], net.JoinHostPort(a[1], strconv.Itoa(s.Port))); err != nil {
+			return nil, step.Located(f.host, f.mainFile.Path, err)
 		}
 	}
-	return true, nil
+	plain, _, _, err := f.listeners(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range plain {
+		if l.port == s.Port && l.reaches(s.Address) {
+			return appendEdit(nil, step.EditFile(f.mainFile, f.mainExists, f.main.Bytes())), nil
+		}
+	}
+	return nil, f.refuse("take the line out, or add the listener there by hand", "%s replaces what %s says, and binds RabbitMQ to %s", plain[len(plain)-1].at, f.mainFile.Path, list(plain))
+}
+
+func isLoopback(name string) bool {
+	ip := net.ParseIP(strings.Trim(name, "[]"))
+	return name == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // covers says whether a listener bound to name takes connections to address.
@@ -242,7 +267,9 @@ func covers(name, address string) bool {
 	return name == "" || name == address || ip != nil && ip.IsUnspecified()
 }
 
-// Verify proves a login from the primary and from each of the other nodes.
+// Verify proves a login from the primary and from each of the other nodes, and
+// that the broker
+// has not been opened to more.
 func (s *Configure) Verify(ctx context.Context, h host.Host) error {
 	prove := func(ctx context.Context, from host.Host) error {
 		if s.Permissions == everything {
@@ -261,21 +288,46 @@ func (s *Configure) Verify(ctx context.Context, h host.Host) error {
 		hosts = append([]host.Host{h}, hosts...)
 	}
 	for _, from := range hosts {
-		for {
-			err := prove(ctx, from)
-			if err == nil {
-				break
-			}
-			select {
-			case <-ctx.Done():
-			case <-time.After(500 * time.Millisecond):
-				if !errors.Is(err, ErrRefused) {
-					continue
-				}
-			}
+		failed := func(seen error) error {
 			return fault.Failed("rabbitmq_login", "look at /var/log/rabbitmq on "+h.Name()+" and at the firewalls between the nodes",
-				"log in to RabbitMQ at %s as %s from %s: %w", s.login(s.Address).Addr, s.User, from.Name(), err)
+				"log in to RabbitMQ at %s as %s from %s: %w", s.login(s.Address).Addr, s.User, from.Name(), seen)
+		}
+		if err := step.Await(ctx, 500*time.Millisecond, func(ctx context.Context) (waiting, err error) {
+			if err = prove(ctx, from); errors.Is(err, ErrRefused) {
+				return nil, failed(err)
+			}
+			return err, nil
+		}, failed); err != nil {
+			return err
 		}
 	}
-	return nil
+	if !s.opened {
+		return nil
+	}
+	return s.bound(ctx, h)
+}
+
+// bound reads back from the running broker what it listens on after an edit.
+func (s *Configure) bound(ctx context.Context, h host.Host) error {
+	failed := func(seen error) error {
+		return fault.Failed("rabbitmq_listener", "rabbitmq-diagnostics listeners and rabbitmq-diagnostics environment on "+h.Name()+" say more",
+			"%s: RabbitMQ does not listen as its files say: %w", h.Name(), seen)
+	}
+	return step.Await(ctx, 500*time.Millisecond, func(ctx context.Context) (waiting, err error) {
+		found, err := service.ListensOn(ctx, h, unit, s.Port)
+		if err != nil {
+			return err, nil
+		}
+		own := net.ParseIP(s.Address)
+		for _, a := range found {
+			ip := net.ParseIP(a)
+			if ip.IsUnspecified() {
+				return nil, failed(fmt.Errorf("it listens on every interface, port %d", s.Port))
+			}
+			if own == nil || ip.Equal(own) { // a name has been logged in at
+				return nil, nil
+			}
+		}
+		return fmt.Errorf("it listens on %s, port %d, not on %s", cmp.Or(strings.Join(found, ", "), "nothing"), s.Port, s.Address), nil
+	}, failed)
 }

@@ -69,6 +69,11 @@ func requireFault(t *testing.T, err error, exit int, code string) {
 
 const address = "192.168.0.100"
 
+const (
+	confPath    = mainPath + ".conf"
+	classicPath = mainPath + ".config"
+)
+
 var all = Permissions{".*", ".*", ".*"}
 
 func configure() *Configure {
@@ -112,7 +117,7 @@ func TestListener(t *testing.T) {
 			wantConf: "listeners.tcp.1 = 127.0.0.1:5672\nlisteners.tcp.st2ha = 192.168.0.100:5672\n"},
 		{name: "TLS only", env: none, conf: "listeners.ssl.default = 5671\nlisteners.tcp = none\n", err: "/etc/rabbitmq/rabbitmq.conf:2: listeners.tcp = none"},
 		{name: "env to another port", env: "NODE_PORT=5673\n", conf: none, err: "/etc/rabbitmq/rabbitmq-env.conf:1: NODE_PORT has the broker listen on port 5673, not 5672"},
-		{name: "env to another port by the long name", env: "NODE_IP_ADDRESS=127.0.0.1\nRABBITMQ_NODE_PORT=5673\n", conf: none, err: "rabbitmq-env.conf:2: NODE_PORT has"},
+		{name: "env to another port by the long name", env: "NODE_IP_ADDRESS=127.0.0.1\nRABBITMQ_NODE_PORT=5673\n", conf: none, err: "rabbitmq-env.conf:2: RABBITMQ_NODE_PORT has"},
 		{name: "env to the port", env: "NODE_IP_ADDRESS=127.0.0.1\nNODE_PORT=5672\n", conf: none, wantEnv: "#NODE_IP_ADDRESS=127.0.0.1\nNODE_PORT=5672\n",
 			wantConf: "listeners.tcp.local = 127.0.0.1:5672\nlisteners.tcp.st2ha = 192.168.0.100:5672\n"},
 		{name: "classic, to loopback", env: "NODE_IP_ADDRESS=127.0.0.1\n", conf: none, classic: true, err: "in Erlang terms"},

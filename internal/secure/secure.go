@@ -3,6 +3,7 @@
 package secure
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -46,13 +47,14 @@ type TLS struct {
 	Encrypted bool   // the key has a password, which is not supported
 	Verify    bool   // the server's certificate
 	Hostname  bool   // and that it is for the name that is dialed
+	Name      string // or for this one
 }
 
 // config is that of the library for one server.
 func (t *TLS) config(ctx context.Context, name string) (*tls.Config, error) {
 	c := &tls.Config{InsecureSkipVerify: !t.Verify || !t.Hostname}
 	if t.Hostname {
-		c.ServerName = name
+		c.ServerName = cmp.Or(t.Name, name)
 	}
 	if t.CA != "" {
 		data, err := t.Read(ctx, t.CA)

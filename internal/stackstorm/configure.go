@@ -11,6 +11,7 @@ import (
 
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
+	"st2ha/internal/mongodb"
 	"st2ha/internal/rabbitmq"
 	"st2ha/internal/secure"
 	"st2ha/internal/step"
@@ -30,7 +31,7 @@ type Configure struct {
 	Broker         Broker    // for the secondary's [messaging]
 	KeepSensors    bool      // leave the secondary's sensors and timers running
 	Restart        When
-	Run            string // the run\'s name, which the restart may wait for
+	Run            string // the run's name, which the restart may wait for
 }
 
 // Broker is how the secondary logs in to the primary's RabbitMQ.
@@ -38,7 +39,7 @@ type Broker struct {
 	User     string
 	Password string
 	VHost    string
-	Port     int
+	Port     int // 0: as the primary's RabbitMQ has it
 }
 
 // Name is configure_st2.
@@ -51,6 +52,9 @@ func (s *Configure) Check(ctx context.Context, h host.Host) ([]step.Finding, err
 		return nil, err
 	}
 	if s.Role == RoleSecondary && s.Primary != nil {
+		if err := s.port(ctx); err != nil {
+			return nil, err
+		}
 		return s.missing(ctx, h)
 	}
 	var findings []step.Finding
@@ -59,7 +63,35 @@ func (s *Configure) Check(ctx context.Context, h host.Host) ([]step.Finding, err
 			Message: fmt.Sprintf("%s:%d: [messaging] cluster_urls names a broker cluster", ConfPath, conf.Line("messaging", "cluster_urls")),
 			Fix:     "join works with the broker of an all-in-one primary; point the secondary's cluster_urls to the cluster by hand"})
 	}
+	if s.Role == RolePrimary {
+		findings = append(findings, s.certificate(ctx, conf)...)
+	}
 	return findings, nil
+}
+
+// certificate finds out whether the database can be asked at the primary's
+// address as st2.conf says. A certificate is for names, so the one that mongod
+// shows where it listens now is as good as after the edit.
+func (s *Configure) certificate(ctx context.Context, conf *Conf) []step.Finding {
+	db, err := conf.Database()
+	if err != nil {
+		return nil // Plan says so
+	}
+	if db.TLS != nil {
+		t := *db.TLS
+		t.Name = s.PrimaryAddress
+		db.TLS = &t
+	}
+	conn, err := mongodb.Dial(ctx, conf.host, db.Server, db.Via)
+	if err == nil {
+		_ = conn.Close()
+	}
+	if !secure.Unaskable(err) {
+		return nil // whether it answers is for others to say
+	}
+	return []step.Finding{{Severity: step.Error, Host: conf.host.Name(), Check: "database_tls",
+		Message: fmt.Sprintf("MongoDB at %s cannot be asked as %s as [database] of %s says: %v", db.Via, s.PrimaryAddress, ConfPath, err),
+		Fix:     "give mongod a certificate that names " + s.PrimaryAddress + " (subjectAltName), and [database] the settings of TLS that mongod wants; or, with the certificate's authority trusted, set tls_allow_invalid_hostnames = True there"}}
 }
 
 // Plan edits st2.conf and has the services restarted.
@@ -163,7 +195,18 @@ func databaseKeys(keys []string) []string {
 	return found
 }
 
+// port finds out the broker's port, unless it was given.
+func (s *Configure) port(ctx context.Context) (err error) {
+	if s.Broker.Port == 0 {
+		s.Broker.Port, err = rabbitmq.Port(ctx, s.Primary, s.PrimaryAddress)
+	}
+	return err
+}
+
 func (s *Configure) secondary(ctx context.Context, conf *Conf) error {
+	if err := s.port(ctx); err != nil {
+		return err
+	}
 	source, err := ReadConf(ctx, s.Primary)
 	if err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.mongodb.org/mongo-driver/mongo/options"
 
+	"st2ha/internal/backendtest"
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
 	"st2ha/internal/step"
@@ -536,4 +537,58 @@ func TestSecondaryCertificates(t *testing.T) {
 	findings, err = s.Check(t.Context(), secondary)
 	require.NoError(t, err)
 	require.Empty(t, findings)
+}
+
+// Where no port is given, the secondary uses the one that the primary's RabbitMQ has.
+func TestSecondaryBrokerPort(t *testing.T) {
+	primary := newMachine(t, "192.168.0.100", "[database]\nhost = 127.0.0.1\n")
+	require.NoError(t, os.MkdirAll(primary.root+"/etc/rabbitmq", 0o755))
+	primary.put(t, "/etc/rabbitmq/rabbitmq.conf", "listeners.tcp.default = 5673\n")
+	secondary := newMachine(t, "192.168.0.101", "[messaging]\nurl = amqp://127.0.0.1\n")
+	s := &Configure{Role: RoleSecondary, PrimaryAddress: "192.168.0.100", Primary: primary, Restart: Later, Broker: Broker{User: "st2", Password: "x", VHost: "/"}}
+	changes, err := s.Plan(t.Context(), secondary)
+	require.NoError(t, err)
+	require.NoError(t, changes[0].Apply(t.Context(), secondary))
+	got, err := os.ReadFile(secondary.root + ConfPath)
+	require.NoError(t, err)
+	require.Contains(t, string(got), "url = amqp://st2:x@192.168.0.100:5673/\n")
+}
+
+// What mongod shows must be for the primary's address, at which it will be asked.
+func TestDatabaseCertificate(t *testing.T) {
+	c := backendtest.NewCertificates(t, t.TempDir())
+	for _, tc := range []struct {
+		name, address, more string
+		want                string
+	}{
+		{"its name", "127.0.0.1", "ssl = True\nssl_ca_certs = " + c.CA, ""},
+		{"another name", "192.168.0.100", "ssl = True\nssl_ca_certs = " + c.CA, "certificate is valid for 127.0.0.1, not 192.168.0.100"},
+		{"another name, and 3.9's options", "192.168.0.100", "tls = True\ntls_ca_file = " + c.CA, "not 192.168.0.100"},
+		{"another name, which nobody asks for", "192.168.0.100", "ssl = True\nssl_match_hostname = False\nssl_ca_certs = " + c.CA, ""},
+		{"another authority", "127.0.0.1", "ssl = True\nssl_ca_certs = " + c.Other, "its certificate is not trusted"},
+		{"asked without TLS", "127.0.0.1", "", "it speaks TLS, and the settings ask without"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			addr := c.Secured(t, "127.0.0.1:1", false) // nobody is behind it
+			host, port, err := net.SplitHostPort(addr)
+			require.NoError(t, err)
+			m := newMachine(t, tc.address, "[database]\nhost = "+host+"\nport = "+port+"\n"+tc.more+"\n")
+			// Certificates lie outside of the node's root.
+			for _, file := range []string{c.CA, c.Other} {
+				data, err := os.ReadFile(file)
+				require.NoError(t, err)
+				require.NoError(t, os.MkdirAll(filepath.Dir(m.root+file), 0o755))
+				m.put(t, file, string(data))
+			}
+			findings, err := (&Configure{Role: RolePrimary, PrimaryAddress: tc.address}).Check(t.Context(), m)
+			require.NoError(t, err)
+			if tc.want == "" {
+				require.Empty(t, findings)
+				return
+			}
+			require.Len(t, findings, 1)
+			require.Equal(t, step.Error, findings[0].Severity)
+			require.Contains(t, findings[0].Message, tc.want)
+		})
+	}
 }

@@ -2,14 +2,9 @@ package stackstorm
 
 import (
 	"context"
-	"encoding/binary"
-	"encoding/hex"
-	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -19,6 +14,7 @@ import (
 	"st2ha/internal/host"
 	"st2ha/internal/mongodb"
 	"st2ha/internal/rabbitmq"
+	"st2ha/internal/service"
 	"st2ha/internal/step"
 )
 
@@ -169,44 +165,14 @@ func addresses(ctx context.Context, h host.Host, node string) ([]string, error) 
 	return found, nil
 }
 
-// established returns "peer's address, own port" of a host's TCP connections
-// (proc(5): /proc/net/tcp).
+// established returns "peer's address, own port" of a host's TCP connections.
 func established(ctx context.Context, h host.Host) (map[string]bool, error) {
+	all, err := service.Sockets(ctx, h, "self")
 	peers := map[string]bool{}
-	for _, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
-		f, err := h.ReadFile(ctx, table)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // no IPv6
-		}
-		if err != nil {
-			return nil, err
-		}
-		for _, line := range strings.Split(string(f.Data), "\n") {
-			fields := strings.Fields(line)
-			if len(fields) < 4 || fields[3] != "01" { // TCP_ESTABLISHED
-				continue
-			}
-			_, port, ok1 := socket(fields[1])
-			peer, _, ok2 := socket(fields[2])
-			if ok1 && ok2 {
-				peers[peer+" "+port] = true
-			}
+	for _, s := range all {
+		if s.State == service.Established {
+			peers[s.PeerIP+" "+s.Port] = true
 		}
 	}
-	return peers, nil
-}
-
-// socket reads ADDRESS:PORT in hex; each 32-bit word of the address is in the
-// host's byte order, which is little-endian on what st2ha runs on.
-func socket(s string) (ip, port string, ok bool) {
-	a, p, found := strings.Cut(s, ":")
-	raw, err := hex.DecodeString(a)
-	n, portErr := strconv.ParseUint(p, 16, 16)
-	if !found || err != nil || portErr != nil || len(raw)%4 != 0 {
-		return "", "", false
-	}
-	for i := 0; i < len(raw); i += 4 {
-		binary.BigEndian.PutUint32(raw[i:], binary.LittleEndian.Uint32(raw[i:]))
-	}
-	return net.IP(raw).String(), strconv.FormatUint(n, 10), true
+	return peers, err
 }
