@@ -401,3 +401,18 @@ func TestLargeFiles(t *testing.T) {
 		}
 	}
 }
+
+// An odd line of st2.conf costs that line only, an odd header what is below it.
+func TestReadOSLO(t *testing.T) {
+	f, err := confedit.ReadOSLO([]byte("stray = 1\n[database]\nhost = a\nwhat is this\n  more of it\nport = 1\nnul\x00 = 1\n = 2\n[messaging\nurl = x\nnonsense\n[timer]\nenable = False\n"))
+	require.EqualError(t, err, "line 1: option stray before the first section; line 4: neither an option, a section nor a comment; "+
+		"line 5: a line that starts with a blank continues an option, and there is none before it; line 7: NUL byte; "+
+		"line 8: a line that starts with a blank continues an option, and there is none before it; "+
+		"line 9: section header without a name or its closing bracket; line 11: neither an option, a section nor a comment")
+	require.Equal(t, []string{"host", "port"}, f.Keys("database"))
+	require.Equal(t, []string{"enable"}, f.Keys("timer"))
+	require.Empty(t, f.Keys("messaging"))
+	require.Error(t, f.Set("database", "host", "b"), "it is not edited")
+	_, err = confedit.ReadOSLO([]byte("[a]\nb = c\n"))
+	require.NoError(t, err)
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -174,6 +175,26 @@ func FuzzINI(f *testing.F) {
 		}
 		if !bytes.Equal(orig, src) {
 			t.Fatal("the argument was changed")
+		}
+	})
+}
+
+// FuzzReadOSLO: what can be read strictly is read the same, and nothing is a panic.
+func FuzzReadOSLO(f *testing.F) {
+	f.Add([]byte("[a]\nb = c\n d\n[\nx\n"))
+	f.Fuzz(func(t *testing.T, src []byte) {
+		loose, err := confedit.ReadOSLO(src)
+		strict, refused := confedit.ParseINI(src, confedit.OSLO)
+		if refused != nil {
+			return
+		}
+		if err != nil || !slices.Equal(strict.Sections(), loose.Sections()) {
+			t.Fatal(err)
+		}
+		for _, section := range strict.Sections() {
+			if !slices.Equal(strict.Keys(section), loose.Keys(section)) {
+				t.Fatal(section)
+			}
 		}
 	})
 }

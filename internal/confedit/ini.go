@@ -2,6 +2,7 @@ package confedit
 
 import (
 	"bytes"
+	"cmp"
 	"regexp"
 	"slices"
 	"strings"
@@ -62,6 +63,14 @@ type iniOption struct {
 	shared           bool   // other assignments are on the same line
 }
 
+// ReadOSLO reads st2.conf to look at it, and never to edit it: an odd line costs
+// that line only, or, if it is a section's header, what stands below it. The
+// error, if any, is an *Error about all odd lines.
+func ReadOSLO(src []byte) (*INI, error) {
+	f := &INI{style: OSLO, src: src}
+	return f, oddLines(f.parseOSLO())
+}
+
 // ParseINI reads a file of the given style. What its program would stumble
 // over, or what this package cannot follow, is an *Error.
 func ParseINI(src []byte, style Style) (*INI, error) {
@@ -72,7 +81,9 @@ func ParseINI(src []byte, style Style) (*INI, error) {
 	var err error
 	switch style {
 	case OSLO:
-		err = f.parseOSLO()
+		if odd := f.parseOSLO(); len(odd) > 0 {
+			err = odd[0]
+		}
 	case Mongo:
 		err = f.parseMongo()
 	case Rabbit:
@@ -513,10 +524,12 @@ func (f *INI) example(r span, key string) (at int, ok bool) {
 	return 0, false
 }
 
-// parseOSLO follows oslo_config/iniparser.py.
-func (f *INI) parseOSLO() error {
-	section, inSection := "", false
+// parseOSLO follows oslo_config/iniparser.py, and returns the lines it would
+// stumble over.
+func (f *INI) parseOSLO() (odd []*Error) {
+	section, inSection, lost := "", false, false
 	var cur *iniOption
+	stumble := func(e *Error) { odd, cur = append(odd, e), nil }
 	for n, l := range lines(f.src) {
 		text := strings.TrimRightFunc(string(f.src[l.start:l.end]), unicode.IsSpace)
 		switch {
@@ -527,34 +540,45 @@ func (f *INI) parseOSLO() error {
 			cur = nil
 			continue
 		}
-		if err := checkControl(n+1, text); err != nil {
-			return err
+		if e := cmp.Or(checkLine(f.src, n+1, l), checkControl(n+1, text)); e != nil {
+			stumble(e)
+			continue
 		}
 		switch {
 		case isBlank(text[0]):
 			if cur == nil {
-				return refuse(n+1, "a line that starts with a blank continues an option, and there is none before it")
+				stumble(refuse(n+1, "a line that starts with a blank continues an option, and there is none before it"))
+				continue
 			}
 			cur.value += "\n" + strings.TrimLeftFunc(text, unicode.IsSpace)
 			cur.end, cur.next = l.start+len(text), l.next
 		case text[0] == '[':
 			if text[len(text)-1] != ']' || len(text) <= 2 {
-				return refuse(n+1, "section header without a name or its closing bracket")
+				stumble(refuse(n+1, "section header without a name or its closing bracket"))
+				inSection, lost = false, true // what follows is of a section that nobody knows
+				continue
 			}
-			section, inSection = text[1:len(text)-1], true
+			section, inSection, lost = text[1:len(text)-1], true, false
 			f.heads = append(f.heads, iniHead{l, section, n + 1})
 			cur = nil
 		default:
 			i := strings.IndexAny(text, ":=")
 			if i < 0 {
-				return refuse(n+1, "neither an option, a section nor a comment")
+				stumble(refuse(n+1, "neither an option, a section nor a comment"))
+				continue
 			}
 			key := strings.TrimRightFunc(text[:i], unicode.IsSpace)
 			if key == "" {
-				return refuse(n+1, "no name before the %c", text[i])
+				stumble(refuse(n+1, "no name before the %c", text[i]))
+				continue
+			}
+			if lost {
+				cur = nil
+				continue
 			}
 			if !inSection {
-				return refuse(n+1, "option %s before the first section", key)
+				stumble(refuse(n+1, "option %s before the first section", key))
+				continue
 			}
 			value := strings.TrimLeftFunc(text[i+1:], unicode.IsSpace)
 			o := iniOption{span: l, line: n + 1, section: section, key: key, keyEnd: l.start + len(key), end: l.start + len(text)}
@@ -567,7 +591,7 @@ func (f *INI) parseOSLO() error {
 			cur = &f.opts[len(f.opts)-1]
 		}
 	}
-	return nil
+	return odd
 }
 
 // parseMongo follows boost's common_config_file_iterator.
@@ -668,7 +692,7 @@ func rabbitKey(key string) bool {
 
 // checkControl refuses control characters in lines that mean something:
 // readers differ on which of them are blanks.
-func checkControl(line int, text string) error {
+func checkControl(line int, text string) *Error {
 	for i := 0; i < len(text); i++ {
 		if text[i] < ' ' && text[i] != '\t' || text[i] == 0x7f {
 			return refuse(line, "control character 0x%02x", text[i])

@@ -409,10 +409,14 @@ func (m *MountUnit) unit() string { return unit.UnitNamePathEscape(m.Dir) + ".mo
 
 // Apply starts the mount's unit and looks for it among PID 1's mounts.
 func (m *MountUnit) Apply(ctx context.Context, h host.Host) error {
+	whole := ctx
 	ctx, cancel := context.WithTimeout(ctx, m.Within)
 	defer cancel()
 	const hint = "showmount -e, exportfs -v on the primary and a firewall on port 2049 are the places to look"
 	if _, err := h.Run(ctx, nil, "systemctl", "start", m.unit()); err != nil {
+		if ctx.Err() != nil {
+			err = m.late(whole, h)
+		}
 		return fault.Failed("mount", hint, "%s: mount %s on %s: %w", h.Name(), m.Source, m.Dir, err)
 	}
 	mounted, err := mounts(ctx, h)
@@ -423,6 +427,17 @@ func (m *MountUnit) Apply(ctx context.Context, h host.Host) error {
 		return fault.Failed("mount", hint, "%s: %s is active, but %s is not mounted on %s", h.Name(), m.unit(), m.Source, m.Dir)
 	}
 	return nil
+}
+
+// late says of a mount that did not come about in time what systemd makes of it.
+func (m *MountUnit) late(ctx context.Context, h host.Host) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTime)
+	defer cancel()
+	state := "it does not say what it is doing"
+	if down, err := service.Inactive(ctx, h, m.unit()); err == nil && len(down) > 0 {
+		state = down[0]
+	}
+	return fmt.Errorf("not done within %s: %s", m.Within, state)
 }
 
 // Undo unmounts. Where processes still use it, it is detached: the server is

@@ -136,23 +136,16 @@ func (c *unhang) Diff() string {
 
 // Apply waits, then detaches.
 func (c *unhang) Apply(ctx context.Context, h host.Host) error {
-	var last error
-	for end := time.Now().Add(c.Patience); ; {
-		if last = statfs(ctx, h, c.Directory); last == nil {
-			return nil
-		}
-		if !time.Now().Before(end) {
-			break
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(500 * time.Millisecond):
-		}
-	}
-	if !c.Detach {
+	patience, cancel := context.WithTimeout(ctx, c.Patience)
+	defer cancel()
+	err := step.Await(patience, 500*time.Millisecond, func(context.Context) (waiting, err error) {
+		return statfs(ctx, h, c.Directory), nil // a look of its own end: patience does not cut it off
+	}, func(seen error) error {
 		return fault.Failed("mount_hangs", "run it with detach=true to detach the mount and mount it anew; what writers there have not saved may be lost",
-			"%s: %s does not answer %s after its server does: %w", h.Name(), c.Directory, c.Patience, last)
+			"%s: %s does not answer %s after its server does: %w", h.Name(), c.Directory, c.Patience, seen)
+	})
+	if err == nil || !c.Detach || ctx.Err() != nil {
+		return err
 	}
 	return c.remount(ctx, h)
 }

@@ -296,6 +296,9 @@ func (s *Configure) Verify(ctx context.Context, h host.Host) error {
 			if err = prove(ctx, from); errors.Is(err, ErrRefused) {
 				return nil, failed(err)
 			}
+			if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+				err = fmt.Errorf("no answer within %s", answerTime)
+			}
 			return err, nil
 		}, failed); err != nil {
 			return err

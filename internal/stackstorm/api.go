@@ -33,8 +33,11 @@ func NewAPI(address, token string) (*API, error) {
 	return &API{URL: strings.TrimRight(address, "/"), Token: token}, nil
 }
 
-// callTime bounds one call.
-const callTime = 30 * time.Second
+const (
+	callTime = 30 * time.Second // bounds one call
+	maxBody  = 64 << 20         // bytes of an answer
+	maxList  = 10000            // executions of a list
+)
 
 // call makes one call, and decodes the answer into into unless that is nil.
 func (a *API) call(ctx context.Context, method, path string, query url.Values, body, into any) (http.Header, error) {
@@ -63,7 +66,10 @@ func (a *API) call(ctx context.Context, method, path string, query url.Values, b
 		return nil, fault.Failed("api", "look at st2ctl status and at the log of st2api", "StackStorm's API: %w", err)
 	}
 	defer response.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(response.Body, 64<<20))
+	data, err := io.ReadAll(io.LimitReader(response.Body, maxBody+1))
+	if err == nil && len(data) > maxBody {
+		err = fmt.Errorf("the answer has more than %d MiB", maxBody>>20)
+	}
 	if err != nil {
 		return nil, fault.Failed("api", "look at the log of st2api", "StackStorm's API: %s %s: %w", method, path, err)
 	}
@@ -136,17 +142,17 @@ func (e Execution) since() time.Time {
 // pageSize is what the API gives at once (api.max_page_size).
 const pageSize = 100
 
-// Executions lists those that match a filter, oldest first.
-func (a *API) Executions(ctx context.Context, filter url.Values) ([]Execution, error) {
-	var all []Execution
+// Executions lists those that match a filter, oldest first; whole is false
+// where there are more than maxList, and the newest are left out.
+func (a *API) Executions(ctx context.Context, filter url.Values) (all []Execution, whole bool, err error) {
 	for {
 		page, total, err := a.page(ctx, filter, len(all), pageSize)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
-		all = append(all, page...)
-		if len(page) == 0 || len(all) >= total {
-			return all, nil
+		all = append(all, page[:min(len(page), maxList-len(all))]...)
+		if len(page) == 0 || len(all) >= min(total, maxList) {
+			return all, total <= len(all), nil
 		}
 	}
 }

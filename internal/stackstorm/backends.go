@@ -43,6 +43,9 @@ func (c *Conf) Brokers() ([]rabbitmq.Login, error) {
 		if err != nil {
 			return nil, err
 		}
+		if !ok && c.odd {
+			return nil, c.located("messaging", key, fmt.Errorf("[messaging] %s: %w", key, errHidden))
+		}
 		if !ok {
 			text = defaultMessagingURL
 		}

@@ -30,10 +30,26 @@ type Conf struct {
 	*confedit.INI
 	file host.File
 	host host.Host
+	odd  bool // lines are left out: what is not set may be set there
 }
 
-// ReadConf reads a host's st2.conf.
+// ReadConf reads a host's st2.conf. An odd line is an error, for StackStorm
+// would not start with it, and no edit would be right.
 func ReadConf(ctx context.Context, h host.Host) (*Conf, error) {
+	conf, err := LookAtConf(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	if conf.INI, err = confedit.ParseINI(conf.file.Data, confedit.OSLO); err != nil {
+		return nil, step.Located(h, ConfPath, err)
+	}
+	return conf, nil
+}
+
+// LookAtConf reads a host's st2.conf for those who only watch: an odd line, by
+// which no running service is the worse, costs that line alone. With an error
+// about such lines there is a Conf as well.
+func LookAtConf(ctx context.Context, h host.Host) (*Conf, error) {
 	f, err := h.ReadFile(ctx, ConfPath)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fault.Preflight("missing", "install StackStorm on "+h.Name()+" first", "%s: %s does not exist", h.Name(), ConfPath)
@@ -41,13 +57,13 @@ func ReadConf(ctx context.Context, h host.Host) (*Conf, error) {
 	if err != nil {
 		return nil, err
 	}
-	ini, err := confedit.ParseINI(f.Data, confedit.OSLO)
-	if err != nil {
-		return nil, step.Located(h, ConfPath, err)
-	}
 	f.Path = ConfPath
-	return &Conf{INI: ini, file: f, host: h}, nil
+	ini, err := confedit.ReadOSLO(f.Data)
+	return &Conf{INI: ini, file: f, host: h, odd: err != nil}, step.Located(h, ConfPath, err)
 }
+
+// errHidden is an option that has a default, which may not be what is meant.
+var errHidden = errors.New("it is not set in any line that can be read")
 
 // Change returns what was edited, or nil if nothing was.
 func (c *Conf) Change() *step.FileChange { return step.EditFile(c.file, true, c.Bytes()) }
@@ -132,6 +148,9 @@ func (c *Conf) Database() (Database, error) {
 		if value != "" {
 			values[key] = value
 		}
+	}
+	if _, ok := c.Get("database", "host"); !ok && c.odd {
+		return Database{}, c.located("database", "host", fmt.Errorf("[database] host: %w", errHidden))
 	}
 	if _, err := strconv.ParseUint(values["port"], 10, 16); err != nil {
 		return Database{}, c.located("database", "port", fmt.Errorf("port %q is no number", values["port"]))

@@ -97,7 +97,7 @@ func Hostname(ctx context.Context, h host.Host) (string, error) {
 
 // old lists the executions that have been in a status for longer than Patience.
 func (s *Sweeper) old(ctx context.Context, status string) ([]Execution, error) {
-	list, err := s.API.Executions(ctx, url.Values{"status": {status}})
+	list, _, err := s.API.Executions(ctx, url.Values{"status": {status}}) // the next sweep has the rest
 	if err != nil {
 		return nil, err
 	}
@@ -347,8 +347,8 @@ func (s *Sweeper) idle(ctx context.Context, e Execution) (string, time.Time, err
 	if e.Runner.Name != "orquesta" {
 		return "", last, nil // an action-chain is its runner's process; its tasks end with it
 	}
-	tasks, err := s.API.Executions(ctx, url.Values{"parent": {e.ID}})
-	if err != nil {
+	tasks, whole, err := s.API.Executions(ctx, url.Values{"parent": {e.ID}})
+	if err != nil || !whole { // one that is left out may be what it waits for
 		return "", last, err
 	}
 	for _, t := range tasks {

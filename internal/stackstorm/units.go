@@ -25,8 +25,10 @@ const timersUnit = "st2timersengine"
 // (st2reactor/cmd/timersengine.py:71); the other services run with any settings.
 // A value that StackStorm refuses makes the service fail: that is not switched off.
 func (c *Conf) SwitchedOff(unit string) bool {
+	// Where lines are left out it may be: one that is on is not missed for long,
+	// and one that is off would be restarted for ever.
 	return strings.TrimSuffix(unit, ".service") == timersUnit &&
-		c.isFalse("timer", "enable", true) && c.isFalse("timersengine", "enable", false)
+		c.isFalse("timer", "enable", true) && c.isFalse("timersengine", "enable", c.odd)
 }
 
 // isFalse reads a boolean as oslo.config does (oslo_config/types.py, Boolean).
@@ -40,8 +42,8 @@ func (c *Conf) isFalse(section, key string, otherwise bool) bool {
 
 // expected are the services that st2.conf does not switch off.
 func expected(ctx context.Context, h host.Host) ([]string, error) {
-	conf, err := ReadConf(ctx, h)
-	if err != nil {
+	conf, err := LookAtConf(ctx, h)
+	if conf == nil {
 		return nil, err
 	}
 	return slices.DeleteFunc(services(), conf.SwitchedOff), nil

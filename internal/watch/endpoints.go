@@ -52,12 +52,9 @@ type finder struct {
 // heard of so far, and hear of more by the endpoints; nil where that is not asked for.
 func Find(ctx context.Context, h host.Host, c Config, members *Members) Found {
 	f := &finder{Config: c, host: h, members: members}
-	conf, err := stackstorm.ReadConf(ctx, h)
-	if err != nil {
-		conf = nil
-		if c.MongoDB == "" || c.RabbitMQ == "" {
-			f.problem(err)
-		}
+	conf, err := stackstorm.LookAtConf(ctx, h)
+	if conf != nil || c.MongoDB == "" || c.RabbitMQ == "" {
+		f.problem(err) // an odd line costs that line only
 	}
 	f.mongodb(ctx, conf)
 	f.rabbitmq(ctx, conf)

@@ -71,6 +71,21 @@ func TestFind(t *testing.T) {
 			want: "mongodb 203.0.113.1:27017 on 203.0.113.1, mount /mnt, nfs 203.0.113.4:2049 on 203.0.113.4, rabbitmq 203.0.113.1:5672 on 203.0.113.1, " +
 				"rabbitmq 203.0.113.2:5672 on 203.0.113.2, redis 203.0.113.3:6379 on 203.0.113.3, st2 st2api",
 		},
+		"an odd line of st2.conf": {
+			files: map[string]string{
+				"/etc/st2/st2.conf": "[database]\nhost = 203.0.113.1\nnonsense\n[messaging]\nurl = amqp://st2:p@203.0.113.1/v\n",
+			},
+			want:     "mongodb 203.0.113.1:27017 on 203.0.113.1, rabbitmq 203.0.113.1:5672 on 203.0.113.1, st2 st2api, st2 st2scheduler",
+			problems: []string{"n1: /etc/st2/st2.conf: line 3: neither an option, a section nor a comment"},
+		},
+		"an odd line that hides where the broker is": { // not on loopback, where nothing may run
+			files: map[string]string{
+				"/etc/st2/st2.conf": "[database]\nhost = 203.0.113.1\n[messaging\nurl = amqp://st2:p@203.0.113.1/v\n",
+			},
+			want: "mongodb 203.0.113.1:27017 on 203.0.113.1, st2 st2api, st2 st2scheduler",
+			problems: []string{"n1: /etc/st2/st2.conf: line 3: section header without a name or its closing bracket",
+				"n1: /etc/st2/st2.conf: [messaging] url: it is not set in any line that can be read"},
+		},
 		"nothing at all": {problems: []string{"n1: /etc/st2/st2.conf does not exist"}},
 		"what cannot be read does not hide the rest, and no secret is told": {
 			files: map[string]string{

@@ -2,8 +2,11 @@ package watch
 
 import (
 	"context"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -127,3 +130,38 @@ func TestParseRedisURL(t *testing.T) {
 		require.NotContains(t, err.Error(), "p@ss")
 	}
 }
+
+// FuzzRedis is a server that says anything: the session ends, or goes on with
+// what it asked for, and keeps no more than a line.
+func FuzzRedis(f *testing.F) {
+	for _, said := range []string{"+PONG\r\n", "-NOAUTH x\r\n+OK\r\n", "$-1\r\n", "*1000000000\r\n", "\r\n\r\n\r\n", "-MISCONF", "+OK", strings.Repeat("x", 5000)} {
+		f.Add([]byte(said))
+	}
+	f.Fuzz(func(t *testing.T, said []byte) {
+		near, far := net.Pipe()
+		go func() {
+			_, _ = io.CopyN(io.Discard, far, 1) // the question has begun
+			go io.Copy(io.Discard, far)
+			_, _ = far.Write(said)
+			_ = far.Close()
+		}()
+		s := &RedisSettings{Timing: Timing{}.withDefaults()}
+		s.Dialer = dialed(func() (net.Conn, error) { return near, nil })
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		r, err := s.open(ctx)
+		require.NoError(t, err)
+		reply, err := r.ask(ctx, "PING")
+		require.NoError(t, ctx.Err(), "it ends")
+		if err != nil {
+			require.LessOrEqual(t, len(err.Error()), 5000)
+		}
+		require.LessOrEqual(t, len(reply), 4096)
+		r.close()
+	})
+}
+
+// dialed is a dialer that has the connection already.
+type dialed func() (net.Conn, error)
+
+func (d dialed) DialContext(context.Context, string, string) (net.Conn, error) { return d() }
