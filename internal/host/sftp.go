@@ -23,7 +23,8 @@ import (
 // files is an sftp server that runs as root on the far side.
 type files struct {
 	*sftp.Client
-	ses *session
+	ses   *session
+	heard *meter
 	// pinning is held by whoever works where others can swap things: one at a
 	// time, so that what the server has open there is that one's.
 	pinning sync.Mutex
@@ -43,6 +44,65 @@ exit 69`
 type input struct{ ssh.Channel }
 
 func (i input) Close() error { return i.CloseWrite() }
+
+// meter is read through, and ends what has let the other side say too much.
+type meter struct {
+	r    io.Reader
+	mu   sync.Mutex
+	next int
+	left map[int]*allowance
+}
+
+// allowance is what one operation may hear; others at the same time count too.
+type allowance struct {
+	bytes int64
+	over  func()
+}
+
+func (m *meter) Read(p []byte) (int, error) {
+	n, err := m.r.Read(p)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, a := range m.left {
+		if a.bytes -= int64(n); a.bytes < 0 {
+			a.over()
+		}
+	}
+	return n, err
+}
+
+// allow calls over once the other side has said more than so many bytes.
+func (m *meter) allow(bytes int64, over func()) (done func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.left == nil {
+		m.left = map[int]*allowance{}
+	}
+	n := m.next
+	m.next++
+	m.left[n] = &allowance{bytes, over}
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.left, n)
+	}
+}
+
+// errLongList is a directory that no step has to do with.
+var errLongList = fmt.Errorf("its list is larger than %d MiB", maxFile>>20)
+
+// list reads a directory, whose list the library keeps whole and asks for until
+// the server says that it has ended.
+func (c *files) list(ctx context.Context, dir string) ([]fs.FileInfo, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer c.heard.allow(maxFile, func() { cancel(errLongList) })()
+	infos, err := c.ReadDirContext(ctx, dir)
+	if err != nil && context.Cause(ctx) != nil {
+		err = context.Cause(ctx)
+	}
+	return infos, err
+}
 
 // files returns the running sftp server, or starts it.
 func (s *SSH) files(ctx context.Context) (*files, error) {
@@ -84,11 +144,12 @@ func (s *SSH) startFiles(ctx context.Context) (*files, error) {
 		defer close(drained)
 		io.Copy(stderr, ses.Channel.Stderr())
 	}()
+	heard := &meter{r: ses.Channel}
 	client, err := await(ctx, func() (*sftp.Client, error) {
-		return sftp.NewClientPipe(ses.Channel, input{ses.Channel}, sftp.UseConcurrentWrites(true))
+		return sftp.NewClientPipe(heard, input{ses.Channel}, sftp.UseConcurrentWrites(true))
 	})
 	if err == nil {
-		return &files{Client: client, ses: ses}, nil
+		return &files{Client: client, ses: ses, heard: heard}, nil
 	}
 	// The server never came up; its shell's or sudo's words say why.
 	t := time.NewTimer(grace)
@@ -316,7 +377,7 @@ func (c *files) descriptor(real string) (string, error) {
 		return "", fmt.Errorf("%w: %w", errNoPin, err)
 	}
 	dir := "/proc/" + self + "/fd"
-	open, err := c.ReadDir(dir)
+	open, err := c.list(context.Background(), dir)
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", errNoPin, err)
 	}
@@ -608,7 +669,7 @@ func (s *SSH) ReadDir(ctx context.Context, name string) ([]string, error) {
 				return nil, err
 			}
 		}
-		infos, err := c.ReadDirContext(ctx, at)
+		infos, err := c.list(ctx, at)
 		if err != nil {
 			return nil, err
 		}

@@ -225,3 +225,26 @@ func TestRestore(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "exports", findings[0].Check)
 }
+
+// late is a host whose systemctl hangs until its context ends.
+type late struct{ *host.Local }
+
+func (late) Run(ctx context.Context, _ []byte, argv ...string) ([]byte, error) {
+	if argv[0] == "systemctl" && argv[1] == "show" {
+		return []byte("ActiveState=activating\nSubState=mounting\n"), nil
+	}
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// Waits that end say what they waited for, and what they saw last.
+func TestLate(t *testing.T) {
+	h := late{host.NewLocal("node")}
+	err := (&MountUnit{Dir: "/opt/a", Source: "192.168.0.100:/a", Within: 50 * time.Millisecond}).Apply(t.Context(), h)
+	require.EqualError(t, err, "node: mount 192.168.0.100:/a on /opt/a: not done within 50ms: opt-a.mount is activating/mounting")
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	err = (&unhang{Recover: Recover{Directory: "/opt/a", Patience: time.Minute}}).Apply(ctx, h)
+	require.Equal(t, "mount_hangs", fault.Of(err).Code)
+	require.ErrorContains(t, err, "node: /opt/a does not answer")
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -412,3 +413,19 @@ func TestAPI(t *testing.T) {
 }
 
 var _ step.Step = (*Sweeper)(nil)
+
+// A list has an end, and says when that is not the whole.
+func TestExecutionsEnd(t *testing.T) {
+	pages := 0
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		pages++
+		w.Header().Set("X-Total-Count", "1000000000")
+		_, _ = io.WriteString(w, "["+strings.Repeat(`{"id":"x"},`, 4999)+`{"id":"x"}]`)
+	}))
+	defer server.Close()
+	list, whole, err := (&API{URL: server.URL, Token: "x"}).Executions(t.Context(), nil)
+	require.NoError(t, err)
+	require.False(t, whole)
+	require.Len(t, list, maxList)
+	require.Equal(t, 2, pages)
+}
