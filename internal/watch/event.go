@@ -42,6 +42,9 @@ type Event struct {
 	LastedMS   int64   `json:"lasted_ms,omitempty"` // up only: how long the incident was
 	HealedBy   string  `json:"healed_by,omitempty"` // who acted during the incident
 	Dropped    int     `json:"dropped,omitempty"`   // events that were given up since the line before, for nobody took them
+
+	// Slow says that it flaps by late answers alone: it was not down, and nothing was refused.
+	Slow bool `json:"-"`
 }
 
 // EventChanged is the name of an Event, and the trigger's without its pack.

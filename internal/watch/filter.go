@@ -12,8 +12,8 @@ const (
 
 // Filter passes on what rules and people act on: down and flapping, each once
 // an incident, this node being cut off, and the end of what was passed on. The
-// first doubt, what is only unknown, and the ends of those stay in log and
-// metrics. It has no clock, and is not safe for concurrent use.
+// first doubt, what flaps only by being slow, what is only unknown, and the ends
+// of those stay in log and metrics. It has no clock, and is not safe for concurrent use.
 type Filter struct {
 	All     bool                   // suspect, unknown and each up, too
 	LeftOut func(Event)            // is told of what was too many, if set
@@ -50,7 +50,7 @@ func (f *Filter) Pass(e Event) (Event, bool) {
 	told := f.told[key]
 	switch e.State {
 	case StateDown, StateFlapping, StateCutOff:
-		if told.id == e.ID && told.states[e.State] {
+		if e.Slow || told.id == e.ID && told.states[e.State] {
 			return e, false
 		}
 		if f.tooMany(key, e.DetectedAt.Time) {

@@ -32,6 +32,11 @@ func TestFilter(t *testing.T) {
 	require.Empty(t, pass(f, "dark", StateUnknown, StateUp))
 	require.Equal(t, []State{StateDown, StateUp}, pass(f, "outage", StateSuspect, StateDown, StateUp))
 	require.Equal(t, []State{StateFlapping, StateDown, StateUp}, pass(f, "loose", StateSuspect, StateFlapping, StateDown, StateFlapping, StateDown, StateUp), "each once")
+	slow := event("slow", StateFlapping)
+	slow.Slow = true
+	_, ok := f.Pass(slow)
+	require.False(t, ok, "a doubt, as suspect is")
+	require.Empty(t, pass(f, "slow", StateUp))
 	require.Equal(t, []State{StateDown, StateUnknown}, pass(f, "gone", StateDown, StateUnknown))
 	require.Equal(t, []State{StateSuspect, StateUp, StateUnknown}, pass(&Filter{All: true}, "all", StateSuspect, StateUp, StateUnknown))
 

@@ -46,7 +46,7 @@ func Note(open []Incident, e Event) []Incident {
 func (s *Set) Restore(open []Incident) {
 	for _, o := range open {
 		m := newMachine(s.rules)
-		m.state, m.incident = o.State, &o
+		m.state, m.incident, m.down = o.State, &o, o.State == StateDown
 		s.members[Key{o.Backend, o.Endpoint}] = &member{machine: m}
 	}
 }

@@ -12,6 +12,7 @@ type machine struct {
 	state    State
 	probes   map[string]*probe
 	incident *Incident // nil while all is well
+	down     bool      // it was, in this incident
 	held     bool      // silence does not lead to down: the prober is cut off
 
 	now       time.Time // of the newest finding; time does not run backwards
@@ -176,6 +177,10 @@ func (m *machine) change(next State, by string) (Event, bool) {
 	}
 	m.open(e.Since.Time)
 	m.state = next
+	m.down = m.down || next == StateDown
+	if p := m.probes[by]; p != nil && next == StateFlapping {
+		e.Slow = !m.down && m.now.Sub(p.bad) > m.rules.FlapWithin
+	}
 	e.ID, e.Seq, e.HealedBy = m.incident.ID, m.incident.Seq, m.incident.HealedBy
 	if next == StateUp {
 		m.close(&e)
@@ -203,10 +208,10 @@ func (m *machine) close(e *Event) {
 	}
 	if e.Seq > 1 {
 		lasted := e.Since.Sub(m.incident.Began)
-		e.LastedMS = lasted.Milliseconds()
+		e.LastedMS = max(1, lasted.Milliseconds()) // it is left out where it is 0
 		e.Reason = fmt.Sprintf("answers again after %s", lasted.Round(time.Millisecond))
 	}
-	m.incident = nil
+	m.incident, m.down = nil, false
 }
 
 // restart forgets what the probes found, for they are made anew; the state and

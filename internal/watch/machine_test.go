@@ -39,7 +39,11 @@ func play(t *testing.T, m *machine, clock *time.Time, step time.Duration, name s
 			t.Fatalf("no verdict: %c", v)
 		}
 		if e, changed := m.observe(o); changed {
-			changes = append(changes, fmt.Sprintf("%.2f %s", clock.Sub(start).Seconds(), e.State))
+			state := string(e.State)
+			if e.Slow {
+				state = "slow " + state
+			}
+			changes = append(changes, fmt.Sprintf("%.2f %s", clock.Sub(start).Seconds(), state))
 		}
 		*clock = clock.Add(step)
 	}
@@ -98,9 +102,9 @@ func TestMachine(t *testing.T) {
 		"down from the start": {
 			[]part{{quarter, "connection", heldLimit, "b"}}, "0.00 down"},
 		"every other finding fails: flapping, and up again when it has calmed down": {
-			[]part{{quarter, "ping", pingLimit, strings.Repeat("gs", 11) + strings.Repeat("g", 20)}}, "0.00 up, 5.00 flapping, 9.75 up"},
+			[]part{{quarter, "ping", pingLimit, strings.Repeat("gs", 11) + strings.Repeat("g", 20)}}, "0.00 up, 5.00 slow flapping, 9.75 up"},
 		"of the flapping that ends in silence": {
-			[]part{{quarter, "ping", pingLimit, strings.Repeat("gs", 11) + strings.Repeat("s", 20)}}, "0.00 up, 5.00 flapping, 9.50 down"},
+			[]part{{quarter, "ping", pingLimit, strings.Repeat("gs", 11) + strings.Repeat("s", 20)}}, "0.00 up, 5.00 slow flapping, 9.50 down"},
 		"a probe that finds something only in trouble flaps no more once that is over": {
 			[]part{{time.Second, "connection", heldLimit, strings.Repeat("gb", 11) + "g"}, {quarter, "ping", pingLimit, strings.Repeat("g", 130)}},
 			"0.00 up, 1.00 down, 20.00 flapping, 52.00 up"},
@@ -109,7 +113,7 @@ func TestMachine(t *testing.T) {
 		"six changes in 21 are no flapping": {
 			[]part{{quarter, "ping", pingLimit, "gsgsgsg" + strings.Repeat("g", 20)}}, "0.00 up"},
 		"seven are": {
-			[]part{{quarter, "ping", pingLimit, strings.Repeat("g", 12) + "sgsgsgs" + "gg"}}, "0.00 up, 5.00 flapping"},
+			[]part{{quarter, "ping", pingLimit, strings.Repeat("g", 12) + "sgsgsgs" + "gg"}}, "0.00 up, 5.00 slow flapping"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m, clock := newMachine(DefaultRules()), time.Unix(1e9, 0)

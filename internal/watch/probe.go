@@ -9,6 +9,7 @@ type probe struct {
 	limit    Limit
 	failed   int           // findings in a row that were Silent or Bad
 	since    time.Time     // the first of them
+	bad      time.Time     // the last one that was Bad
 	missed   time.Duration // since then, in which the prober itself did not run
 	blind    int           // findings in a row that were Unknown
 	last     bool          // whether the newest of history was Good
@@ -40,6 +41,9 @@ func (p *probe) add(o Observation, rules Rules) {
 	case Good:
 		p.failed = 0
 	default:
+		if o.Verdict == Bad {
+			p.bad = o.At
+		}
 		if p.failed == 0 {
 			p.since, p.missed = o.At, 0
 		}

@@ -124,6 +124,12 @@ class RulesTest(unittest.TestCase):
         for name in timed:
             self.check_action(self.rules[name], engine.rendered(self.rules[name], {"executed_at": "2026-03-01 12:00:00.1+00:00"}))
 
+    def test_run_of_a_sweep(self):
+        """Whoever asks for a sweep within the same ten minutes names the same run, by which the policy takes them for doubles."""
+        timed = engine.rendered(self.rules["sweep_regularly"], {"executed_at": "2026-03-01 12:07:00.100000+00:00"})
+        event = engine.rendered(self.rules["sweep_after_recovery"], {"detected_at": "2026-03-01T12:01:59.000Z"})
+        self.assertEqual(timed["run"], event["run"])
+
     def test_descriptions(self):
         """What a rule's text says of time is what its action does."""
         patience = self.pack.action("st2ha.sweep_executions").parameters["patience"]["default"]
