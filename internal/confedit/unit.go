@@ -18,7 +18,7 @@ type UnitLine struct {
 func Unit(src []byte) []UnitLine {
 	var all []UnitLine
 	section := ""
-	for l := range logical(src) {
+	for l := range logical(src, " ") {
 		text := strings.TrimSpace(l.Value)
 		if strings.HasPrefix(text, "[") && strings.HasSuffix(text, "]") {
 			section = text[1 : len(text)-1]
@@ -32,8 +32,9 @@ func Unit(src []byte) []UnitLine {
 }
 
 // logical yields the lines with what a backslash at their end continues them
-// by, without comments.
-func logical(src []byte) func(yield func(UnitLine) bool) {
+// by, without comments. glue takes the backslash's place: a blank in a unit file,
+// nothing in an environment file.
+func logical(src []byte, glue string) func(yield func(UnitLine) bool) {
 	return func(yield func(UnitLine) bool) {
 		n := 0
 		open := UnitLine{}
@@ -47,7 +48,7 @@ func logical(src []byte) func(yield func(UnitLine) bool) {
 				open.Line = n
 			}
 			if kept, more := strings.CutSuffix(text, `\`); more {
-				open.Value += kept + " "
+				open.Value += kept + glue
 				continue
 			}
 			open.Value += text
@@ -100,7 +101,7 @@ func UnitWords(value string) (words []string, ok bool) {
 // are passed over, as systemd does.
 func EnvironmentFile(src []byte) []UnitLine {
 	var all []UnitLine
-	for l := range logical(src) {
+	for l := range logical(src, "") {
 		key, value, ok := strings.Cut(l.Value, "=")
 		if key = strings.TrimSpace(key); !ok || key == "" || strings.ContainsAny(key, " \t\"'") {
 			continue

@@ -9,7 +9,7 @@ import (
 func TestUnit(t *testing.T) {
 	require.Equal(t, []UnitLine{
 		{2, "Unit", "Description", "x"},
-		{5, "Service", "Environment", `A=b  "C=d e"   'F=g'`},
+		{5, "Service", "Environment", `A=b   "C=d e"   'F=g'`},
 		{9, "Service", "Environment", ""},
 	}, Unit([]byte("[Unit]\nDescription = x\n[Service]\n# A=comment\nEnvironment=A=b \\\n \"C=d e\" \\\n; a comment in between\n 'F=g'\nEnvironment=\nnothing\n")))
 	require.Equal(t, []UnitLine{{1, "", "A", "b"}}, Unit([]byte("A=b\\")))
