@@ -237,6 +237,9 @@ func TestFiles(t *testing.T) {
 				return
 			}
 			n.start(t, f.unit)
+			for end := time.Now().Add(10 * time.Second); !slices.Equal(want, n.listening(t)) && time.Now().Before(end); {
+				time.Sleep(50 * time.Millisecond) // it opens one listener after the other
+			}
 			require.Equal(t, want, n.listening(t), "as the broker reads them")
 			s := configure()
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
