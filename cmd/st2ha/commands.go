@@ -179,8 +179,26 @@ func (s *stepCommand) run(ctx context.Context, c *common, do func(step.Step, hos
 	return do(built, h)
 }
 
-func buildMongoDB(_ context.Context, _ *common, p *params) (step.Step, error) {
-	return &mongodb.Configure{Address: p.host, Replace: p.replaceBindIP, AllowUnauthenticated: p.allowUnauthenticated, Within: mongodbTime}, nil
+func buildMongoDB(_ context.Context, c *common, p *params) (step.Step, error) {
+	return p.mongodb(c, p.host), nil
+}
+
+func (p *params) mongodb(c *common, address string) *mongodb.Configure {
+	s := &mongodb.Configure{Address: address, Replace: p.replaceBindIP, AllowUnauthenticated: p.allowUnauthenticated, Within: mongodbTime}
+	if c.getenv("ST2_ACTION_EXECUTION_ID") != "" {
+		s.Clients = func(ctx context.Context, h host.Host) ([]string, error) {
+			if !h.IsLocal() { // the runner's own database is another one
+				return nil, nil
+			}
+			conf, err := stackstorm.ReadConf(ctx, h)
+			if err != nil {
+				return nil, err
+			}
+			database, err := conf.Database()
+			return database.Servers, err
+		}
+	}
+	return s
 }
 
 func (p *params) broker(c *common) (stackstorm.Broker, error) {
@@ -396,7 +414,7 @@ func (p params) joinNodes(ctx context.Context, c *common) ([]*preflight.Node, er
 	primary := &preflight.Node{Address: p.primary, Primary: true, Directories: p.directories}
 	primary.Host, primary.Err = c.open(ctx, p.primary)
 	primary.Steps = []step.Step{
-		&mongodb.Configure{Address: p.primary, Replace: p.replaceBindIP, AllowUnauthenticated: p.allowUnauthenticated, Within: mongodbTime},
+		p.mongodb(c, p.primary),
 		&stackstorm.Configure{Role: stackstorm.RolePrimary, PrimaryAddress: p.primary, Restart: stackstorm.Later, Run: c.run},
 		rabbit,
 		&nfs.Export{Directories: p.directories, Clients: p.secondaries},

@@ -27,6 +27,10 @@ type Configure struct {
 	AllowUnauthenticated bool   // expose it also if it asks for no login
 	Within               time.Duration
 
+	// Clients are the servers, host:port, by which whoever waits for this step's
+	// result has to reach mongod afterwards; nil if nobody does.
+	Clients func(ctx context.Context, h host.Host) ([]string, error)
+
 	answered bool // when the last Plan asked: nothing is left to prove
 }
 
@@ -196,6 +200,11 @@ func (s *Configure) Check(ctx context.Context, h host.Host) ([]step.Finding, err
 	if err != nil {
 		return nil, step.Located(h, c.file.Path, err)
 	}
+	if s.Replace && now != want && s.Clients != nil {
+		if err := s.keepsClients(ctx, h); err != nil {
+			return nil, err
+		}
+	}
 	secured, err := c.authorization()
 	if err != nil {
 		return nil, step.Located(h, c.file.Path, err)
@@ -220,6 +229,22 @@ func (s *Configure) Check(ctx context.Context, h host.Host) ([]step.Finding, err
 		finding.Severity = step.Warning
 	}
 	return []step.Finding{finding}, nil
+}
+
+// keepsClients refuses to take mongod from an address that the runner of this
+// very step uses: its result could not be stored, and it would run for ever.
+func (s *Configure) keepsClients(ctx context.Context, h host.Host) error {
+	servers, err := s.Clients(ctx, h)
+	if err != nil {
+		return err
+	}
+	for _, server := range servers {
+		if name, _, _ := net.SplitHostPort(server); name != s.Address {
+			return fault.Preflight("replace_bind_ip", "start it on a secondary, run the steps of the primary from a shell, or leave replace_bind_ip out",
+				"%s: StackStorm reaches mongod at %s, where it would listen no more: this action's own result could not be stored", h.Name(), server)
+		}
+	}
+	return nil
 }
 
 // open asks the running mongod on the first of its addresses.

@@ -150,6 +150,24 @@ func TestIPv6(t *testing.T) {
 	require.Empty(t, changes)
 }
 
+// The runner of this very step loses its database: refused before anything is changed.
+func TestReplaceUnderARunner(t *testing.T) {
+	m := newMachine(t, map[string]string{"/etc/mongod.conf": "net:\n  bindIp: 127.0.0.1\nsecurity:\n  authorization: enabled\n"})
+	for server, refused := range map[string]bool{"127.0.0.1:27017": true, "localhost:27017": true, address + ":27017": false} {
+		s := &Configure{Address: address, Replace: true, Clients: func(context.Context, host.Host) ([]string, error) { return []string{server}, nil }}
+		_, err := s.Check(m.until(t), m)
+		if !refused {
+			require.NoError(t, err, server)
+			continue
+		}
+		require.ErrorContains(t, err, server)
+		require.Equal(t, "replace_bind_ip", fault.Of(err).Code)
+		s.Replace = false
+		_, err = s.Check(m.until(t), m)
+		require.NoError(t, err)
+	}
+}
+
 func TestFiles(t *testing.T) {
 	ctx := t.Context()
 	s := &Configure{Address: address}
