@@ -50,7 +50,7 @@ func TestBadInput(t *testing.T) {
 		{name: "MongoDB asks for no login", node: "primary", file: "/etc/mongod.conf", change: "sed -i 's/authorization: enabled/authorization: disabled/' $f", exit: 3, code: "mongodb_authorization", says: "everybody who reaches " + primary + " could read and change StackStorm's data"},
 		{name: "fstab mounts something else there", node: "secondary", file: "/etc/fstab", change: "echo '/dev/sdz /opt/stackstorm/packs ext4 noauto 0 0' >> $f", exit: 3, code: "unparsable", says: "/etc/fstab: line 2: "},
 		{name: "exported otherwise already", node: "primary", file: "/etc/exports", change: "printf '/opt/stackstorm/packs " + secondary + "(ro,sync)\n' > $f", exit: 3, code: "unparsable", says: "/etc/exports: line 1: "},
-		{name: "RabbitMQ on another port", node: "primary", file: "/etc/rabbitmq/rabbitmq-env.conf", change: "echo NODE_PORT=5673 >> $f", exit: 3, code: "rabbitmq_listener", says: "NODE_PORT has the broker listen on port 5673, not 5672"},
+		{name: "RabbitMQ on another port", args: append(slices.Clone(preflight), "--rabbitmq_port=5672"), node: "primary", file: "/etc/rabbitmq/rabbitmq-env.conf", change: "echo NODE_PORT=5673 >> $f", exit: 3, code: "rabbitmq_listener", says: "NODE_PORT has the broker listen on port 5673, not 5672"},
 		{name: "RabbitMQ with TLS only", node: "primary", file: "/etc/rabbitmq/rabbitmq.conf", change: "echo 'listeners.tcp = none' > $f", exit: 3, code: "rabbitmq_listener", says: "/etc/rabbitmq/rabbitmq.conf:1: listeners.tcp = none"},
 		{name: "a pattern the broker does not take", args: append(slices.Clone(preflight), `--permission_write=^st2\.(`), exit: 3, code: "rabbitmq_permission", says: `permission_write "^st2\\.(" for no regular expression, from its character 7 on`},
 	} {
