@@ -215,11 +215,10 @@ func (c *crash) run(t *testing.T) {
 // journal, and in the middle of each program that it runs: on the node itself,
 // and over SSH. Each node has a part of it, being an all-in-one of its own.
 func TestKilled(t *testing.T) {
+	needs(t)
 	nodes := []string{"primary", "secondary", "secondary2"}
 	crashers(t, nodes...)
 	provide(t, "/usr/local/bin/st2ha-watch-crash", "../../cmd/st2ha-watch", []string{"secondary2"})
-	// For the mounts; with the server running, which the secondary's export_nfs starts.
-	on(t, "primary", "cp -p /etc/exports /run/crash/exports; echo '/mnt/shared "+secondary2+"(rw,sync,no_subtree_check,no_root_squash)' >> /etc/exports; systemctl start nfs-server; exportfs -ra")
 	parts := map[string][]crash{
 		"primary": append([]crash{
 			{name: "configure_mongodb", command: "configure_mongodb --host=" + primary,
@@ -227,22 +226,39 @@ func TestKilled(t *testing.T) {
 			{name: "configure_st2, restart later", state: "true",
 				command: "configure_st2 --restart=later --role=primary --host=" + primary + " --primary=" + primary},
 		}, brokerCrashes(primary, 0)...),
-		"secondary": append([]crash{
-			{name: "export_nfs", command: "export_nfs --host=" + secondary + " --secondaries=" + primary,
-				state: "systemctl is-active nfs-server; systemctl is-enabled nfs-server; exportfs -v"},
-		}, brokerCrashes(secondary, 1)...),
+		"secondary": brokerCrashes(secondary, 1),
 		"secondary2": {
 			{name: "configure_st2, over SSH", from: "primary", real: "st2ctl restart",
 				command: "configure_st2 --restart=inline --role=primary --host=" + secondary2 + " --primary=" + secondary2,
 				state:   "sha256sum < /etc/st2/st2.conf | cmp - /run/crash/started && cat /run/crash/started"},
-			{name: "mount_nfs, over SSH", from: "primary", prepare: "echo here > /mnt/shared/file", state: "lab-tree /mnt; mount -t nfs4",
-				command: "mount_nfs --host=" + secondary2 + " --primary=" + primary + " --directories=/mnt/shared"},
 			{name: "restart_st2", command: "restart_st2 --restart=inline --force --host=" + secondary2,
 				state: "sha256sum < /etc/st2/st2.conf | cmp - /run/crash/started && cat /run/crash/started"},
 			{name: "install_watchdog", command: "install_watchdog --host=" + secondary2,
 				state: "systemctl is-active st2ha-watchdog; systemctl is-enabled st2ha-watchdog; pgrep -c -x st2ha-watch; lab-tree /usr/local/lib"},
 		},
 	}
+	killed(t, parts)
+}
+
+// TestKilledShares is TestKilled of the steps that the kernel's NFS serves.
+func TestKilledShares(t *testing.T) {
+	needs(t, kernelNFS)
+	crashers(t, "primary", "secondary", "secondary2")
+	// For the mounts; with the server running, which the secondary's export_nfs starts.
+	on(t, "primary", "cp -p /etc/exports /run/crash/exports; echo '/mnt/shared "+secondary2+"(rw,sync,no_subtree_check,no_root_squash)' >> /etc/exports; systemctl start nfs-server; exportfs -ra")
+	killed(t, map[string][]crash{
+		"secondary": {{name: "export_nfs", command: "export_nfs --host=" + secondary + " --secondaries=" + primary,
+			state: "systemctl is-active nfs-server; systemctl is-enabled nfs-server; exportfs -v"}},
+		"secondary2": {{name: "mount_nfs, over SSH", from: "primary", prepare: "echo here > /mnt/shared/file", state: "lab-tree /mnt; mount -t nfs4",
+			command: "mount_nfs --host=" + secondary2 + " --primary=" + primary + " --directories=/mnt/shared"}},
+	})
+	require.Empty(t, on(t, "primary", "ls -A /mnt/shared"), "the proofs of killed runs are gone")
+	on(t, "primary", "cp -p /run/crash/exports /etc/exports; exportfs -ra; systemctl stop nfs-server")
+}
+
+// killed has the nodes' steps killed, side by side.
+func killed(t *testing.T, parts map[string][]crash) {
+	t.Helper()
 	t.Run("at each point", func(t *testing.T) {
 		for node, crashes := range parts {
 			t.Run(node, func(t *testing.T) {
@@ -258,8 +274,6 @@ func TestKilled(t *testing.T) {
 			})
 		}
 	})
-	require.Empty(t, on(t, "primary", "ls -A /mnt/shared"), "the proofs of killed runs are gone")
-	on(t, "primary", "cp -p /run/crash/exports /etc/exports; exportfs -ra; systemctl stop nfs-server")
 }
 
 // brokerCrashes are every second point of configure_rabbitmq, from the first
@@ -285,6 +299,7 @@ func brokerCrashes(address string, from int) []crash {
 // over SSH: what the kernel had not been made to write is lost, and that is
 // nothing of a file or of the journal.
 func TestPowerCut(t *testing.T) {
+	needs(t, powerCut)
 	nodes := []string{"primary", "secondary"}
 	crashers(t, nodes...)
 	cases := []*crash{

@@ -34,6 +34,7 @@ func checks(r result) []string {
 // A backend that is down is restarted on its node, within limits, and not at
 // all while people are at work there.
 func TestHealBackend(t *testing.T) {
+	needs(t)
 	unjoined(t)
 	heal := []string{"restart_backend", "--host=" + secondary, "--backend=redis", "--endpoint=127.0.0.1:6379"}
 	runs := on(t, "secondary", "ls -A /var/lib/st2ha/runs 2>/dev/null || true")
@@ -78,6 +79,7 @@ func TestHealBackend(t *testing.T) {
 
 // Exactly the service that is down is restarted.
 func TestHealServices(t *testing.T) {
+	needs(t)
 	unjoined(t)
 	on(t, "secondary", "systemctl stop st2notifier st2actionrunner@2")
 	before := on(t, "secondary", "systemctl show --property=MainPID --value st2scheduler st2actionrunner@1")
@@ -117,6 +119,7 @@ const (
 
 // What is exported and mounted is so again after somebody took it away.
 func TestHealMount(t *testing.T) {
+	needs(t, kernelNFS)
 	unjoined(t)
 	const dir = "/srv/shared"
 	on(t, "primary", "mkdir -p "+dir+" && chgrp st2packs "+dir)
@@ -168,6 +171,7 @@ func TestHealMount(t *testing.T) {
 
 // The watchdog runs from outside the pack, heals, and leaves no trace once undone.
 func TestWatchdog(t *testing.T) {
+	needs(t)
 	unjoined(t)
 	list := "find /usr/local/lib /etc/systemd -printf '%p %m %u %g %l\\n' | sort"
 	files := on(t, "secondary", list)

@@ -14,6 +14,7 @@ import (
 // not be: arguments and environments of processes, output, logs, the journal but
 // for its before-images, other files. Not during the faults, which are timed.
 func TestJoin(t *testing.T) {
+	needs(t, kernelNFS, ownDisk, standstill)
 	nodes := []string{"primary", "secondary", "secondary2"}
 	var notAsRequired []string
 	t.Cleanup(func() { // last, where people look first

@@ -31,7 +31,7 @@ say "building the nodes' image ($suite)"
 begin=$SECONDS
 rm -rf "$CACHE"/.work.*                      # of builds that were killed
 for old in "$CACHE"/base-*.img; do           # of other inputs; a lab that is up keeps its own
-  pgrep -f -- ",$old( |$)" >/dev/null || rm -f "$old" "$old".*
+  pgrep -f -- ",$old( |$)" >/dev/null || [ -n "$(losetup -j "$old")" ] || rm -f "$old" "$old".*
 done
 rm -f "$CACHE"/base-*.tmp
 work=$(mktemp -d "$CACHE/.work.XXXXXX"); trap 'rm -rf "$work"' EXIT

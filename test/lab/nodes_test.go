@@ -34,53 +34,93 @@ const (
 	half = ".st2ha-0123456789abcdef"
 )
 
-// TestMain brings up a lab, in LAB if that is set; one that is up there already
-// is used as it is, and stays up.
+// need is what only a node with a kernel of its own has.
+type need string
+
+const (
+	kernelNFS  need = "NFS in the node's kernel"
+	ownClock   need = "a clock of the node's own"
+	ownDisk    need = "a disk of the node's own, that can be full"
+	powerCut   need = "a power cut that loses what was not synced"
+	standstill need = "a kernel that can stand still"
+)
+
+// Of tests, only those are run whose nodes are of this kind.
+var only = flag.String("only", "", "uml or fast")
+
+// given is a lab that is up already, in LAB: all tests use it as it is, and it stays up.
+var given = func() bool {
+	_, err := os.Stat(filepath.Join(os.Getenv("LAB"), "ssh_config"))
+	return os.Getenv("LAB") != "" && err == nil
+}()
+
+// labs are those that this process has brought up, by the kind of their nodes.
+var labs = map[string]string{}
+
+// needs is how each test begins. It says what its nodes must have that only User-Mode Linux gives; where that is
+// nothing, they are fast ones. The lab of that kind comes up with the first test that asks for it. KIND=uml has all
+// tests on User-Mode Linux.
+func needs(t *testing.T, all ...need) {
+	t.Helper()
+	kind := "fast"
+	if len(all) > 0 || os.Getenv("KIND") == "uml" {
+		kind = "uml"
+	}
+	if *only != "" && *only != kind {
+		t.Skipf("-only=%s", *only)
+	}
+	if given {
+		if data, err := os.ReadFile(filepath.Join(os.Getenv("LAB"), "kind")); kind == "uml" && (err != nil || string(data) != "uml\n") {
+			t.Skipf("needs %v, and the nodes in LAB are not of User-Mode Linux", all)
+		}
+	} else if labs[kind] == "" {
+		labs[kind] = filepath.Join(os.TempDir(), fmt.Sprintf("st2ha-lab-%s-%d", kind, os.Getpid()))
+		require.NoError(t, up(kind, labs[kind]))
+	}
+	if !given {
+		require.NoError(t, os.Setenv("LAB", labs[kind]))
+	}
+}
+
+// up brings up a lab of three nodes, with the pack on the primary, and says which kernel they run.
+func up(kind, dir string) error {
+	env := append(os.Environ(), "LAB="+dir, "KIND="+kind, "NODES=primary secondary secondary2")
+	for _, script := range []string{"up", "kernel"} {
+		c := command(nil, "./lab.sh", script)
+		c.Env = env
+		out, err := c.CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("lab.sh %s: %w\n%s", script, err, out)
+		}
+		fmt.Printf("%s", out) // which kernel, and why
+	}
+	c := command(nil, "./deploy.sh")
+	c.Env = env
+	if out, err := c.CombinedOutput(); err != nil {
+		return fmt.Errorf("deploy.sh: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// TestMain ends the labs that the tests have brought up.
 func TestMain(m *testing.M) {
 	flag.Parse()
-	_, err := os.Stat(filepath.Join(os.Getenv("LAB"), "ssh_config"))
-	own := os.Getenv("LAB") == "" || err != nil
-	code := 1
-	if err := up(own); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-	} else {
-		code = m.Run()
+	if given {
+		if out, err := command(nil, "./deploy.sh").CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "deploy.sh: %v\n%s", err, out)
+			os.Exit(1)
+		}
 	}
-	if own {
-		if err := command(nil, "./lab.sh", "down").Run(); err != nil {
-			fmt.Fprintln(os.Stderr, "lab.sh down:", err)
+	code := m.Run()
+	for _, dir := range labs {
+		c := command(nil, "./lab.sh", "down")
+		c.Env = append(os.Environ(), "LAB="+dir)
+		if out, err := c.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "lab.sh down: %v\n%s", err, out)
 			code = 1
 		}
 	}
 	os.Exit(code)
-}
-
-func up(own bool) error {
-	scripts := [][]string{{"./lab.sh", "kernel"}, {"./deploy.sh"}}
-	if own {
-		scripts = append([][]string{{"./lab.sh", "up"}}, scripts...)
-		if os.Getenv("LAB") == "" {
-			dir, err := os.MkdirTemp("", "st2ha-lab-test")
-			if err != nil {
-				return err
-			}
-			os.Remove(dir) // lab.sh makes it
-			if err := os.Setenv("LAB", dir); err != nil {
-				return err
-			}
-		}
-		if err := os.Setenv("NODES", "primary secondary secondary2"); err != nil {
-			return err
-		}
-	}
-	for _, script := range scripts {
-		out, err := command(nil, script...).CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("%s: %w\n%s", strings.Join(script, " "), err, out)
-		}
-		fmt.Printf("%s", out) // which kernel, and why
-	}
-	return nil
 }
 
 func command(stdin []byte, argv ...string) *exec.Cmd {

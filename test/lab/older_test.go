@@ -44,6 +44,7 @@ func equalKeys(t *testing.T) {
 // TestOlderNodes joins nodes that are not as today's installer leaves them,
 // from the secondary's side, and undoes it.
 func TestOlderNodes(t *testing.T) {
+	needs(t, kernelNFS)
 	nodes := []string{"primary", "secondary"}
 	installed(t, nodes...)
 	older(t)

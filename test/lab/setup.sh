@@ -4,7 +4,7 @@ set -euo pipefail
 here=$(dirname "$(realpath "$0")"); . "$here/lib.sh"
 # gcc and libc6-dev for xstate.c, patchelf for kernel.sh; the Go toolchain is the project's own affair
 need='user-mode-linux mmdebstrap e2fsprogs uidmap iproute2 openssh-client netcat-openbsd kmod nftables gcc libc6-dev patchelf
-  util-linux procps ca-certificates debian-archive-keyring'
+  util-linux procps ca-certificates debian-archive-keyring sshfs'
 # dpkg-query fails where it has never heard of a package, as on a new machine.
 missing=$({ dpkg-query -W -f '${db:Status-Abbrev} ${Package}\n' $need 2>/dev/null || true; } |
   awk -v need="$need" '$1 == "ii" {have[$2]=1} END {n=split(need, a); for (i=1; i<=n; i++) if (!(a[i] in have)) print a[i]}')

@@ -25,6 +25,7 @@ import (
 // TestFaults is the table of faults by itself; TestJoin has it as well. It
 // leaves the nodes joined.
 func TestFaults(t *testing.T) {
+	needs(t, kernelNFS, ownDisk, standstill)
 	joined(t)
 	seenAndHealed(t)
 }
