@@ -181,8 +181,9 @@ func (h *healer) heal(ctx context.Context, s watch.Status) {
 	h.mu.Lock()
 	h.restart[s.Key] = unit
 	h.mu.Unlock()
-	if wait, err := settling(ctx, h.p, unit); err != nil || wait {
-		return // it is starting, or has just started: systemd is at it
+	if wait := settling(ctx, h.p, unit); wait != "" {
+		h.refuse(s, unit, wait, false)
+		return
 	}
 	release, err := step.TryLock(ctx, h.p.host, source+", "+unit)
 	if err != nil {
@@ -233,14 +234,19 @@ func (h *healer) unit(ctx context.Context, key watch.Key) (string, error) {
 	return heal.Unit(ctx, h.p.host, string(key.Backend))
 }
 
-// settling says whether a unit is on its way up.
-func settling(ctx context.Context, p *prober, unit string) (bool, error) {
+// settling says why a unit is to be left to systemd for now: it is on its way
+// up, or down; whoever stops it need not be disturbed in the middle of that.
+func settling(ctx context.Context, p *prober, unit string) (why string) {
 	state, since, err := service.Activity(ctx, p.host, unit)
-	if err != nil {
-		p.log.Error("ask systemd", "error", err)
-		return false, err
+	switch {
+	case err != nil:
+		return err.Error()
+	case state == "activating" || state == "reloading" || state == "deactivating":
+		return "systemd says that it is " + state
+	case state == "active" && since < young:
+		return fmt.Sprintf("it was started less than %s ago", young)
 	}
-	return state == "activating" || state == "reloading" || state == "active" && since < young, nil
+	return ""
 }
 
 // mend restarts the unit, and tells.

@@ -120,6 +120,7 @@ const (
 // A rules engine hung, and a mount was missing for 11 minutes: what no rule
 // mends in time the watchdog does.
 func TestWatchdogMendsContent(t *testing.T) {
+	t.Parallel()
 	c := newContent(t)
 	began := time.Now()
 	d := runWatchdog(t, c, watch.Config{}, func(p *prober) { p.rules = 3 * time.Second })
@@ -143,6 +144,7 @@ func TestWatchdogMendsContent(t *testing.T) {
 }
 
 func TestWatchdogLeavesContentAlone(t *testing.T) {
+	t.Parallel()
 	for name, prepare := range map[string]func(*testing.T, *content){
 		"in maintenance": func(t *testing.T, c *content) {
 			require.NoError(t, os.WriteFile(c.Path(heal.MaintenanceFile), nil, 0o600))
@@ -173,6 +175,7 @@ func TestWatchdogLeavesContentAlone(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			c := newContent(t)
 			c.withdraw()
 			prepare(t, c)

@@ -57,6 +57,7 @@ func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 // Where sensors run on two nodes one gives what both see, and when it ends the other one goes on.
 func TestTwoSensors(t *testing.T) {
+	t.Parallel()
 	redis, broker := newRedis(t), newBroker(t)
 	login := &url.URL{Scheme: "amqp", User: url.UserPassword(backendtest.User, backendtest.Password), Host: broker.Addr, Path: "/"}
 	run := func() *watcher {

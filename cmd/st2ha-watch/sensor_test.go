@@ -111,6 +111,7 @@ func TestKeptUntilAcknowledged(t *testing.T) {
 // for the broker has what was not acknowledged; and what is no event is not in
 // the way.
 func TestRelayedKilledAtAnyPoint(t *testing.T) {
+	t.Parallel()
 	const events = 10000
 	broker, err := backendtest.NewBroker(t.TempDir())
 	require.NoError(t, err)

@@ -158,6 +158,7 @@ func newBroker(t *testing.T) *backendtest.Broker {
 }
 
 func TestWatchdogHealsAndReportsAfterwards(t *testing.T) {
+	t.Parallel()
 	redis, broker := newRedis(t), newBroker(t)
 	n := newNode(t, redis)
 	d := runWatchdog(t, n, config(redis.Addr, broker.Addr))
@@ -183,10 +184,11 @@ func TestWatchdogHealsAndReportsAfterwards(t *testing.T) {
 }
 
 func TestWatchdogLeavesAlone(t *testing.T) {
+	t.Parallel()
 	redis := newRedis(t)
 	for name, c := range map[string]struct {
 		prepare func(*testing.T, *node)
-		said    string
+		said    string // why not
 	}{
 		"in maintenance": {func(t *testing.T, n *node) {
 			require.NoError(t, os.WriteFile(n.Path(heal.MaintenanceFile), nil, 0o600))
@@ -196,11 +198,12 @@ func TestWatchdogLeavesAlone(t *testing.T) {
 			require.NoError(t, err)
 			t.Cleanup(release)
 		}, "run one, step configure_rabbitmq"},
-		"while systemd is at it": {func(t *testing.T, n *node) { n.state = "activating" }, ""},
+		"while systemd starts it": {func(t *testing.T, n *node) { n.state = "activating" }, "systemd says that it is activating"},
+		"while systemd stops it":  {func(t *testing.T, n *node) { n.state = "deactivating" }, "systemd says that it is deactivating"},
 		"when it has just begun": {func(t *testing.T, n *node) {
 			n.state = "active"
 			require.NoError(t, os.WriteFile(n.Path("/proc/uptime"), []byte("5.00 5.00\n"), 0o600))
-		}, ""},
+		}, "it was started less than "},
 		"with a full disk": {func(t *testing.T, n *node) {
 			require.NoError(t, syscall.Mount("tmpfs", n.Path("/var/lib/redis"), "tmpfs", 0, "size=4m"))
 			t.Cleanup(func() { _ = syscall.Unmount(n.Path("/var/lib/redis"), 0) })
@@ -278,6 +281,7 @@ func watchdogMain() {
 // come and go: of each incident all events arrive, in their order and once each,
 // and in the end all is told to be as it is.
 func TestWatchdogKilled(t *testing.T) {
+	t.Parallel()
 	redis, broker := newRedis(t), newBroker(t)
 	n := newNode(t, redis)
 	require.NoError(t, os.WriteFile(n.Path(heal.MaintenanceFile), nil, 0o600))
