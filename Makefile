@@ -8,10 +8,7 @@ GOARCH ?= $(shell go env GOARCH)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # Executions, not seconds: at the end of a time, go test -fuzz may fail with "context deadline exceeded" (golang/go#75804).
 FUZZTIME ?= 20000x
-# What make test does not run in the lab, to end within CI's hour; make lab-long does.
-LAB_LONG := TestOlderNodes|TestPowerCut|TestTwoRuns|TestUnauthenticated
-
-.PHONY: build pack release lab lab-down test check setup lint vuln unit install-test workflow sensor lab-test lab-long lab-faults fuzz bench clean
+.PHONY: build pack release lab lab-down test check setup lint vuln unit install-test workflow sensor lab-fast lab-test lab-long lab-faults fuzz bench clean
 
 build: ## the programs that the launcher actions/st2ha runs, static and the same wherever they are built
 	@for program in cmd/*; do \
@@ -31,7 +28,8 @@ lab: ## the main job on two real nodes on this machine; KEEP=1 leaves them up
 lab-down: ## ends a lab that KEEP=1 left up
 	@test/lab/lab.sh down
 
-test: setup lint vuln unit install-test workflow sensor fuzz lab-test ## everything
+test: ## everything, with a table at its end
+	@test/all.sh setup lint vuln unit install-test workflow sensor fuzz lab-fast lab-test
 
 check: lint unit workflow sensor ## what needs no nodes, in minutes: format, lint, unit tests, all metadata, workflows, sensor
 
@@ -67,11 +65,14 @@ sensor: ## the sensor, as it is and with StackStorm's eventlet patching; its rul
 	EVENTLET=1 $$(test/workflow/setup.sh) -W ignore::DeprecationWarning test/sensor/test_sensor.py
 	$$(test/workflow/setup.sh) test/sensor/test_rules.py
 
-lab-test: ## join, again, rollback, failures, bad input, secrets, faults, healing; killed at one change of 24
-	KILL_EVERY=24 KILLS=3 go test -count=1 -timeout 80m -v -skip '^($(LAB_LONG)|TestFaults)$$' ./test/lab
+lab-fast: ## on fast nodes: bad input, two runs at once, MongoDB without logins, healing; killed at one change of six
+	KILL_EVERY=6 go test -count=1 -timeout 30m -v ./test/lab -only=fast
 
-lab-long: ## older nodes; two runs at once; MongoDB without logins; power cut; killed at each change
-	go test -count=1 -timeout 120m -v -run '^($(LAB_LONG)|TestKilled)$$' ./test/lab
+lab-test: ## on nodes with kernels of their own: join, again, rollback, failures, older nodes, secrets, faults, power cut
+	KILL_EVERY=6 KILLS=3 go test -count=1 -timeout 80m -v -skip '^TestFaults$$' ./test/lab -only=uml
+
+lab-long: ## killed at each change, and the table of faults without a second try
+	NO_REPEAT=1 go test -count=1 -timeout 120m -v -run '^(TestKilled.*|TestFaults)$$' ./test/lab
 
 lab-faults: ## the table of faults, printed last; SOAK=1h makes its soak longer
 	@table=$$(mktemp); code=0; \

@@ -97,13 +97,13 @@ func footprint(b *testing.B, n int, env ...string) {
 // BenchmarkFootprint is the curve over the number of endpoints, at the default
 // intervals: pings every 250 ms, fresh logins every 10 s.
 func BenchmarkFootprint(b *testing.B) {
-	redis, err := backendtest.NewRedis(b.TempDir(), "maxclients 5000")
+	redis, err := backendtest.NewRedis(b, b.TempDir(), "maxclients 5000")
 	require.NoError(b, err)
 	defer redis.Kill()
 	for _, n := range []int{1, 10, 100, 1000} {
 		b.Run(fmt.Sprintf("redis=%d", n), func(b *testing.B) { footprint(b, n, "ST2HA_TEST_REDIS="+redis.Addr) })
 	}
-	broker, err := backendtest.NewBroker(b.TempDir())
+	broker, err := backendtest.NewBroker(b, b.TempDir())
 	require.NoError(b, err)
 	defer broker.Close()
 	dir := b.TempDir()

@@ -113,7 +113,7 @@ func TestKeptUntilAcknowledged(t *testing.T) {
 func TestRelayedKilledAtAnyPoint(t *testing.T) {
 	t.Parallel()
 	const events = 10000
-	broker, err := backendtest.NewBroker(t.TempDir())
+	broker, err := backendtest.NewBroker(t, t.TempDir())
 	require.NoError(t, err)
 	t.Cleanup(broker.Close)
 	s, err := spool.Open(filepath.Join(t.TempDir(), "spool"), 1<<30)
@@ -172,7 +172,7 @@ func fill(t *testing.T, s *spool.Spool, id, line string) {
 // A queue that others declared otherwise is refused at each attempt: the
 // sensor says so once, as an event that people get.
 func TestRefusedForGood(t *testing.T) {
-	broker, err := backendtest.NewBroker(t.TempDir())
+	broker, err := backendtest.NewBroker(t, t.TempDir())
 	require.NoError(t, err)
 	t.Cleanup(broker.Close)
 	conn, err := rabbitmq.Dial(t.Context(), &net.Dialer{}, rabbitmq.Login{Addr: broker.Addr, User: backendtest.User, Password: backendtest.Password, VHost: "/"})

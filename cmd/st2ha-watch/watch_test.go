@@ -128,7 +128,7 @@ func await(t *testing.T, events <-chan watch.Event, backend watch.Backend, state
 
 func newRedis(t *testing.T) *backendtest.Server {
 	t.Helper()
-	s, err := backendtest.NewRedis(t.TempDir())
+	s, err := backendtest.NewRedis(t, t.TempDir())
 	require.NoError(t, err)
 	t.Cleanup(func() { s.Kill() })
 	return s

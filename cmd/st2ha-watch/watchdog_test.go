@@ -151,7 +151,7 @@ func events(t *testing.T, broker string) (<-chan watch.Event, <-chan heal.Event)
 
 func newBroker(t *testing.T) *backendtest.Broker {
 	t.Helper()
-	b, err := backendtest.NewBroker(t.TempDir())
+	b, err := backendtest.NewBroker(t, t.TempDir())
 	require.NoError(t, err)
 	t.Cleanup(b.Close)
 	return b

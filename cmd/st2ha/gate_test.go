@@ -22,6 +22,7 @@ import (
 	"go.mongodb.org/mongo-driver/bson"
 
 	"st2ha/internal/backendtest"
+	"st2ha/internal/testenv"
 )
 
 // store is a runner's connection to the database, by pymongo's rules: the one
@@ -111,7 +112,7 @@ func (s *store) act(t *testing.T, action *exec.Cmd) (stdout, stderr string, err 
 // does what they undo.
 func TestTheRunnersDatabaseIsRestarted(t *testing.T) {
 	t.Parallel()
-	require.Zero(t, os.Geteuid(), "mounting takes root")
+	testenv.NeedsRoot(t)
 	dir := t.TempDir()
 	program, err := backendtest.BuildMongod(dir)
 	require.NoError(t, err)

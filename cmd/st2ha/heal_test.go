@@ -119,7 +119,7 @@ func TestSweepInMaintenance(t *testing.T) {
 
 // Seven sweeps at once are one, and the next waits for a minute; the others say so and are no failures.
 func TestSweepOneAtATime(t *testing.T) {
-	broker, err := backendtest.NewBroker(t.TempDir())
+	broker, err := backendtest.NewBroker(t, t.TempDir())
 	require.NoError(t, err)
 	t.Cleanup(broker.Close)
 	asked := make(chan bool, 100)

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"st2ha/internal/testenv"
 )
 
 // room is a mount namespace with an /etc and a /var/lib of its own, so that
@@ -55,7 +57,7 @@ const (
 
 func newRoom(t *testing.T) *room {
 	t.Helper()
-	require.Zero(t, os.Geteuid(), "mounting takes root")
+	testenv.NeedsRoot(t)
 	r := &room{binary: filepath.Join(t.TempDir(), "st2ha-crash")}
 	out, err := exec.Command("go", "build", "-tags", "crash", "-o", r.binary, ".").CombinedOutput()
 	require.NoError(t, err, "%s", out)

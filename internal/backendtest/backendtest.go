@@ -21,6 +21,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"st2ha/internal/testenv"
 )
 
 // The login of every backend's user.
@@ -163,23 +165,27 @@ func definitions(users []string) ([]byte, error) {
 
 // NewBroker starts a node with its files in dir, and users beside User, each
 // with a vhost of its name. It takes some seconds.
-func NewBroker(dir string, users ...string) (*Broker, error) {
-	return newBroker(dir, "", "", users)
+func NewBroker(t testing.TB, dir string, users ...string) (*Broker, error) {
+	t.Helper()
+	return newBroker(t, dir, "", "", users)
 }
 
 // NewSecuredBroker is NewBroker with a listener for TLS beside the plain one,
 // which asks for a client's certificate, and takes none as well.
-func NewSecuredBroker(dir string, c *Certificates) (*Broker, error) {
+func NewSecuredBroker(t testing.TB, dir string, c *Certificates) (*Broker, error) {
+	t.Helper()
 	port, err := freePort()
 	if err != nil {
 		return nil, err
 	}
 	addr := "127.0.0.1:" + strconv.Itoa(port)
-	return newBroker(dir, addr, "listeners.ssl.default = "+addr+"\nssl_options.cacertfile = "+c.CA+"\nssl_options.certfile = "+c.Cert+
+	return newBroker(t, dir, addr, "listeners.ssl.default = "+addr+"\nssl_options.cacertfile = "+c.CA+"\nssl_options.certfile = "+c.Cert+
 		"\nssl_options.keyfile = "+c.Key+"\nssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = false\n", nil)
 }
 
-func newBroker(dir, secured, more string, users []string) (*Broker, error) {
+func newBroker(t testing.TB, dir, secured, more string, users []string) (*Broker, error) {
+	t.Helper()
+	testenv.NeedsPrograms(t, rabbitPrograms+"rabbitmq-server", "epmd")
 	defs, err := definitions(users)
 	if err != nil {
 		return nil, err
@@ -254,7 +260,9 @@ func (b *Broker) Close() {
 }
 
 // NewRedis starts a server with its files in dir; lines go to its configuration.
-func NewRedis(dir string, lines ...string) (*Server, error) {
+func NewRedis(t testing.TB, dir string, lines ...string) (*Server, error) {
+	t.Helper()
+	testenv.NeedsPrograms(t, "redis-server")
 	port, err := freePort()
 	if err != nil {
 		return nil, err
@@ -532,7 +540,7 @@ func (s *Shared) get(t testing.TB, missing func() bool, make func() error) {
 // Broker returns the broker.
 func (s *Shared) Broker(t testing.TB) *Broker {
 	t.Helper()
-	s.get(t, func() bool { return s.broker == nil }, func() (err error) { s.broker, err = NewBroker(s.dir, s.Users...); return err })
+	s.get(t, func() bool { return s.broker == nil }, func() (err error) { s.broker, err = NewBroker(t, s.dir, s.Users...); return err })
 	return s.broker
 }
 

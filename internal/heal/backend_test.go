@@ -38,7 +38,7 @@ func (r *redis) restarts() int {
 }
 
 func TestRestartBackend(t *testing.T) {
-	server, err := backendtest.NewRedis(t.TempDir(), "requirepass s3cret") // NOAUTH is an answer
+	server, err := backendtest.NewRedis(t, t.TempDir(), "requirepass s3cret") // NOAUTH is an answer
 	require.NoError(t, err)
 	t.Cleanup(func() { server.Kill() })
 	local, root := node(t)

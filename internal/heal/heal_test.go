@@ -16,6 +16,7 @@ import (
 	"st2ha/internal/host"
 	"st2ha/internal/host/hosttest"
 	"st2ha/internal/step"
+	"st2ha/internal/testenv"
 )
 
 const target = "redis-server.service"
@@ -25,7 +26,7 @@ var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 // node is a machine below a temporary root.
 func node(t *testing.T) (h *host.Local, root string) {
 	t.Helper()
-	require.Zero(t, os.Geteuid(), "takes root, as whom files are written")
+	testenv.NeedsRoot(t)
 	root = t.TempDir()
 	require.NoError(t, os.MkdirAll(root+"/var/lib", 0o755))
 	return host.NewLocalAt("node", root), root

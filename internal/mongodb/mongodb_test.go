@@ -16,6 +16,7 @@ import (
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
 	"st2ha/internal/step"
+	"st2ha/internal/testenv"
 )
 
 // machine is a host below a temporary root with no mongod; it has the unit
@@ -247,7 +248,7 @@ func TestAuthorization(t *testing.T) {
 // A run that was killed before the restart: mongod answers as before, by the
 // file as it was.
 func TestOwed(t *testing.T) {
-	require.Zero(t, os.Geteuid(), "takes root, as whom files are written")
+	testenv.NeedsRoot(t)
 	ctx := t.Context()
 	m := newMachine(t, map[string]string{"/etc/mongod.conf": "net:\n  bindIp: 192.168.0.100\n"})
 	answering := &answers{machine: m}

@@ -17,6 +17,7 @@ import (
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
 	"st2ha/internal/step"
+	"st2ha/internal/testenv"
 )
 
 // machine is a host below a temporary root whose programs are canned.
@@ -469,7 +470,7 @@ const mountWait = 60e9
 
 // Both nodes see the same files only where they share them.
 func TestShared(t *testing.T) {
-	require.Zero(t, os.Geteuid(), "takes root, as whom files are written")
+	testenv.NeedsRoot(t)
 	ctx := t.Context()
 	primary := newMachine(t, "primary", map[string]string{"/opt/a/": ""})
 	same := newMachine(t, "secondary", nil)

@@ -16,6 +16,7 @@ import (
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
 	"st2ha/internal/step"
+	"st2ha/internal/testenv"
 )
 
 // machine is a host below a temporary root whose programs are canned.
@@ -125,7 +126,7 @@ func said(found []step.Finding) []string {
 }
 
 func TestSingle(t *testing.T) {
-	require.Zero(t, os.Geteuid(), "takes root, as whom files are written")
+	testenv.NeedsRoot(t)
 	ctx := t.Context()
 	const a = "192.168.0.100"
 	for _, tc := range []struct {

@@ -21,6 +21,7 @@ import (
 	"st2ha/internal/host"
 	"st2ha/internal/secure"
 	"st2ha/internal/service"
+	"st2ha/internal/testenv"
 )
 
 const (
@@ -195,7 +196,7 @@ func brokerCases() []brokerFiles {
 }
 
 func TestFiles(t *testing.T) {
-	require.Zero(t, os.Geteuid(), "takes root, as whom files are written")
+	testenv.NeedsRoot(t)
 	for _, tc := range brokerCases() {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()

@@ -20,6 +20,7 @@ import (
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
 	"st2ha/internal/step"
+	"st2ha/internal/testenv"
 )
 
 // machine is a host below a temporary root; its rabbitmqctl is canned.
@@ -81,7 +82,7 @@ func configure() *Configure {
 }
 
 func TestListener(t *testing.T) {
-	require.Zero(t, os.Geteuid(), "takes root, as whom files are written")
+	testenv.NeedsRoot(t)
 	const none = "-" // the file is not there
 	for _, tc := range []struct {
 		name              string

@@ -18,7 +18,7 @@ import (
 // One at a time in the cluster, and none within the gap after another's end;
 // whoever is killed leaves no turn behind, and whoever hangs loses it.
 func TestTurn(t *testing.T) {
-	broker, err := backendtest.NewBroker(t.TempDir())
+	broker, err := backendtest.NewBroker(t, t.TempDir())
 	require.NoError(t, err)
 	t.Cleanup(broker.Close)
 	login := rabbitmq.Login{Addr: broker.Addr, User: backendtest.User, Password: backendtest.Password, VHost: "/"}

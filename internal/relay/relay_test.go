@@ -57,7 +57,7 @@ func dialer(addr string) Dial {
 }
 
 func start(t *testing.T) *backendtest.Broker {
-	broker, err := backendtest.NewBroker(t.TempDir())
+	broker, err := backendtest.NewBroker(t, t.TempDir())
 	require.NoError(t, err)
 	t.Cleanup(broker.Close)
 	return broker

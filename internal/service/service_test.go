@@ -15,6 +15,7 @@ import (
 	"st2ha/internal/host"
 	"st2ha/internal/service"
 	"st2ha/internal/step"
+	"st2ha/internal/testenv"
 )
 
 // machine is a host below a temporary root whose programs are canned.
@@ -158,7 +159,7 @@ func TestStart(t *testing.T) {
 
 // A restart that took place is no longer owed; one that failed still is.
 func TestRestart(t *testing.T) {
-	require.Zero(t, os.Geteuid(), "takes root, as whom files are written")
+	testenv.NeedsRoot(t)
 	ctx := t.Context()
 	m := newMachine(t, "", status3)
 	release, err := step.Lock(ctx, m, "x", 0)

@@ -17,6 +17,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"st2ha/internal/testenv"
 )
 
 // TestMain is also the process that TestKill kills.
@@ -283,7 +285,7 @@ func TestBrokenEnd(t *testing.T) {
 
 // A disk that is full, and a process without descriptors, are errors for as long as that lasts, and no longer.
 func TestUsableAgain(t *testing.T) {
-	require.Zero(t, os.Geteuid(), "mounting takes root")
+	testenv.NeedsRoot(t)
 	for name, trouble := range map[string]func(t *testing.T, dir string) (end func()){
 		"no descriptors": func(t *testing.T, _ string) func() {
 			var limit unix.Rlimit
@@ -379,6 +381,7 @@ func TestKill(t *testing.T) {
 // The same, with the kill at each system call in turn that changes the disk,
 // just before it takes effect (strace(1), --inject with a signal).
 func TestKillAtEachSystemCall(t *testing.T) {
+	testenv.NeedsPrograms(t, "strace")
 	for _, call := range []string{"openat", "pwrite64", "fsync", "write", "renameat"} {
 		killed := 0
 		for when := 1; when <= 12; when++ {

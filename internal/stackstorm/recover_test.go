@@ -100,7 +100,7 @@ func consume(t *testing.T, addr string, units ...string) (stop func()) {
 }
 
 func TestRecoverServices(t *testing.T) {
-	broker, err := backendtest.NewBroker(t.TempDir())
+	broker, err := backendtest.NewBroker(t, t.TempDir())
 	require.NoError(t, err)
 	t.Cleanup(broker.Close)
 	program, err := backendtest.BuildMongod(t.TempDir())
@@ -181,7 +181,7 @@ func TestRecoverServices(t *testing.T) {
 
 // A service that is connected and takes nothing is restarted; one that is slow is not, and is told from it within seconds.
 func TestRecoverStuck(t *testing.T) {
-	broker, err := backendtest.NewBroker(t.TempDir())
+	broker, err := backendtest.NewBroker(t, t.TempDir())
 	require.NoError(t, err)
 	t.Cleanup(broker.Close)
 	const queue = "st2.actionrunner.req"

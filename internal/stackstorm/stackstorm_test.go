@@ -21,6 +21,7 @@ import (
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
 	"st2ha/internal/step"
+	"st2ha/internal/testenv"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -301,7 +302,7 @@ func TestPrimary(t *testing.T) {
 }
 
 func TestRestart(t *testing.T) {
-	require.Zero(t, os.Geteuid(), "takes root, as whom files are written")
+	testenv.NeedsRoot(t)
 	ctx := t.Context()
 	refused := &host.ExitError{Program: "systemctl is-active", Code: 3}
 	for _, tc := range []struct {

@@ -260,7 +260,7 @@ func TestSweep(t *testing.T) {
 // What stands still is cancelled only where nothing can move it any more: st2#5275 was a healthy workflow that stood for
 // eight minutes, and then ran. A real broker says what waits in the queues, and who consumes them.
 func TestSweepCancel(t *testing.T) {
-	broker, err := backendtest.NewBroker(t.TempDir())
+	broker, err := backendtest.NewBroker(t, t.TempDir())
 	require.NoError(t, err)
 	t.Cleanup(broker.Close)
 	stop := consume(t, broker.Addr, "st2scheduler", "st2workflowengine", runnerUnit)

@@ -10,13 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"st2ha/internal/fault"
+	"st2ha/internal/testenv"
 )
 
 // small mounts a file system with room for some files only, over a directory
 // of the machine whose files it takes with it.
 func (m *machine) small(t *testing.T, dir string, inodes int) {
 	t.Helper()
-	require.Zero(t, os.Geteuid(), "mounting takes root")
+	testenv.NeedsRoot(t)
 	before := m.root + dir + ".before"
 	require.NoError(t, os.Rename(m.root+dir, before))
 	require.NoError(t, os.Mkdir(m.root+dir, 0o755))

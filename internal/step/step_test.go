@@ -1210,85 +1210,53 @@ func (s *scenario) until(t *testing.T, n int, f func() error) (died bool) {
 // and can be brought to its end.
 func TestKilled(t *testing.T) {
 	t.Parallel()
-	t.Run("then rolled back", func(t *testing.T) {
-		t.Parallel()
-		for n := 1; ; n++ {
-			s := newScenario(t)
-			died := s.until(t, n, func() error { return s.run(t, "one") })
-			require.NoError(t, s.rollback(t), "killed before change %d", n)
-			s.requireFirst(t)
-			require.Empty(t, s.m.owed(t), "killed before change %d", n)
-			require.Empty(t, s.m.images(t), "killed before change %d", n)
-			require.NoError(t, s.run(t, "two"), "killed before change %d", n)
-			s.requireJoined(t)
-			require.NoError(t, s.rollback(t))
-			s.requireFirst(t)
-			if !died {
-				require.Greater(t, n, 30)
-				return
-			}
-		}
-	})
-	t.Run("then run again", func(t *testing.T) {
-		t.Parallel()
-		for n := 1; ; n++ {
-			s := newScenario(t)
-			died := s.until(t, n, func() error { return s.run(t, "one") })
-			require.NoError(t, s.run(t, "two"), "killed before change %d", n)
-			s.requireJoined(t)
-			require.NoError(t, s.rollback(t), "killed before change %d", n)
-			s.requireFirst(t)
-			require.Empty(t, s.m.owed(t))
-			if !died {
-				return
-			}
-		}
-	})
-	t.Run("in the rollback", func(t *testing.T) {
-		t.Parallel()
-		for n := 1; ; n++ {
-			s := newScenario(t)
-			require.NoError(t, s.run(t, "one"))
-			died := s.until(t, n, func() error { return s.rollback(t) })
-			require.NoError(t, s.rollback(t), "killed before change %d", n)
-			s.requireFirst(t)
-			require.Empty(t, s.m.images(t))
-			if !died {
-				return
-			}
-		}
-	})
-	t.Run("in the rollback, then run again", func(t *testing.T) {
-		t.Parallel()
-		for n := 1; ; n++ {
-			s := newScenario(t)
-			require.NoError(t, s.run(t, "one"))
-			died := s.until(t, n, func() error { return s.rollback(t) })
-			require.NoError(t, s.run(t, "two"), "killed before change %d", n)
-			s.requireJoined(t)
-			require.NoError(t, s.rollback(t), "killed before change %d", n)
-			s.requireFirst(t)
-			require.Empty(t, s.m.owed(t))
-			if !died {
-				return
-			}
-		}
-	})
-	t.Run("in the rollback of what was never restarted, then run again", func(t *testing.T) {
-		t.Parallel()
-		for n := 1; ; n++ {
-			s := newScenario(t)
-			configure := s.steps()[1]
-			_, err := step.Run(t.Context(), configure, s.m, options("one"))
+	nothing := func(*testing.T, *scenario) {}
+	joined := func(t *testing.T, s *scenario) { require.NoError(t, s.run(t, "one")) }
+	first := func(t *testing.T, s *scenario, n int) {
+		t.Helper()
+		require.NoError(t, s.rollback(t), "killed before change %d", n)
+		s.requireFirst(t)
+		require.Empty(t, s.m.owed(t), "killed before change %d", n)
+		require.Empty(t, s.m.images(t), "killed before change %d", n)
+	}
+	again := func(t *testing.T, s *scenario, n int) {
+		t.Helper()
+		require.NoError(t, s.run(t, "two"), "killed before change %d", n)
+		s.requireJoined(t)
+	}
+	for _, c := range []struct {
+		name    string
+		prepare func(*testing.T, *scenario)
+		dies    func(*testing.T, *scenario) error
+		kills   int // at least
+		then    []func(*testing.T, *scenario, int)
+	}{
+		{"then rolled back", nothing, func(t *testing.T, s *scenario) error { return s.run(t, "one") }, 30, []func(*testing.T, *scenario, int){first, again, first}},
+		{"then run again", nothing, func(t *testing.T, s *scenario) error { return s.run(t, "one") }, 30, []func(*testing.T, *scenario, int){again, first}},
+		{"in the rollback", joined, func(t *testing.T, s *scenario) error { return s.rollback(t) }, 20, []func(*testing.T, *scenario, int){first}},
+		{"in the rollback, then run again", joined, func(t *testing.T, s *scenario) error { return s.rollback(t) }, 20, []func(*testing.T, *scenario, int){again, first}},
+		{"in the rollback of what was never restarted, then run again", func(t *testing.T, s *scenario) {
+			_, err := step.Run(t.Context(), s.steps()[1], s.m, options("one"))
 			require.NoError(t, err)
-			died := s.until(t, n, func() error { return s.rollback(t) })
-			require.NoError(t, s.run(t, "two"), "killed before change %d", n)
-			s.requireJoined(t)
-			if !died {
-				return
+		}, func(t *testing.T, s *scenario) error { return s.rollback(t) }, 10, []func(*testing.T, *scenario, int){again}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			for n := 1; ; n++ {
+				s := newScenario(t)
+				c.prepare(t, s)
+				died := s.until(t, n, func() error { return c.dies(t, s) })
+				for _, f := range c.then {
+					f(t, s, n)
+				}
+				if !died {
+					t.Logf("killed before each of %d changes", n-1)
+					require.GreaterOrEqual(t, n-1, c.kills)
+					return
+				}
 			}
-		}
-	})
+		})
+	}
 }
 
 // One change fails, once or from then on.

@@ -169,7 +169,7 @@ func rabbitBackend(t testing.TB) backend {
 }
 
 func redisBackend(t testing.TB) backend {
-	s, err := backendtest.NewRedis(t.TempDir(), "requirepass "+backendtest.Password)
+	s, err := backendtest.NewRedis(t, t.TempDir(), "requirepass "+backendtest.Password)
 	require.NoError(t, err)
 	t.Cleanup(func() { s.Kill() })
 	return backend{"Redis", s.Addr, func(addr string, timing Timing) Func {

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"st2ha/internal/testenv"
 	"st2ha/internal/watch"
 )
 
@@ -26,7 +27,8 @@ type fuseMount struct {
 
 func mountFUSE(tb testing.TB) *fuseMount {
 	tb.Helper()
-	require.Zero(tb, os.Geteuid(), "mounting takes root")
+	testenv.NeedsRoot(tb)
+	testenv.NeedsPrograms(tb, "sshfs", "/usr/lib/openssh/sftp-server")
 	m := &fuseMount{point: filepath.Join(tb.TempDir(), "mnt")}
 	require.NoError(tb, os.Mkdir(m.point, 0o755))
 	m.files = exec.Command("/usr/lib/openssh/sftp-server")

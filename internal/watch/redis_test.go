@@ -17,7 +17,7 @@ import (
 )
 
 func newRedis(t *testing.T, lines ...string) *backendtest.Server {
-	s, err := backendtest.NewRedis(t.TempDir(), lines...)
+	s, err := backendtest.NewRedis(t, t.TempDir(), lines...)
 	require.NoError(t, err)
 	t.Cleanup(func() { s.Kill() })
 	return s

@@ -27,7 +27,7 @@ func neverRestarted(t *testing.T, backend, addr string) {
 func TestRabbitMQTLS(t *testing.T) {
 	t.Parallel()
 	c := backendtest.NewCertificates(t, t.TempDir())
-	broker, err := backendtest.NewSecuredBroker(t.TempDir(), c)
+	broker, err := backendtest.NewSecuredBroker(t, t.TempDir(), c)
 	require.NoError(t, err)
 	t.Cleanup(broker.Close)
 	neverRestarted(t, "rabbitmq", broker.Secured)

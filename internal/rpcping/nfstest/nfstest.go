@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"st2ha/internal/testenv"
 )
 
 // Server is one on a loopback address, which a test may treat badly.
@@ -35,7 +37,7 @@ type Server struct {
 // the test.
 func Start(tb testing.TB, exports ...string) *Server {
 	tb.Helper()
-	require.Zero(tb, os.Geteuid(), "an NFS server takes root")
+	testenv.NeedsRoot(tb)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(tb, err)
 	s := &Server{Addr: l.Addr().String(), tb: tb, dir: tb.TempDir()}
@@ -56,7 +58,7 @@ func (s *Server) begin(exports []string) {
 // (RFC 5737).
 func StartAway(tb testing.TB, exports ...string) *Server {
 	tb.Helper()
-	require.Zero(tb, os.Geteuid(), "an NFS server takes root")
+	testenv.NeedsRoot(tb)
 	s := &Server{Addr: "203.0.113.2:2049", tb: tb, dir: tb.TempDir(), space: fmt.Sprint("st2ha-nfs-", os.Getpid())}
 	near := fmt.Sprint("st2ha", os.Getpid())
 	s.ip("netns", "add", s.space)
