@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -294,17 +293,19 @@ func TestWatchdogKilled(t *testing.T) {
 		return cmd
 	}
 	for round := range rounds {
+		// Each round has its kills at other moments, the same ones in each run; 12 has no divisor with these steps.
+		phase := func(step int, of time.Duration) time.Duration { return of * time.Duration(round*step%rounds) / rounds }
 		cmd := launch()
 		for range 2 {
-			time.Sleep(rand.N(700 * time.Millisecond))
+			time.Sleep(phase(7, 700*time.Millisecond))
 			redis.Kill()
-			time.Sleep(rand.N(700 * time.Millisecond))
+			time.Sleep(phase(5, 700*time.Millisecond))
 			require.NoError(t, redis.Start())
 		}
 		if round == rounds/2 {
 			broker.Kill()
 		}
-		time.Sleep(rand.N(500 * time.Millisecond))
+		time.Sleep(phase(1, 500*time.Millisecond))
 		require.NoError(t, cmd.Process.Kill())
 		_ = cmd.Wait()
 		require.Equal(t, -1, cmd.ProcessState.ExitCode(), "it was killed, and did not end by itself")

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -345,7 +344,7 @@ func TestKill(t *testing.T) {
 		out, err := cmd.StdoutPipe()
 		require.NoError(t, err)
 		require.NoError(t, cmd.Start())
-		kill := time.AfterFunc(20*time.Millisecond+rand.N(80*time.Millisecond), func() { _ = cmd.Process.Kill() })
+		kill := time.AfterFunc(time.Duration(20+80*round/25)*time.Millisecond, func() { _ = cmd.Process.Kill() })
 		for lines := bufio.NewScanner(out); lines.Scan(); {
 			if what, ok := strings.CutPrefix(lines.Text(), "took "); ok {
 				var id string

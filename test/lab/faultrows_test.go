@@ -31,7 +31,7 @@ const (
 
 const (
 	manyKills   = 20               // or as KILLS says
-	shortSoak   = 2 * time.Minute // SOAK=1h makes it longer
+	shortSoak   = 2 * time.Minute  // SOAK=1h makes it longer
 	loginLimit  = 15 * time.Second // a fresh login every 10 s, and another to be sure
 	closedLimit = time.Second      // a broker that ends its connections
 )
