@@ -19,6 +19,7 @@ import (
 	"st2ha/internal/heal"
 	"st2ha/internal/host"
 	"st2ha/internal/step"
+	"st2ha/internal/testenv"
 	"st2ha/internal/watch"
 )
 
@@ -35,6 +36,7 @@ type content struct {
 
 func newContent(t *testing.T) *content {
 	t.Helper()
+	testenv.NeedsRoot(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	t.Cleanup(func() { l.Close() })

@@ -25,6 +25,7 @@ import (
 	"st2ha/internal/rabbitmq"
 	"st2ha/internal/relay"
 	"st2ha/internal/step"
+	"st2ha/internal/testenv"
 	"st2ha/internal/watch"
 )
 
@@ -43,6 +44,7 @@ type node struct {
 
 func newNode(t *testing.T, redis *backendtest.Server) *node {
 	t.Helper()
+	testenv.NeedsRoot(t)
 	n := &node{Local: host.NewLocalAt("n1", t.TempDir()), redis: redis, state: "failed"}
 	for _, dir := range []string{"/var/lib/redis", step.StateDir, "/proc"} {
 		require.NoError(t, os.MkdirAll(n.Path(dir), 0o700))

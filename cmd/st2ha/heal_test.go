@@ -19,10 +19,12 @@ import (
 	"st2ha/internal/host"
 	"st2ha/internal/service"
 	"st2ha/internal/step"
+	"st2ha/internal/testenv"
 )
 
 // People are told once that healing gave up, by a trigger.
 func TestGuardTells(t *testing.T) {
+	testenv.NeedsRoot(t)
 	var told []map[string]any
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		require.Equal(t, "/v1/webhooks/st2", r.URL.Path)

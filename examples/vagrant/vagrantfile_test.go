@@ -12,6 +12,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"st2ha/internal/testenv"
 )
 
 // machine is a node as record.rb prints it.
@@ -33,12 +35,11 @@ type machine struct {
 // evaluate runs a Vagrantfile and returns its machines by name.
 func evaluate(t *testing.T, vagrantfile string) (map[string]machine, error) {
 	t.Helper()
-	ruby, err := exec.LookPath("ruby")
-	require.NoError(t, err, "a Vagrantfile is Ruby, and there is none here: apt-get install ruby (make test does it)")
+	testenv.NeedsPrograms(t, "ruby")
 	script, err := os.Open("record.rb")
 	require.NoError(t, err)
 	defer script.Close()
-	cmd := exec.CommandContext(t.Context(), ruby, "-W", "-", vagrantfile)
+	cmd := exec.CommandContext(t.Context(), "ruby", "-W", "-", vagrantfile)
 	var stderr bytes.Buffer
 	cmd.Stdin, cmd.Stderr = script, &stderr
 	out, err := cmd.Output()

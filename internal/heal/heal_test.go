@@ -225,6 +225,7 @@ func (u under) Lock(ctx context.Context, path, note string) (func(), error) {
 
 // The watchdog, local, and an action, over SSH, see the same fault at once.
 func TestTogether(t *testing.T) {
+	testenv.NeedsRoot(t)
 	server := hosttest.NewServer(t)
 	far, err := host.DialSSH(t.Context(), server.Config)
 	require.NoError(t, err)

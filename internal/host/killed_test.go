@@ -21,6 +21,7 @@ import (
 
 	"st2ha/internal/host"
 	"st2ha/internal/host/hosttest"
+	"st2ha/internal/testenv"
 )
 
 // child is the variable that makes the test's own program the one to be killed.
@@ -76,6 +77,10 @@ var (
 // start runs work in a process of its own, under what wraps it.
 func start(t *testing.T, job string, wrap ...string) *exec.Cmd {
 	t.Helper()
+	testenv.NeedsRoot(t)
+	if len(wrap) > 0 {
+		testenv.NeedsPrograms(t, wrap[0])
+	}
 	argv := append(wrap, os.Args[0])
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), child+"="+job, "GOMAXPROCS=1", "GOGC=off")

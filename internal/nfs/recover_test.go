@@ -15,6 +15,7 @@ import (
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
 	"st2ha/internal/step"
+	"st2ha/internal/testenv"
 )
 
 // serve answers NFS's NULL calls; "silent" takes connections and says nothing,
@@ -74,6 +75,8 @@ const (
 )
 
 func newNode(t *testing.T, server, mountinfo string) *node {
+	t.Helper()
+	testenv.NeedsRoot(t)
 	n := &node{machine: newMachine(t, "secondary", map[string]string{"/etc/fstab": fstab, "/proc/1/mountinfo": mountinfo}), server: server}
 	n.run = func(argv string) (string, error) {
 		switch {

@@ -26,12 +26,14 @@ import (
 
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
+	"st2ha/internal/testenv"
 )
 
 // Run tests a host of this machine. open gives one, fresh for each call, and a
-// directory of its own on it; the suite closes it. What takes root is skipped
-// without.
+// directory of its own on it; the suite closes it. It takes root, as whom files are given away.
 func Run(t *testing.T, open func(t *testing.T) (h host.Host, dir string)) {
+	t.Helper()
+	testenv.NeedsRoot(t)
 	for name, test := range map[string]func(t *testing.T, f fixture){
 		"files":          files,
 		"odd files":      oddFiles,

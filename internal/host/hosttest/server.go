@@ -23,6 +23,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"st2ha/internal/host"
+	"st2ha/internal/testenv"
 )
 
 // Server is an SSH server on loopback whose programs are those of this machine.
@@ -48,6 +49,7 @@ type Server struct {
 // program it started is still running then.
 func NewServer(t testing.TB) *Server {
 	t.Helper()
+	testenv.NeedsPrograms(t, "/usr/lib/openssh/sftp-server")
 	dir := t.TempDir()
 	_, hostKey := NewKey(t, filepath.Join(dir, "host_key"))
 	keyFile := filepath.Join(dir, "id_ed25519")
@@ -305,9 +307,8 @@ func (s *Server) forward(nc ssh.NewChannel) {
 func NewSSHD(t testing.TB) host.SSHConfig {
 	t.Helper()
 	const sshd = "/usr/sbin/sshd"
-	if _, err := os.Stat(sshd); err != nil || os.Geteuid() != 0 {
-		t.Fatal("the real sshd takes root and openssh-server: run make setup")
-	}
+	testenv.NeedsRoot(t)
+	testenv.NeedsPrograms(t, sshd)
 	dir := t.TempDir()
 	// sshd refuses to start without the directory its unit makes.
 	if err := os.Mkdir("/run/sshd", 0o755); err == nil {
