@@ -8,7 +8,7 @@ GOARCH ?= $(shell go env GOARCH)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # Executions, not seconds: at the end of a time, go test -fuzz may fail with "context deadline exceeded" (golang/go#75804).
 FUZZTIME ?= 20000x
-.PHONY: build pack release lab lab-down test check setup lint vuln unit install-test workflow sensor lab-fast lab-test lab-long lab-faults fuzz bench clean
+.PHONY: build pack release lab lab-down test check setup lint vuln unit install-test workflow sensor lab-fast lab-test lab-long lab-faults scale fuzz bench clean
 
 build: ## the programs that the launcher actions/st2ha runs, static and the same wherever they are built
 	@for program in cmd/*; do \
@@ -78,6 +78,9 @@ lab-faults: ## the table of faults, printed last; SOAK=1h makes its soak longer
 	@table=$$(mktemp); code=0; \
 	TABLE=$$table go test -count=1 -timeout 120m -v -run '^TestFaults$$' ./test/lab || code=$$?; \
 	cat $$table; rm $$table; exit $$code
+
+scale: ## how long 1, 2, 4 and 8 secondaries take to join at once, on fast nodes; into docs/
+	@test/lab/scale.sh
 
 fuzz: ## each fuzz target for FUZZTIME
 	@test/fuzz.sh $(FUZZTIME)

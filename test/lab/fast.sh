@@ -31,6 +31,16 @@ root() { # NODE DIR: its file system
   mount -o loop,ro,noload "$(base)" "$lower"
   mount -t overlay -o "lowerdir=$lower,upperdir=$r/upper,workdir=$r/work,redirect_dir=on" none "$r/root"
   identity "$x" >"$r/cmdline"; r=$r/root own=$r/usr/local/lib/lab/$x
+  # A node that the image has nothing for is secondary2 by another name: its broker keeps the one it was made with.
+  for o in $NODES; do
+    [ "$(own "$o")" = "$o" ] || sed -n "s/^secondary2,[0-9.]* /$o,${ADDR[$o]} /p" "$(base).known_hosts" |
+      tee -a "$r"/usr/local/lib/lab/*/root/.ssh/known_hosts "$r"/usr/local/lib/lab/*/home/stanley/.ssh/known_hosts >/dev/null
+  done
+  if [ ! -e "$own" ]; then
+    cp -a "$r/usr/local/lib/lab/secondary2" "$own"
+    echo 'NODENAME=rabbit@secondary2' >>"$r/etc/rabbitmq/rabbitmq-env.conf"
+    identity "$x" | sed "s/secondary2:[0-9.]*/secondary2:127.0.0.1/" >"$LAB/$x.root/cmdline"
+  fi
   # For sshfs: a node logs in at the primary with its own key.
   cat "$r"/usr/local/lib/lab/*/home/stanley/.ssh/stanley_rsa.pub >>"$own/home/stanley/.ssh/authorized_keys"
   machine_id "$x" >"$r/etc/machine-id"; echo '# no disk of its own' >"$r/etc/fstab"

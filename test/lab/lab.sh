@@ -16,7 +16,8 @@
 #                                      back EMPTY: `sync` first if that is not the point), and boot with the same disk
 #   lab.sh reboot NODE                 in order, by its own systemd
 #   lab.sh reset NODE...               power cut, and boot with a fresh disk
-# LAB: where its state is (one lab each); NODES='primary secondary [secondary2]'; MEM=1G. Needs root, /dev/net/tun.
+# LAB: where its state is (one lab each); NODES='primary secondary [secondary2]', of fast ones up to
+# secondary8; MEM=1G. Needs root, /dev/net/tun.
 # freeze, thaw, kill and start are for UML nodes alone: without a kernel of its own a node cannot stand still or lose what
 # was not synced.
 set -euo pipefail
@@ -26,7 +27,7 @@ cmd=${1:-help}; shift || true
 KIND=$(cat "$LAB/kind" 2>/dev/null || echo "${KIND:-uml}")
 NODES=${NODES:-$(cat "$LAB/nodes" 2>/dev/null || echo primary secondary)}
 NS=st2ha-$(printf %s "$LAB" | sha256sum | cut -c1-8)
-for x in $NODES; do [ -n "${ADDR[$x]:-}" ] || die "no node is called $x (there are: $ALL_NODES)"; done
+for x in $NODES; do [ -n "${ADDR[$x]:-}" ] || die "no node is called $x (there are: ${!ADDR[*]})"; done
 
 ns() { nsenter --net="/run/netns/$NS" "$@"; }
 is_node() { case " $NODES " in *" $1 "*) ;; *) die "no node is called ${1:-nothing} (there are: $NODES)";; esac; }
@@ -47,9 +48,10 @@ net_up() {
   ip -n "$NS" addr add "$NET.1/24" dev br0; ip -n "$NS" link set br0 up
   for x in $NODES; do link "$x"; done
 }
+own() { case $ALL_NODES in *"$1"*) echo "$1";; *) echo secondary2;; esac; } # NODE: whose keys and passwords it has
 config() { # of ssh: one connection per node stays open, so that a command costs no login
   for x in $NODES; do
-    printf 'Host %s %s\n HostName %s\n HostKeyAlias %s\n' "$x" "${ADDR[$x]}" "${ADDR[$x]}" "$x"
+    printf 'Host %s %s\n HostName %s\n HostKeyAlias %s\n' "$x" "${ADDR[$x]}" "${ADDR[$x]}" "$(own "$x")"
   done
   printf 'Host *\n User root\n IdentityFile "%s"\n IdentitiesOnly yes\n UserKnownHostsFile "%s"\n' "$(base).key" "$(base).known_hosts"
   printf ' GlobalKnownHostsFile /dev/null\n StrictHostKeyChecking yes\n BatchMode yes\n LogLevel ERROR\n ConnectTimeout 20\n'
@@ -60,7 +62,7 @@ config() { # of ssh: one connection per node stays open, so that a command costs
 machine_id() { printf %s "st2ha lab $1" | sha256sum | cut -c1-32; } # NODE
 identity() { # NODE: what lab-init reads from the kernel's command line
   local n hosts=host:$NET.1
-  for n in $ALL_NODES; do hosts+=,$n:${ADDR[$n]}; done
+  for n in $ALL_NODES $(echo $NODES | tr " " "\n" | grep "^secondary[3-9]"); do hosts+=,$n:${ADDR[$n]}; done
   echo "lab.host=$1 lab.ip=${ADDR[$1]}/24 lab.gw=$NET.1 lab.hosts=$hosts"
 }
 hang_up() { # NODE: its kept ssh connections
@@ -131,7 +133,7 @@ killnode() { # NODE
   gone "$1"
 }
 down() {
-  each killnode $ALL_NODES
+  each killnode "${!ADDR[@]}"
   [ ! -e "/run/netns/$NS" ] || { ns true 2>/dev/null && ip netns del "$NS" || rm -f "/run/netns/$NS"; }
   rm -rf "$LAB"
 }
@@ -143,7 +145,7 @@ case $cmd in
   up)   exec 9>"$LAB.lock"; flock -n 9 || die "another lab is coming up in $LAB"
         trap 'rm -f "$LAB.lock"' EXIT; trap 'exit 130' INT TERM
         # A node that runs under its supervisor is a lab in use; anything else is the rest of one.
-        for x in $ALL_NODES; do
+        for x in "${!ADDR[@]}"; do
           ! running "$x" >/dev/null || ! pgrep -f -- "_node $x $(escaped)\$" >/dev/null || die "is up already in $LAB: $self down"
         done
         [ ! -e "$LAB" ] && [ ! -e "/run/netns/$NS" ] || { say "removing what a dead lab left in $LAB"; down; }

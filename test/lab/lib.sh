@@ -1,8 +1,10 @@
 # What the lab's scripts share.
 export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/st2ha-lab
-ALL_NODES='primary secondary secondary2' NET=192.168.0
-declare -A ADDR=([primary]=$NET.100 [secondary]=$NET.101 [secondary2]=$NET.102)
+ALL_NODES='primary secondary secondary2' NET=192.168.0   # that the image has something of their own for
+# The others are fast nodes alone, made of secondary2's (fast.sh).
+declare -A ADDR=([primary]=$NET.100 [secondary]=$NET.101)
+for n in 2 3 4 5 6 7 8; do ADDR[secondary$n]=$NET.$((100 + n)); done
 say() { printf 'lab: %s\n' "$*" >&2; }
 die() { printf 'lab: %s\n' "$*" >&2; exit 1; }
 sources() { # the apt sources of this machine
