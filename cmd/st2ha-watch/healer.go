@@ -74,6 +74,8 @@ func (h *healer) run(ctx context.Context) {
 
 // look begins what there is to do for each endpoint.
 func (h *healer) look(ctx context.Context) {
+	// A switch that is over is taken away. What keeps that from being done is said when something is to be healed.
+	_, _ = heal.Silence(ctx, h.p.host, time.Now())
 	all := h.p.watcher.Statuses()
 	h.mender.look(ctx, all, time.Now())
 	for _, s := range all {

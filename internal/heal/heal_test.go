@@ -3,6 +3,7 @@ package heal_test
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -191,7 +192,7 @@ func TestMaintenance(t *testing.T) {
 		require.Equal(t, tc.says, d.Reason)
 	}
 	// Silenced heals were not counted.
-	require.NoError(t, os.Remove(root+heal.MaintenanceFile))
+	require.NoFileExists(t, root+heal.MaintenanceFile, "it is over")
 	d, err := l.Allow(t.Context(), h, target, noon.Add(3*time.Hour))
 	require.NoError(t, err)
 	require.Equal(t, heal.Decision{Verdict: heal.GoAhead, Heals: 1}, d)
@@ -300,6 +301,28 @@ func TestMaintenanceOfARun(t *testing.T) {
 	require.Equal(t, "no maintenance", turn(off(""), false))
 	require.Equal(t, "maintenance is on until 2026-03-01T13:00:00Z (one)", turn(of("one", 60), true))
 	require.Equal(t, "no maintenance", turn(off(""), false), "people may end a run's")
+}
+
+// touch(1) switches it on also where one that a run had set has been, and is over.
+func TestMaintenanceTouched(t *testing.T) {
+	h, root := node(t)
+	require.NoError(t, os.MkdirAll(root+"/var/lib/st2ha", 0o700))
+	data, err := heal.Maintenance{Since: noon, Until: noon.Add(time.Minute), Run: "one"}.Encode()
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(root+heal.MaintenanceFile, data, 0o644))
+	m, err := heal.Silence(t.Context(), h, noon.Add(59*time.Second))
+	require.NoError(t, err)
+	require.True(t, m.On)
+	require.FileExists(t, root+heal.MaintenanceFile)
+	m, err = heal.Silence(t.Context(), h, noon.Add(time.Minute))
+	require.NoError(t, err)
+	require.False(t, m.On)
+	require.NoFileExists(t, root+heal.MaintenanceFile)
+	out, err := exec.Command("touch", root+heal.MaintenanceFile).CombinedOutput()
+	require.NoError(t, err, string(out))
+	m, err = heal.Silence(t.Context(), h, noon.Add(time.Hour))
+	require.NoError(t, err)
+	require.True(t, m.On)
 }
 
 // A clock that was set back neither cuts a silence short nor makes it last until

@@ -77,17 +77,25 @@ func readMaintenance(ctx context.Context, h host.Host, now time.Time) (m Mainten
 }
 
 // Silence is ReadMaintenance for who acts by it: what it corrects is written
-// down, so that it comes to an end.
+// down, so that it comes to an end. A switch whose end has passed is removed:
+// touch(1) leaves the contents, so over it it would not switch anything on.
 func Silence(ctx context.Context, h host.Host, now time.Time) (Maintenance, error) {
 	m, corrected, err := readMaintenance(ctx, h, now)
-	if err != nil || !corrected {
+	over := func() bool { return !m.On && !m.Until.IsZero() }
+	if err != nil || !corrected && !over() {
 		return m, err
 	}
 	err = locked(ctx, h, func() error {
-		if m, corrected, err = readMaintenance(ctx, h, now); err != nil || !corrected {
-			return err // somebody else was first, or took it away
+		m, corrected, err = readMaintenance(ctx, h, now) // somebody else may have been first
+		switch {
+		case err != nil:
+			return err
+		case corrected:
+			return m.write(ctx, h)
+		case over():
+			return (&turn{}).Apply(ctx, h)
 		}
-		return m.write(ctx, h)
+		return nil
 	})
 	return m, err
 }

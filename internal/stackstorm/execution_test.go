@@ -17,6 +17,7 @@ import (
 	"st2ha/internal/backendtest"
 	"st2ha/internal/mongodb"
 	"st2ha/internal/step"
+	"st2ha/internal/testenv"
 )
 
 const execution1, execution2 = "6527242448d1e4e9ef404eb1", "6527242448d1e4e9ef404eb2"
@@ -47,6 +48,7 @@ func storedExecutions(t *testing.T) (*machine, *backendtest.Server, func(id, sta
 // Any runner takes any action: where the restart would end the wait for a result, it is deferred on that host, whoever asks
 // for it; where nobody waits it is made at once.
 func TestRestartWhereSomebodyWaits(t *testing.T) {
+	testenv.NeedsRoot(t)
 	m, mongod, set := storedExecutions(t) // another machine than this
 	m.run = func(argv string) (string, error) {
 		if strings.Contains(argv, "is-active") {

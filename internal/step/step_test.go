@@ -22,6 +22,7 @@ import (
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
 	"st2ha/internal/step"
+	"st2ha/internal/testenv"
 )
 
 // machine is a host below a temporary root. It counts what changes it, so
@@ -376,8 +377,8 @@ func TestFileChange(t *testing.T) {
 		"no newline at end": {"a", 0o644, 0, "a\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if tc.uid != 0 && os.Geteuid() != 0 {
-				t.Fatal("takes root")
+			if tc.uid != 0 {
+				testenv.NeedsRoot(t)
 			}
 			m := newMachine(t)
 			if tc.before != "-" {
@@ -424,6 +425,7 @@ func TestFileChange(t *testing.T) {
 // A link that leads to no file is kept, and what was made at its end is gone
 // after Undo, which says so only then.
 func TestFileChangeThroughLink(t *testing.T) {
+	testenv.NeedsRoot(t)
 	ctx := t.Context()
 	m := newMachine(t)
 	require.NoError(t, os.MkdirAll(m.root+"/srv/config", 0o755))

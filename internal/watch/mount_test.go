@@ -127,6 +127,7 @@ func TestMountUnkillable(t *testing.T) {
 }
 
 func TestMountTable(t *testing.T) {
+	testenv.NeedsRoot(t)
 	point := filepath.Join(t.TempDir(), "a mount")
 	require.NoError(t, os.Mkdir(point, 0o755))
 	s := settings()
