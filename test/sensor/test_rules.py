@@ -58,6 +58,8 @@ EVENTS = [
     (event("st2", "st2workflowengine", "down", "st2workflowengine is active but nobody consumes st2.workflow.work", "consumers"), {
         "services_deaf": {"host": "node2", "wait": 120, "run": RUN}}),
     (event("rabbitmq", "10.0.0.1:5672", "up", "", previous="down", lasted_ms=9000), {"sweep_after_recovery": {"run": RUN}}),
+    (event("st2", "st2actionrunner@1", "up", "", previous="down", lasted_ms=9000), {"sweep_after_recovery": {"run": RUN}}),
+    (event("st2", "st2notifier", "up", "", previous="down", lasted_ms=9000), {}),
     (event("redis", "10.0.0.1:6379", "up", "", previous="flapping", lasted_ms=9000), {}),
     (event("rabbitmq", "10.0.0.1:5672", "up", "", previous="suspect", lasted_ms=400), {}),
     (event("rabbitmq", "10.0.0.1:5672", "up", "", previous="unknown"), {}),
