@@ -11,6 +11,7 @@ import pack as packs  # noqa: E402
 import engine  # noqa: E402
 import params  # noqa: E402
 import runner  # noqa: E402
+import sidebyside  # noqa: E402
 
 PACK = packs.Pack(os.path.join(HERE, "..", ".."))
 CONFIG = {**PACK.config(), "primary": "192.0.2.1", "secondaries": ["192.0.2.2"], "rabbitmq_password": "s3cret'\"\n"}
@@ -356,4 +357,4 @@ def shown(result):
 
 
 if __name__ == "__main__":
-    unittest.main()
+    sidebyside.main()

@@ -15,6 +15,7 @@ sys.path.insert(0, HERE)
 import pack as packs  # noqa: E402
 import params  # noqa: E402
 import runner  # noqa: E402
+import sidebyside  # noqa: E402
 
 FIXTURE = os.path.join(HERE, "testdata", "pack")
 ENTRY = os.path.join(FIXTURE, "actions", "probe")
@@ -509,4 +510,4 @@ def inspect(path):
 
 
 if __name__ == "__main__":
-    unittest.main()
+    sidebyside.main()
