@@ -6,18 +6,21 @@ import (
 	"fmt"
 	"io/fs"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"st2ha/internal/fault"
 	"st2ha/internal/heal"
 	"st2ha/internal/nfs"
+	"st2ha/internal/stackstorm"
 	"st2ha/internal/step"
 	"st2ha/internal/watch"
 )
 
 const (
 	ruleTime    = 60 * time.Second // that a rule of StackStorm has to mend what needs no watchdog
+	packsTime   = 10 * time.Second // the same for packs, without which this node's runners fail every action
 	exportsLook = 15 * time.Second // at what this node exports
 	mendTime    = 90 * time.Second // for a mount
 )
@@ -46,7 +49,7 @@ func exportsKey() watch.Key { return watch.Key{Backend: watch.NFS, Name: "export
 // look begins what is overdue.
 func (m *mender) look(ctx context.Context, all []watch.Status, now time.Time) {
 	for _, s := range all {
-		if m.overdue(s, now) && !m.p.watcher.CutOff() {
+		if m.overdue(ctx, s, now) && !m.p.watcher.CutOff() {
 			m.begin(s.Key, func() {
 				m.mend(ctx, s, &nfs.Recover{Directory: s.Name, Within: mendTime})
 			})
@@ -60,7 +63,7 @@ func (m *mender) look(ctx context.Context, all []watch.Status, now time.Time) {
 
 // overdue says whether a mount has been missing for so long that no rule mends
 // it. One that hangs is not touched: it heals itself.
-func (m *mender) overdue(s watch.Status, now time.Time) bool {
+func (m *mender) overdue(ctx context.Context, s watch.Status, now time.Time) bool {
 	if s.Backend != watch.Mount || s.State != watch.StateDown || s.Reason != watch.NotMounted {
 		delete(m.since, s.Key)
 		return false
@@ -68,7 +71,23 @@ func (m *mender) overdue(s watch.Status, now time.Time) bool {
 	if m.since[s.Key].IsZero() {
 		m.since[s.Key] = now
 	}
-	return now.Sub(m.since[s.Key]) >= m.after
+	missing := now.Sub(m.since[s.Key])
+	return missing >= min(m.after, packsTime) && missing >= m.left(ctx, s)
+}
+
+// left is how long an endpoint is left to a rule. Packs are left for less: the
+// rule's own action lies there, so this node's runners cannot run it.
+func (m *mender) left(ctx context.Context, s watch.Status) time.Duration {
+	if s.Backend == watch.Mount {
+		if conf, _ := stackstorm.LookAtConf(ctx, m.p.host); conf != nil { // an odd line costs that line
+			for _, packs := range conf.PackDirs() {
+				if rel, err := filepath.Rel(s.Name, packs); err == nil && filepath.IsLocal(rel) {
+					return min(m.after, packsTime)
+				}
+			}
+		}
+	}
+	return m.after
 }
 
 // exports looks whether all directories that /etc/exports names, and that are
@@ -152,7 +171,7 @@ func (m *mender) apply(ctx context.Context, s watch.Status, c step.Change) {
 	}
 	m.p.watcher.Healed(s.Key, source)
 	m.tell(heal.Event{Event: heal.EventHealed, Target: target, Heals: d.Heals,
-		Reason: fmt.Sprintf("%s: %s, and no rule has mended it within %s", c.Diff(), s.Reason, m.after)})
+		Reason: fmt.Sprintf("%s: %s, and no rule has mended it within %s", c.Diff(), s.Reason, m.left(ctx, s))})
 	err = c.Apply(ctx, m.p.host)
 	m.p.metrics.healed(s.Key, err)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"slices"
@@ -143,6 +144,36 @@ func TestWatchdogMendsContent(t *testing.T) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	assert.Len(t, c.ran, 2)
+}
+
+// The rule's action lies on the packs' mount: the watchdog waits less for it.
+func TestPacksAreLeftToARuleForLess(t *testing.T) {
+	c := newContent(t)
+	require.NoError(t, os.MkdirAll(c.Path("/etc/st2"), 0o755))
+	p := newProber("n1", watch.Config{}, slog.New(slog.DiscardHandler))
+	p.host = c
+	m := newMender(newHealer(p, nil))
+	mount := func(dir string) watch.Status {
+		return watch.Status{Key: watch.Key{Backend: watch.Mount, Name: dir}, State: watch.StateDown, Reason: watch.NotMounted}
+	}
+	for _, tc := range []struct {
+		conf, dir string
+		want      time.Duration
+	}{
+		{"", "/opt/stackstorm/packs", packsTime},
+		{"", "/opt/stackstorm", packsTime},
+		{"", "/opt/stackstorm/configs", ruleTime},
+		{"", "/opt/stackstorm/packs/other", ruleTime},
+		{"what is this\n[content]\npacks_base_paths = /srv/packs:/srv/more\n", "/srv/more", packsTime},
+	} {
+		require.NoError(t, os.WriteFile(c.Path("/etc/st2/st2.conf"), []byte(tc.conf), 0o644))
+		require.Equal(t, tc.want, m.left(t.Context(), mount(tc.dir)), tc.dir)
+		began := time.Now()
+		require.False(t, m.overdue(t.Context(), mount(tc.dir), began))
+		require.False(t, m.overdue(t.Context(), mount(tc.dir), began.Add(tc.want-time.Second)))
+		require.True(t, m.overdue(t.Context(), mount(tc.dir), began.Add(tc.want)))
+		delete(m.since, mount(tc.dir).Key)
+	}
 }
 
 func TestWatchdogLeavesContentAlone(t *testing.T) {

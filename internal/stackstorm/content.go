@@ -33,6 +33,12 @@ func (c *Conf) Content() []ContentSetting {
 	}
 }
 
+// PackDirs are the directories of packs, among Content.
+func (c *Conf) PackDirs() []string {
+	all := c.Content()
+	return slices.Concat(all[1].Directories, all[2].Directories)
+}
+
 // EncryptionKey is the file of the key that encrypts the datastore's values,
 // [keyvalue] encryption_key_path; empty if there is none.
 func (c *Conf) EncryptionKey() string { return c.option("keyvalue", "encryption_key_path") }
