@@ -31,9 +31,10 @@ lab-down: ## ends a lab that KEEP=1 left up
 	@test/lab/lab.sh down
 
 test: ## everything, with a table at its end; what only computes runs beside the rest
-	@test/all.sh setup unit sensor install-test lab-fast lab-test -- workflow lint vuln fuzz
+	@ST2HA_TEST_ALL=1 test/all.sh setup unit sensor install-test lab-fast lab-test -- workflow lint vuln fuzz
 
-check: lint unit workflow sensor ## what needs no nodes, in minutes: format, lint, unit tests, all metadata, workflows, sensor
+check: ## what needs no nodes, in minutes: format, lint, unit tests, all metadata, workflows, sensor
+	@test/all.sh lint unit sensor -- workflow
 
 setup: ## what the tests need on a bare Debian 12 machine with Go
 	@test/setup.sh
@@ -62,9 +63,11 @@ workflow: build ## the workflows under the real orquesta engine, and their metad
 	$$(test/workflow/setup.sh) test/workflow/test_run.py
 	$$(test/workflow/setup.sh) test/workflow/test_pack.py
 
-sensor: ## the sensor, as it is and with StackStorm's eventlet patching; its rules
-	$$(test/workflow/setup.sh) test/sensor/test_sensor.py
-	EVENTLET=1 $$(test/workflow/setup.sh) -W ignore::DeprecationWarning test/sensor/test_sensor.py
+sensor: ## the sensor, as it is and with StackStorm's eventlet patching, side by side; its rules
+	@python=$$(test/workflow/setup.sh); said=$$(mktemp); trap "rm $$said" EXIT; code=0; \
+	EVENTLET=1 $$python -W ignore::DeprecationWarning test/sensor/test_sensor.py >$$said 2>&1 & \
+	$$python test/sensor/test_sensor.py || code=1; \
+	wait $$! || code=1; echo "with eventlet's patching:"; cat $$said; exit $$code
 	$$(test/workflow/setup.sh) test/sensor/test_rules.py
 
 lab-fast: ## on fast nodes: bad input, two runs at once, MongoDB without logins, healing; killed at one change of six

@@ -3,7 +3,6 @@
 # table; ends with 1 if any failed. The parts behind -- only compute: they run beside the first ones with the CPU time that
 # those leave (sched(7), SCHED_IDLE), for most of a test's time is waiting. Their output comes at the end.
 set -uo pipefail
-export ST2HA_TEST_ALL=1   # what a test cannot do here fails it (internal/testenv)
 dir=$(mktemp -d) began=$SECONDS beside=''
 trap '[ -z "$beside" ] || kill -- "-$beside" 2>/dev/null; rm -rf "$dir"' EXIT
 trap 'exit 130' INT TERM
