@@ -13,10 +13,13 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"st2ha/internal/testenv"
 )
 
 // The pack from main: no binary in it, a toolchain in its virtualenv.
 func TestInstallMain(t *testing.T) {
+	testenv.NeedsRoot(t)
 	n := newNode(t)
 	from := origin(t)
 	n.install(t, "file://"+from, "")

@@ -10,11 +10,14 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"st2ha/internal/testenv"
 )
 
 // A release: made twice, it is the same; installed, it needs neither Go nor
 // network nor cache.
 func TestRelease(t *testing.T) {
+	testenv.NeedsRoot(t)
 	from := origin(t)
 	main := run(t, from, "git", "rev-parse", "main")
 	version := strings.TrimSpace(run(t, from, "sed", "-n", "s/^version: *//p", "pack.yaml"))

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"st2ha/internal/testenv"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -62,6 +64,7 @@ var labs = map[string]string{}
 // tests on User-Mode Linux.
 func needs(t *testing.T, all ...need) {
 	t.Helper()
+	testenv.NeedsRoot(t)
 	kind := "fast"
 	if len(all) > 0 || os.Getenv("KIND") == "uml" {
 		kind = "uml"
