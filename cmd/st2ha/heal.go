@@ -305,7 +305,7 @@ func (s *sweepCommand) exec(ctx context.Context, c *common) (any, error) {
 		Cancel: s.params.heal.cancel, Own: c.getenv("ST2_ACTION_EXECUTION_ID"), Now: time.Now}
 	// An execution is ended once: that has no limits.
 	r, err = step.Heal(ctx, sweeper, local, c.options(), always)
-	r.Findings = append(unreached, r.Findings...)
+	r.Findings = append(append([]step.Finding{}, unreached...), r.Findings...) // a list also when there is none
 	return r, err
 }
 

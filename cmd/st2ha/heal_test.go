@@ -161,6 +161,7 @@ func TestSweepOneAtATime(t *testing.T) {
 	waits := 0
 	for r := range results {
 		require.False(t, r.Changed)
+		require.NotNil(t, r.Findings, "the schema has a list")
 		for _, f := range r.Findings {
 			if f.Check == "sweep_waits" {
 				waits++

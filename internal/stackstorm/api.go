@@ -74,7 +74,7 @@ func (a *API) call(ctx context.Context, method, path string, query url.Values, b
 		return nil, fault.Failed("api", "look at the log of st2api", "StackStorm's API: %s %s: %w", method, path, err)
 	}
 	if response.StatusCode/100 != 2 {
-		return nil, refusedCall(method, path, response.Status, data)
+		return nil, refusedCall(method, path, response, data)
 	}
 	if into != nil {
 		if err := json.Unmarshal(data, into); err != nil {
@@ -84,16 +84,29 @@ func (a *API) call(ctx context.Context, method, path string, query url.Values, b
 	return response.Header, nil
 }
 
+// refusal is an answer of the API that is an error.
+type refusal struct {
+	code  int
+	words string
+}
+
+func (r *refusal) Error() string { return r.words }
+
 // refusedCall is an answer that is an error: st2common/router.py has its words
 // in faultstring.
-func refusedCall(method, path, status string, data []byte) error {
+func refusedCall(method, path string, response *http.Response, data []byte) error {
 	var said struct {
 		Words string `json:"faultstring"`
 	}
+	status := response.Status
 	if json.Unmarshal(data, &said) == nil && said.Words != "" {
 		status += ": " + said.Words
 	}
-	return fault.Failed("api", "the token's user needs the right to do it (RBAC)", "StackStorm's API: %s %s: %s", method, path, status)
+	hint := "look at the log of st2api"
+	if response.StatusCode == http.StatusUnauthorized || response.StatusCode == http.StatusForbidden {
+		hint = "the token's user needs the right to do it (RBAC)"
+	}
+	return fault.Failed("api", hint, "StackStorm's API: %s %s: %w", method, path, &refusal{response.StatusCode, status})
 }
 
 // Trigger dispatches a trigger (st2api/controllers/v1/webhooks.py: the hook st2).

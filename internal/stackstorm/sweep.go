@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"net/url"
 	"path"
 	"slices"
@@ -411,7 +412,7 @@ func (c *settle) Diff() string {
 }
 
 // Apply ends it, unless it has moved on since.
-func (c *settle) Apply(ctx context.Context, _ host.Host) error {
+func (c *settle) Apply(ctx context.Context, h host.Host) error {
 	now, err := c.API.Execution(ctx, c.ID)
 	if err != nil {
 		return err
@@ -427,7 +428,23 @@ func (c *settle) Apply(ctx context.Context, _ host.Host) error {
 	if c.to == statusCanceled {
 		return c.API.Cancel(ctx, c.ID)
 	}
-	return c.API.Abandon(ctx, c.ID, "st2ha: "+c.why)
+	err = c.API.Abandon(ctx, c.ID, "st2ha: "+c.why)
+	var refused *refusal
+	if !errors.As(err, &refused) || refused.code != http.StatusBadRequest {
+		return err
+	}
+	// It may have ended a moment ago. But a runner that cannot publish stores an action's end in the live action
+	// only, and then no call ends the execution (st2api/controllers/v1/actionexecutions.py: put looks at the former).
+	if now, again := c.API.Execution(ctx, c.ID); again != nil || now.Status != c.Status {
+		return again
+	}
+	fix := "it holds up nothing"
+	if c.Parent != "" {
+		fix = "it holds up nothing but " + c.Parent + ", which st2 execution cancel ends"
+	}
+	return &step.LeftError{Finding: step.Finding{Severity: step.Warning, Host: h.Name(), Check: "half_ended",
+		Message: fmt.Sprintf("execution %s of %s is %s for good: %s, and its live action has ended (%v)", c.ID, c.Execution.Action.Ref, c.Status, c.why, refused),
+		Fix:     fix + "; no call of StackStorm's API ends it: it stays, until its status is set in the database"}}
 }
 
 // Undo cannot bring it back.

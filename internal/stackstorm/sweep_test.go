@@ -91,7 +91,7 @@ func (a *st2api) serve(w http.ResponseWriter, r *http.Request) {
 	case http.MethodDelete:
 		e["status"] = "canceled"
 	case http.MethodPut:
-		if completed(e["status"].(string)) {
+		if completed(e["status"].(string)) || e["half_ended"] != nil {
 			refuse(http.StatusBadRequest, "Execution is already in completed state.")
 			return
 		}
@@ -375,6 +375,25 @@ func TestSweepRace(t *testing.T) {
 	require.Error(t, changes[0].Undo(t.Context(), nil))
 }
 
+// A runner that could not publish its action's end: the API takes the live
+// action for ended, and lists the execution as running. The others are swept.
+func TestSweepHalfEnded(t *testing.T) {
+	half := ranBy("node1", 300)
+	half["half_ended"], half["parent"] = true, "workflow"
+	a := newST2API(t, execution("own", "running", 1, nil), execution("1", "running", 60, half), execution("2", "running", 60, ranBy("node1", 300)))
+	s := newSweeper(t, a)
+	changes, err := s.Plan(t.Context(), s.Nodes[0])
+	require.NoError(t, err)
+	require.Len(t, changes, 2)
+	var left *step.LeftError
+	require.ErrorAs(t, changes[0].Apply(t.Context(), s.Nodes[0]), &left)
+	require.Equal(t, "half_ended", left.Finding.Check)
+	require.Contains(t, left.Finding.Message, "execution 1 of core.local is running for good")
+	require.Contains(t, left.Finding.Fix, "nothing but workflow")
+	require.NoError(t, changes[1].Apply(t.Context(), s.Nodes[0]))
+	require.Equal(t, "abandoned", a.executions[2]["status"])
+}
+
 func TestSweepPages(t *testing.T) {
 	executions := []map[string]any{execution("own", "running", 1, nil)}
 	for i := range 250 {
@@ -401,10 +420,12 @@ func TestAPI(t *testing.T) {
 	_, err = api.Execution(t.Context(), "../../etc")
 	require.ErrorContains(t, err, "404 Not Found: Execution with id ../../etc not found.")
 	require.Equal(t, "api", fault.Of(err).Code)
+	require.NotContains(t, fault.Of(err).Hint, "RBAC")
 	wrong := &API{URL: api.URL, Token: "wr0ng"}
 	err = wrong.Cancel(t.Context(), "1")
 	require.ErrorContains(t, err, "Token not found")
 	require.NotContains(t, err.Error(), "wr0ng")
+	require.Contains(t, fault.Of(err).Hint, "RBAC")
 	a.broken = 500
 	_, err = newSweeper(t, a).Plan(t.Context(), nil)
 	require.ErrorContains(t, err, "MongoDB is away")

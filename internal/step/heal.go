@@ -12,6 +12,12 @@ import (
 // Guard says why a change that heals is not to be made now, or nil.
 type Guard func(ctx context.Context, h host.Host, c Change) (*Finding, error)
 
+// LeftError is what Apply returns for a change that turned out to be
+// impossible, and harms nothing: Heal notes the finding, and goes on.
+type LeftError struct{ Finding Finding }
+
+func (e *LeftError) Error() string { return e.Finding.Message }
+
 // Heal brings a step about that mends a fault and is no configuration: check,
 // plan, apply what guard lets pass, verify. It excludes other runs on the host
 // as Run does, but keeps no journal: a restart left nothing to be undone, and a
@@ -66,7 +72,13 @@ func heal(ctx context.Context, s Step, h host.Host, o Options, guard Guard, r *R
 			continue
 		}
 		o.Log.Info(c.Kind(), "host", h.Name(), "target", c.Target())
-		if err := c.Apply(ctx, h); err != nil {
+		err = c.Apply(ctx, h)
+		var left *LeftError
+		if errors.As(err, &left) {
+			r.Findings = append(r.Findings, left.Finding)
+			continue
+		}
+		if err != nil {
 			return err
 		}
 		r.Changed = true

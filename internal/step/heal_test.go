@@ -142,3 +142,31 @@ func TestHealTwice(t *testing.T) {
 	require.Equal(t, "healing_waits", r.Findings[0].Check)
 	require.Contains(t, r.Findings[0].Message, "is at work on "+m.Name()+" already: run other, step heal")
 }
+
+// What cannot be done and harms nothing is told, and the rest is healed.
+func TestHealLeaves(t *testing.T) {
+	s := &leaving{ailing{ill: map[string]bool{"a": true, "b": true}}}
+	m := newMachine(t)
+	r, err := step.Heal(t.Context(), s, m, options("r1"), func(context.Context, host.Host, step.Change) (*step.Finding, error) { return nil, nil })
+	require.NoError(t, err)
+	require.True(t, r.Changed)
+	require.Equal(t, []step.Finding{{Check: "left", Message: "a"}}, r.Findings)
+	require.Len(t, r.Changes, 1)
+	require.Equal(t, "b", r.Changes[0].Target)
+	require.Equal(t, 1, s.verified)
+}
+
+// leaving is an ailing whose a cannot be healed.
+type leaving struct{ ailing }
+
+func (s *leaving) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
+	changes, err := s.ailing.Plan(ctx, h)
+	changes[0] = &lost{changes[0]}
+	return changes, err
+}
+
+type lost struct{ step.Change }
+
+func (l *lost) Apply(context.Context, host.Host) error {
+	return &step.LeftError{Finding: step.Finding{Check: "left", Message: l.Target()}}
+}
