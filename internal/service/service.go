@@ -130,6 +130,21 @@ func States(ctx context.Context, h host.Host, units ...string) ([]State, error) 
 	return states, nil
 }
 
+// Invocations are what systemd calls the present runs of units, by their names
+// without suffix.
+func Invocations(ctx context.Context, h host.Host, units ...string) (map[string]string, error) {
+	out, err := h.Run(ctx, nil, append([]string{"systemctl", "show", "--property=Id,InvocationID"}, units...)...)
+	if err != nil {
+		return nil, fmt.Errorf("%s: state of %s: %w", h.Name(), strings.Join(units, ", "), err)
+	}
+	runs := map[string]string{}
+	for _, block := range strings.Split(strings.TrimSpace(string(out)), "\n\n") {
+		p := properties(block)
+		runs[strings.TrimSuffix(p["Id"], ".service")] = p["InvocationID"]
+	}
+	return runs, nil
+}
+
 // Activity is a unit's ActiveState, and for how long it has been active, 0 if
 // it is not (org.freedesktop.systemd1(5)).
 func Activity(ctx context.Context, h host.Host, unit string) (state string, since time.Duration, err error) {

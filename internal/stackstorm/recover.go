@@ -18,7 +18,8 @@ import (
 
 // Recoverer is the step recover_st2_services: it restarts exactly those st2
 // units that are not active, or that are deaf: connected to no broker, with a
-// queue that nobody consumes, or with messages of which they take none.
+// queue that nobody consumes, with messages of which they take none, or unable
+// to publish (Mute).
 type Recoverer struct {
 	Delay  time.Duration // of a restart that would end the action that asks for it
 	Within time.Duration // they must be active by then
@@ -161,7 +162,20 @@ func (s *Recoverer) deaf(ctx context.Context, h host.Host, active []string) ([]*
 		}
 	}
 	stuck, err := s.stuck(ctx, h, login, names, prefix, active)
-	return append(deaf, stuck...), err
+	if err != nil {
+		return nil, err
+	}
+	deaf = append(deaf, stuck...)
+	mute, err := Mute(ctx, h, MuteWithin)
+	if err != nil {
+		return nil, err
+	}
+	for _, unit := range mute {
+		if slices.Contains(active, unit) && !slices.ContainsFunc(deaf, func(r *unitRestart) bool { return r.Unit == unit }) {
+			deaf = append(deaf, &unitRestart{Unit: unit, why: "active, but publishes nothing any more"})
+		}
+	}
+	return deaf, nil
 }
 
 // stuck returns those of the active units that are connected, have messages

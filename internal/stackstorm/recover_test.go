@@ -22,11 +22,13 @@ type st2node struct {
 	connected map[string]int    // and the number of the process that is
 	pids      map[string]int
 	sockets   map[string]int // real ones: processes by local address
+	begun     map[string]int // how often each was begun
+	journal   []string       // what journalctl finds
 }
 
 func newST2Node(t *testing.T, broker, mongod string) *st2node {
 	conf := fmt.Sprintf("[database]\nhost = mongodb://%s/st2\n[messaging]\nurl = %s\n", mongod, MessagingURL(backendtest.User, strings.ReplaceAll(backendtest.Password, "$", "$$"), "127.0.0.1", port(t, broker), "/"))
-	n := &st2node{machine: newMachine(t, "node2", conf), units: map[string]string{}, connected: map[string]int{}, pids: map[string]int{}}
+	n := &st2node{machine: newMachine(t, "node2", conf), units: map[string]string{}, connected: map[string]int{}, pids: map[string]int{}, begun: map[string]int{}}
 	for i, unit := range []string{"st2api", "st2scheduler", "st2workflowengine", "st2actionrunner@1", "st2actionrunner@2"} {
 		n.units[unit] = "active running"
 		n.connected[unit], n.pids[unit] = 100+i, 100+i
@@ -66,6 +68,17 @@ func (n *st2node) systemd(argv string) (string, error) {
 			blocks = append(blocks, "Id="+unit+".service\nActiveState="+active+"\nSubState="+sub)
 		}
 		return strings.Join(blocks, "\n\n") + "\n", nil
+	case strings.HasPrefix(argv, "systemctl show --property=Id,InvocationID "):
+		var blocks []string
+		for _, unit := range words[3:] {
+			blocks = append(blocks, fmt.Sprintf("Id=%s.service\nInvocationID=%s-%d", unit, unit, n.begun[unit]))
+		}
+		return strings.Join(blocks, "\n\n") + "\n", nil
+	case words[0] == "journalctl":
+		if len(n.journal) == 0 {
+			return "", &host.ExitError{Program: "journalctl", Code: 1}
+		}
+		return strings.Join(n.journal, "\n") + "\n", nil
 	case words[0] == "ss":
 		var out strings.Builder
 		for unit, pid := range n.connected {
@@ -76,6 +89,7 @@ func (n *st2node) systemd(argv string) (string, error) {
 	case words[1] == "restart":
 		n.units[words[2]] = "active running"
 		n.connected[words[2]] = n.pids[words[2]]
+		n.begun[words[2]]++
 	case words[1] == "is-active":
 		return "", &host.ExitError{Program: "systemctl is-active", Code: 3}
 	}
@@ -143,6 +157,25 @@ func TestRecoverServices(t *testing.T) {
 	}
 	require.NoError(t, s.Verify(t.Context(), n))
 	require.Empty(t, plan(n))
+
+	// A scheduler that took a request while the broker was away goes on taking them, and publishes none: only its log says so.
+	n.journal = []string{
+		`{"_SYSTEMD_UNIT":"st2scheduler.service","_SYSTEMD_INVOCATION_ID":"st2scheduler-0","_PID":"3826"}`,
+		`{"_SYSTEMD_UNIT":"st2actionrunner@1.service","_SYSTEMD_INVOCATION_ID":"st2actionrunner@1-0"}`,
+		`{"_SYSTEMD_UNIT":"st2workflowengine.service","_SYSTEMD_INVOCATION_ID":"st2workflowengine-0"}`, // it was begun anew since
+		`{"_SYSTEMD_UNIT":["st2api.service"]}`, "cut o",
+	}
+	require.Equal(t, map[string]string{
+		"st2scheduler": "active, but publishes nothing any more", "st2actionrunner@1": "active, but publishes nothing any more",
+	}, plan(n))
+	changes, err = s.Plan(t.Context(), n)
+	require.NoError(t, err)
+	for _, c := range changes {
+		require.NoError(t, c.Apply(t.Context(), n))
+	}
+	require.Empty(t, plan(n))
+	require.NoError(t, s.Verify(t.Context(), n))
+	n.journal = nil
 
 	// Restarts of this machine's own runners follow the action's end.
 	n.local = true

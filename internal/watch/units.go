@@ -19,6 +19,7 @@ import (
 const (
 	ProbeUnit      = "unit"      // systemd's word
 	ProbeConsumers = "consumers" // the broker's: somebody takes what is in the unit's queues
+	ProbeJournal   = "journal"   // the unit's own: it says that it cannot publish
 )
 
 // UnitsSettings are the StackStorm units of a node, and how they are watched.
@@ -35,6 +36,7 @@ type UnitsSettings struct {
 	DeafAfter    time.Duration // without consumers until a unit is down: a service that starts has none yet; 10 s
 	DeafFindings int           // without consumers in a row until a unit is suspect; 3
 	StuckAfter   time.Duration // that messages wait, and the unit acknowledges none, until it is down; 60 s
+	JournalEvery time.Duration // between two looks at what the units log; 20 s
 }
 
 // UnitEndpoints returns an endpoint for each unit. They share one call of
@@ -50,6 +52,7 @@ func UnitEndpoints(s UnitsSettings) []Endpoint {
 	or(&s.StartTime, 90*time.Second)
 	or(&s.DeafAfter, 10*time.Second)
 	or(&s.StuckAfter, time.Minute)
+	or(&s.JournalEvery, 20*time.Second)
 	if s.DeafFindings == 0 {
 		s.DeafFindings = 3
 	}
@@ -114,6 +117,7 @@ func (u *units) join(unit string, report func(Observation)) {
 		defer close(stopped)
 		var both sync.WaitGroup
 		both.Go(func() { every(ctx, u.Every, u.look) })
+		both.Go(func() { every(ctx, u.JournalEvery, u.read) })
 		if u.Login.Addr != "" {
 			c := &consumers{units: u, stuck: map[string]time.Time{}}
 			both.Go(func() { every(ctx, u.Every, c.look); c.hangUp() })
@@ -181,6 +185,28 @@ func (u *units) look(ctx context.Context) {
 		u.mu.Lock()
 		u.active[unit] = o.Verdict == Good
 		u.mu.Unlock()
+		u.tell(unit, o)
+	}
+}
+
+// read looks for units that say that they cannot publish. Nobody but root, and
+// who is in the journal's groups, can read that: the others find nothing.
+func (u *units) read(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, u.JournalEvery)
+	defer cancel()
+	mute, err := stackstorm.Mute(ctx, u.Host, stackstorm.MuteWithin)
+	if err != nil {
+		return // no journal, or one that cannot be searched
+	}
+	for _, unit := range u.Units {
+		i := slices.IndexFunc(mute, func(name string) bool {
+			return name == unit || workers(unit) != "" && strings.HasPrefix(name, unit+"@")
+		})
+		o := Observation{Probe: ProbeJournal}
+		if i >= 0 {
+			o.Verdict, o.Limit = Bad, refusedLimit // it does not pass by itself
+			o.Reason = mute[i] + " is active but publishes nothing any more"
+		}
 		u.tell(unit, o)
 	}
 }

@@ -22,12 +22,13 @@ import (
 // machine of the tests need not have one. The form is systemctl's.
 type node struct {
 	*host.Local
-	mu     sync.Mutex
-	states map[string]string // of a unit: active/running
-	err    error
-	calls  int
-	owners map[string]int    // processes, by the local address of their connection to the broker
-	units  map[string]string // of /proc/PID/cgroup
+	mu               sync.Mutex
+	states           map[string]string // of a unit: active/running
+	err              error
+	calls            int
+	owners           map[string]int    // processes, by the local address of their connection to the broker
+	units            map[string]string // of /proc/PID/cgroup
+	mute, invocation string            // a unit that says so, and its present run
 }
 
 func (n *node) ReadFile(ctx context.Context, name string) (host.File, error) {
@@ -43,6 +44,15 @@ func (n *node) Run(_ context.Context, _ []byte, argv ...string) ([]byte, error) 
 	if argv[0] == "ss" {
 		out, err := backendtest.Sockets(argv, n.owners)
 		return []byte(out), err
+	}
+	if argv[0] == "journalctl" {
+		if n.mute == "" {
+			return nil, &host.ExitError{Program: "journalctl", Code: 1}
+		}
+		return []byte(`{"_SYSTEMD_UNIT":"` + n.mute + `.service","_SYSTEMD_INVOCATION_ID":"4"}` + "\n"), nil
+	}
+	if argv[2] == "--property=Id,InvocationID" {
+		return []byte("Id=" + argv[3] + ".service\nInvocationID=" + n.invocation + "\n"), nil
 	}
 	n.calls++
 	var out []string
@@ -117,6 +127,33 @@ func TestUnits(t *testing.T) {
 	before := n.count()
 	time.Sleep(100 * time.Millisecond)
 	require.Equal(t, before, n.count(), "nobody watches")
+}
+
+// A service that cannot publish says so in the journal, until it is begun anew.
+func TestMuteUnit(t *testing.T) {
+	n := newNode()
+	s := unitSettings(n)
+	s.JournalEvery = 20 * time.Millisecond
+	watches := map[string]*watched{}
+	for _, e := range UnitEndpoints(s) {
+		watches[e.Name] = start(t, e.Watch)
+	}
+	set := func(unit, invocation string) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.mute, n.invocation = unit, invocation
+	}
+	watches["st2scheduler"].is(ProbeJournal, Good, "")
+	set("st2scheduler", "4")
+	watches["st2scheduler"].is(ProbeJournal, Bad, "st2scheduler is active but publishes nothing any more")
+	watches["st2api"].is(ProbeJournal, Good, "")
+	set("st2scheduler", "5")
+	watches["st2scheduler"].is(ProbeJournal, Good, "")
+	set("st2actionrunner@2", "4")
+	watches["st2actionrunner"].is(ProbeJournal, Bad, "st2actionrunner@2 is active but publishes nothing any more")
+	for _, w := range watches {
+		w.end()
+	}
 }
 
 // One call asks for all units, however many are watched.
