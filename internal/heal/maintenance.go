@@ -44,8 +44,8 @@ func (m Maintenance) Encode() ([]byte, error) {
 }
 
 // ReadMaintenance reads the switch of a node. Whatever the file holds, it is
-// on while the file is there, so that touch(1) is enough; only an end that it
-// names, and that has passed, switches it off.
+// on while the file is there, so that an empty one is enough; only an end that
+// it names, and that has passed, switches it off.
 //
 // A switch that was set in the future, for the clock was set back since, and
 // that ends by itself, lasts as long as it was to last, from now on: counted
