@@ -128,6 +128,10 @@ func healable(s watch.Status, all []watch.Status) bool {
 	case watch.MongoDB, watch.RabbitMQ, watch.Redis, watch.NFS:
 		return s.Probe == watch.ProbeConnection || s.Probe == watch.ProbePing
 	case watch.StackStorm:
+		// One worker that cannot publish is restarted by the rule's action; the unit is all of them, with what they have in hand.
+		if s.Probe == watch.ProbeJournal && s.Name == "st2actionrunner" {
+			return false
+		}
 		// Without its backends a service cannot run, and comes back when they do.
 		return answers(watch.MongoDB, all) && answers(watch.RabbitMQ, all)
 	}

@@ -238,6 +238,13 @@ func TestHealable(t *testing.T) {
 	assert.False(t, healable(down(watch.RabbitMQ, func(s *watch.Status) { s.Host = "10.0.0.2" }), nil), "another node's")
 	assert.False(t, healable(down(watch.RabbitMQ, func(s *watch.Status) { s.Silent, s.Answers = false, true }), nil), "it answers again, and is not up yet")
 	assert.False(t, healable(down(watch.RabbitMQ, func(s *watch.Status) { s.Probe = watch.ProbeAlarm }), nil), "a restart frees no memory")
+	backends := []watch.Status{{Key: watch.Key{Backend: watch.MongoDB}, State: watch.StateUp}, {Key: watch.Key{Backend: watch.RabbitMQ}, State: watch.StateUp}}
+	mute := func(unit string) watch.Status {
+		return watch.Status{Key: watch.Key{Backend: watch.StackStorm, Name: unit}, State: watch.StateDown, Probe: watch.ProbeJournal}
+	}
+	assert.True(t, healable(mute("st2scheduler"), backends))
+	assert.False(t, healable(mute("st2scheduler"), nil), "its backends first")
+	assert.False(t, healable(mute("st2actionrunner"), backends), "its other workers have actions in hand")
 
 	var said buffer
 	h := newHealer(newProber("n1", watch.Config{}, slog.New(slog.NewTextHandler(&said, nil))), nil)
