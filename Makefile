@@ -52,7 +52,7 @@ vuln: ## known vulnerabilities
 	@test/vuln.sh
 
 unit: ## most wait for servers, so more run side by side than there are CPUs; confedit, without -race: it has no goroutines, and 10 MB to edit
-	go test -race -timeout 15m -p 4 -parallel 4 $$(go list ./... | grep -vE '/(test/(lab|install)|internal/confedit)$$')
+	go test -race -timeout 15m -p 3 -parallel 4 $$(go list ./... | grep -vE '/(test/(lab|install)|internal/confedit)$$')
 	go test -timeout 5m ./internal/confedit
 
 install-test: ## the pack installed as StackStorm does it, and released; needs root, PyPI and the Go module proxy

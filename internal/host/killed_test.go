@@ -243,6 +243,7 @@ func TestRemoteWriterKilled(t *testing.T) {
 	there := host.NewLocal("node")
 	var half, moved int
 	for at := 1; ; at++ {
+		require.Less(t, at, 200, "the writer never comes to its end")
 		file := oldFile(t)
 		proxy.packets.Store(int64(at))
 		cmd := start(t, fmt.Sprintf("ssh %s %d %s", file, proxy.port, keys))

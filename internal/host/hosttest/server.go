@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/skeema/knownhosts"
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
 
 	"st2ha/internal/host"
 	"st2ha/internal/testenv"
@@ -301,6 +303,44 @@ func (s *Server) forward(nc ssh.NewChannel) {
 	ch.Close()
 }
 
+// separation has the directory without which sshd takes no connection, and
+// which its unit makes. Several tests, of several processes, may need it at
+// once: each holds a lock on it, and the last one removes what they made.
+func separation(t testing.TB) {
+	t.Helper()
+	const dir, ours = "/run/sshd", 0o711 // the unit's has 0755
+	for {
+		if err := os.Mkdir(dir, ours); err != nil && !errors.Is(err, fs.ErrExist) {
+			t.Fatal(err)
+		}
+		held, err := os.Open(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed by the last one but this
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Flock(int(held.Fd()), unix.LOCK_SH); err != nil {
+			t.Fatal(err)
+		}
+		info, err := held.Stat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if now, err := os.Stat(dir); err != nil || !os.SameFile(info, now) {
+			held.Close()
+			continue
+		}
+		t.Cleanup(func() {
+			defer held.Close()
+			if info.Mode().Perm() == ours && unix.Flock(int(held.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+				os.Remove(dir)
+			}
+		})
+		return
+	}
+}
+
 // NewSSHD starts the machine's own sshd on loopback, for root and with keys of
 // its own, and returns how to log in to it. It needs root and openssh-server;
 // the test is skipped where they are missing.
@@ -310,10 +350,7 @@ func NewSSHD(t testing.TB) host.SSHConfig {
 	testenv.NeedsRoot(t)
 	testenv.NeedsPrograms(t, sshd)
 	dir := t.TempDir()
-	// sshd refuses to start without the directory its unit makes.
-	if err := os.Mkdir("/run/sshd", 0o755); err == nil {
-		t.Cleanup(func() { os.Remove("/run/sshd") })
-	}
+	separation(t)
 	hostFile, keyFile := filepath.Join(dir, "host_key"), filepath.Join(dir, "id_ed25519")
 	_, hostKey := NewKey(t, hostFile)
 	_, userKey := NewKey(t, keyFile)
