@@ -31,7 +31,7 @@ lab-down: ## ends a lab that KEEP=1 left up
 	@test/lab/lab.sh down
 
 test: ## everything, with a table at its end; what only computes runs beside the rest
-	@ST2HA_TEST_ALL=1 test/all.sh setup unit sensor lab-fast lab-test -- workflow install-test lint vuln fuzz
+	@TEST_ALL=1 test/all.sh setup unit sensor lab-fast lab-test -- workflow install-test lint vuln fuzz
 
 check: ## what needs no nodes, in minutes: format, lint, unit tests, all metadata, workflows, sensor
 	@test/all.sh lint unit sensor -- workflow

@@ -1,6 +1,6 @@
 // Package testenv is how a test says what it takes of the machine that it runs
 // on. Where that is not there the test is skipped, and says why; with
-// ST2HA_TEST_ALL=1, as make sets it, it fails.
+// TEST_ALL=1, as make sets it, it fails.
 package testenv
 
 import (
@@ -34,7 +34,7 @@ func NeedsPrograms(t testing.TB, programs ...string) {
 
 func missing(t testing.TB, why string) {
 	t.Helper()
-	if os.Getenv("ST2HA_TEST_ALL") != "" {
+	if os.Getenv("TEST_ALL") != "" {
 		t.Fatal(why)
 	}
 	t.Skip(why)

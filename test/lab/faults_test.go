@@ -239,10 +239,13 @@ func (f *faults) within(v *verdict, l *line, took, limit time.Duration, what str
 	assert.LessOrEqual(v, took, limit+l.late, what)
 }
 
+// clocks is by how much those of two nodes may differ: a kernel reads the time at its start, to some 10 ms.
+const clocks = 50 * time.Millisecond
+
 // after leaves out what was detected before a moment: a watchdog's spool may
 // bring an earlier fault's events late.
 func after(events []seen, at time.Time) []seen {
-	return slices.DeleteFunc(slices.Clone(events), func(e seen) bool { return e.Event.Event != "" && e.DetectedAt.Before(at.Truncate(time.Millisecond)) })
+	return slices.DeleteFunc(slices.Clone(events), func(e seen) bool { return e.Event.Event != "" && e.DetectedAt.Before(at.Add(-clocks)) })
 }
 
 // of returns the events of a want's endpoint, by its observer.
