@@ -133,12 +133,12 @@ func States(ctx context.Context, h host.Host, units ...string) ([]State, error) 
 // Invocations are what systemd calls the present runs of units, by their names
 // without suffix.
 func Invocations(ctx context.Context, h host.Host, units ...string) (map[string]string, error) {
-	out, err := h.Run(ctx, nil, append([]string{"systemctl", "show", "--property=Id,InvocationID"}, units...)...)
+	blocks, err := show(ctx, h, "Id,InvocationID", units)
 	if err != nil {
-		return nil, fmt.Errorf("%s: state of %s: %w", h.Name(), strings.Join(units, ", "), err)
+		return nil, err
 	}
 	runs := map[string]string{}
-	for _, block := range strings.Split(strings.TrimSpace(string(out)), "\n\n") {
+	for _, block := range blocks {
 		p := properties(block)
 		runs[strings.TrimSuffix(p["Id"], ".service")] = p["InvocationID"]
 	}

@@ -74,7 +74,7 @@ func needs(t *testing.T, all ...need) {
 	}
 	if given {
 		if data, err := os.ReadFile(filepath.Join(os.Getenv("LAB"), "kind")); kind == "uml" && (err != nil || string(data) != "uml\n") {
-			t.Skipf("needs %v, and the nodes in LAB are not of User-Mode Linux", all)
+			require.FailNow(t, "the nodes in LAB are not of User-Mode Linux", "it needs %v", all)
 		}
 	} else if labs[kind] == "" {
 		labs[kind] = filepath.Join(os.TempDir(), fmt.Sprintf("st2ha-lab-%s-%d", kind, os.Getpid()))
