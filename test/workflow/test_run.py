@@ -41,11 +41,7 @@ def run(*arguments, given=None, config=None, stdin=None, pack=FIXTURE, **env):
             command += ["--config", file.name]
         path = os.path.join(HERE, "testdata", "bin") + os.pathsep + os.environ["PATH"]
         return Outcome(subprocess.run(command + list(arguments), input=stdin, capture_output=True, text=True,
-                                      timeout=60, env={**os.environ, "PATH": path, **env}))
-
-
-def overlap(spans):
-    return max(begin for begin, _ in spans) < min(end for _, end in spans)
+                                      timeout=300, env={**os.environ, "PATH": path, **env}))
 
 
 class CommandLine(unittest.TestCase):
@@ -197,7 +193,7 @@ class Actions(unittest.TestCase):
     def test_timeout(self):
         begin = time.monotonic()
         outcome = run("slow")
-        self.assertLess(time.monotonic() - begin, 10)
+        self.assertLess(time.monotonic() - begin, 60)
         result = outcome.json["output"]
         self.assertEqual((outcome.json["status"], result["return_code"]), ("timeout", -9))
         self.assertEqual(result["error"], "Action failed to complete in 1 seconds")
@@ -243,6 +239,7 @@ class RunnerService:
 
     def __init__(self, name):
         self.address, self.stored, self.refuse, self.ends_at = "\0%s.%%d" % name, [], {}, None
+        self.then = lambda: None  # what follows each that is stored
         self.server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.server.bind(self.address % 2)
         self.server.listen()
@@ -266,6 +263,7 @@ class RunnerService:
                 error = self.refuse.get(what)
                 if not error:
                     self.stored.append(what)
+                    self.then()
                 connection.sendall((json.dumps({"error": error} if error else {}) + "\n").encode())
 
 
@@ -282,12 +280,13 @@ class Streaming(unittest.TestCase):
         return node.run(action, {"cmd": command, "timeout": timeout}, {}, "6527242448d1e4e9ef404ebb")
 
     def test_lines_are_stored_as_they_come(self):
-        seen = []
-        watch = threading.Timer(1, lambda: seen.extend(self.service.stored))
-        watch.start()
-        status, result = self.run_command("echo one; echo two >&2; sleep 2; printf three")
+        with tempfile.TemporaryDirectory() as directory:
+            go_on = os.path.join(directory, "go-on")
+            self.service.then = lambda: len(self.service.stored) == 3 and open(go_on, "w").close()
+            status, result = self.run_command(
+                "echo one; echo two >&2; until [ -e %s ]; do sleep 0.05; done; printf three" % go_on, timeout=100)
         self.assertEqual((status, result["stdout"], result["stderr"]), ("succeeded", "one\nthree", "two"))
-        self.assertEqual(sorted(seen), ["running", "stderr: two", "stdout: one"])
+        self.assertEqual(sorted(self.service.stored[:3]), ["running", "stderr: two", "stdout: one"])
         self.assertEqual(self.service.stored[-2:], ["stdout: three", "succeeded"])
         self.run_command("exit 3")
         self.assertEqual(self.service.stored[-1], "failed")
@@ -318,9 +317,9 @@ class Streaming(unittest.TestCase):
     def test_a_runner_that_is_stopped_takes_its_action_with_it(self):
         self.service.ends_at = "stdout: restarting"
         begun = time.monotonic()
-        status, result = self.run_command("echo restarting; sleep 15")
+        status, result = self.run_command("echo restarting; sleep 100", timeout=100)
         self.assertEqual((status, result), ("abandoned", {}))
-        self.assertLess(time.monotonic() - begun, 10)
+        self.assertLess(time.monotonic() - begun, 60)
 
     def test_a_workflows_end_is_stored(self):
         node = runner.Node(address=self.service.address)
@@ -334,7 +333,8 @@ class Streaming(unittest.TestCase):
 
 class Workflows(unittest.TestCase):
     def join(self, fail_on):
-        return run("join", given={"primary": "a", "secondaries": ["b", "c"], "fail_on": fail_on})
+        with tempfile.TemporaryDirectory() as meet:  # each secondary waits for the other: one after the other they never end
+            return run("join", given={"primary": "a", "secondaries": ["b", "c"], "fail_on": fail_on, "meet": meet})
 
     def test_succeeds(self):
         outcome = self.join("")
@@ -342,7 +342,6 @@ class Workflows(unittest.TestCase):
         nodes = outcome.json["output"]["nodes"]
         self.assertEqual(nodes["a"], {"host": "a", "steps": 2, "changed": True, "error": None})
         self.assertEqual({host: node["host"] for host, node in nodes.items()}, {"a": "a", "b": "b", "c": "c"})
-        self.assertTrue(overlap([(nodes[host]["begin"], nodes[host]["end"]) for host in "bc"]))
         self.assertEqual(outcome.json["output"]["undone"], {})
         self.assertEqual(sorted(outcome.tasks()), ["join[0]", "join[1]", "preflight", "prepare", "prepare/checked",
                                                    "prepare/first", "prepare/second"])
@@ -368,16 +367,17 @@ class Workflows(unittest.TestCase):
         self.assertIn("prepare: second: boom: it broke (mend it)", outcome.stderr)
 
     def test_concurrency(self):
-        outcome = run("parallel", given={"items": ["a", "b", "c"], "concurrency": 2})
+        with tempfile.TemporaryDirectory() as meet:
+            outcome = run("parallel", given={"items": ["a", "b", "c"], "concurrency": 2, "meet": meet})
+        self.assertEqual(outcome.code, 0, outcome.stderr)
         spans = outcome.json["output"]["spans"]
-        self.assertTrue(overlap(spans[:2]))
         self.assertGreaterEqual(spans[2][0], min(end for _, end in spans[:2]))
 
     def test_branches_join_and_context(self):
-        outcome = run("branches")
+        with tempfile.TemporaryDirectory() as meet:
+            outcome = run("branches", given={"meet": meet})
         self.assertEqual(outcome.code, 0, outcome.stderr)
         output = outcome.json["output"]
-        self.assertTrue(overlap(output["spans"]))
         self.assertEqual((output["both"], output["status"], output["absent"]), ({"ok": True}, 0, "none"))
         self.assertRegex(" ".join(output["ids"]), "^[0-9a-f]{24} [0-9a-f]{24} fixture stanley$")
 
