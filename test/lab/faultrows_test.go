@@ -67,7 +67,7 @@ func rows(t *testing.T) []fault {
 				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect? down up", down: killedLimit, reason: "connection refused"},
 				{by: onPrimary, backend: watch.MongoDB, states: "suspect? down up"},
 			}},
-		{name: "Redis killed", inject: signalling("secondary", "KILL", "redis-server"), healer: "itself",
+		{name: "Redis killed", beside: true, inject: signalling("secondary", "KILL", "redis-server"), healer: "itself",
 			wants: []want{
 				{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect? down up", down: killedLimit, reason: "connection refused"},
 				{by: onSecondary, backend: watch.Redis, states: "suspect? down up"},
@@ -81,66 +81,15 @@ func rows(t *testing.T) []fault {
 			wants: []want{
 				{by: onSecondary, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up", down: withdrawnLimit, reason: "export " + virtualenvs + " withdrawn"},
 			}, also: []watch.Backend{watch.Mount}},
-		{name: "exported directory deleted", healer: "people",
-			inject: func(t *testing.T) time.Time {
-				return moment(t, "primary", "cp -a "+configs+" "+configs+".kept", "rm -rf "+configs)
-			},
-			repair: func(t *testing.T) time.Time {
-				at := running("primary", "mv "+configs+".kept "+configs+" && exportfs -ra")(t)
-				r := st2ha(t, "primary", "recover_nfs_mount", "--host="+secondary, "--directory="+configs, "--detach", "--wait=60")
-				require.Zero(t, r.exit, r.raw)
-				return at
-			},
-			wants: []want{
-				{by: onSecondary, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up", down: withdrawnLimit, reason: "export " + configs},
-			}, also: []watch.Backend{watch.Mount}}, // not at once: the server keeps a deleted directory as long as its export is cached
 		{name: "mount unmounted by hand", inject: running("secondary", "umount "+virtualenvs), healer: "rule mount_missing",
 			wants: []want{
 				{by: sensor, backend: watch.Mount, endpoint: virtualenvs, states: "suspect? down up", reason: "not mounted"},
 			}},
-		{name: "Redis frozen", inject: signalling("secondary", "STOP", "redis-server"), healer: "rule backend_down", // before the watchdog's patience ends
+		{name: "Redis frozen", beside: true, inject: signalling("secondary", "STOP", "redis-server"), healer: "rule backend_down", // before the watchdog's patience ends
 			wants: []want{
 				{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect down up", suspect: suspectLimit, down: downLimit},
 				{by: onSecondary, backend: watch.Redis, states: "suspect down up", suspect: suspectLimit, down: downLimit},
 			}},
-		{name: "MongoDB frozen", inject: signalling("primary", "STOP", "mongod"), healer: "watchdog",
-			wants: []want{
-				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect down up", suspect: suspectLimit, down: downLimit},
-				{by: onPrimary, backend: watch.MongoDB, states: "suspect down up"},
-			}},
-		{name: "RabbitMQ memory alarm", healer: "people",
-			inject: erlang("vm_memory_monitor:set_vm_memory_high_watermark({absolute, 1000000})"),
-			repair: erlang("vm_memory_monitor:set_vm_memory_high_watermark(0.4)"),
-			wants: []want{
-				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", down: alarmLimit, reason: "memory"},
-			}},
-		{name: "RabbitMQ user deleted", healer: "people",
-			inject: erlang(`rabbit_auth_backend_internal:delete_user(<<"st2">>, <<"lab">>)`), repair: configuring,
-			wants: []want{
-				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", down: closedLimit, reason: "login refused: user st2 deleted"},
-			}, also: []watch.Backend{watch.StackStorm}},
-		{name: "RabbitMQ password changed", healer: "people",
-			inject: erlang(`rabbit_auth_backend_internal:change_password(<<"st2">>, <<"another">>, <<"lab">>)`), repair: configuring,
-			wants: []want{
-				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", down: loginLimit, reason: "login refused"},
-			}, also: []watch.Backend{watch.StackStorm}},
-		{name: "MongoDB user dropped", healer: "people",
-			inject: running("primary", mongocmd(`{"dropUser": "stackstorm"}`)),
-			repair: running("primary", mongocmd(`{"createUser": "stackstorm", "pwd": "prim4ry-s3cret", "roles": []}`)),
-			wants: []want{
-				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect? down up", down: loginLimit, reason: "login refused"},
-			}, also: []watch.Backend{watch.StackStorm}},
-		{name: "packets to the primary dropped", inject: dropping("secondary", "primary"), end: passing, healer: "itself", wants: reached, also: all},
-		{name: "packets from the primary dropped", fresh: true, inject: dropping("primary", "secondary"), end: passing, healer: "itself", wants: reached, also: all},
-		{name: "link down for 2 s", inject: scripted("part"), lasts: 2 * time.Second, end: ending("join"), healer: "itself", wants: doubted, also: all},
-		{name: "link down for 20 s", fresh: true, inject: scripted("part"), lasts: 20 * time.Second, end: ending("join"), healer: "itself", wants: append(slices.Clone(reached), hung), also: all},
-		{name: "link down for 60 s", fresh: true, inject: scripted("part"), lasts: 60 * time.Second, end: ending("join"), healer: "itself", wants: append(slices.Clone(reached), hung), also: all},
-		{name: "primary's kernel frozen", fresh: true, inject: scripted("freeze", "primary"), lasts: 10 * time.Second, end: ending("thaw", "primary"), healer: "itself",
-			wants: append([]want{reached[2], hung}, reached[:2]...), also: all},
-		{name: "Redis flapping", healer: "itself", // away for longer than a slow server's answers may take, and not as long as until it is down
-			inject: running("secondary", "p=$(pidof redis-server); for i in 1 2 3 4 5 6 7 8 9 10; do kill -STOP $p; sleep 2.2; kill -CONT $p; sleep 0.4; done"),
-			wants:  []want{{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect? flapping up"}}},
-		{name: "sensor's watcher killed", custom: watcherKilled},
 		{name: "watchdog killed in an outage", healer: "people",
 			inject: func(t *testing.T) time.Time {
 				on(t, "secondary", "touch "+heal.MaintenanceFile)
@@ -159,6 +108,44 @@ func rows(t *testing.T) []fault {
 				{by: onSecondary, backend: watch.Redis, states: "suspect down up"},
 				{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect down up"},
 			}},
+		{name: "MongoDB frozen", beside: true, inject: signalling("primary", "STOP", "mongod"), healer: "watchdog",
+			wants: []want{
+				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect down up", suspect: suspectLimit, down: downLimit},
+				{by: onPrimary, backend: watch.MongoDB, states: "suspect down up"},
+			}},
+		{name: "RabbitMQ memory alarm", healer: "people",
+			inject: erlang("vm_memory_monitor:set_vm_memory_high_watermark({absolute, 1000000})"),
+			repair: erlang("vm_memory_monitor:set_vm_memory_high_watermark(0.4)"),
+			wants: []want{
+				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", down: alarmLimit, reason: "memory"},
+			}},
+		{name: "MongoDB user dropped", beside: true, healer: "people",
+			inject: running("primary", mongocmd(`{"dropUser": "stackstorm"}`)),
+			repair: running("primary", mongocmd(`{"createUser": "stackstorm", "pwd": "prim4ry-s3cret", "roles": []}`)),
+			wants: []want{
+				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect? down up", down: loginLimit, reason: "login refused"},
+			}, also: []watch.Backend{watch.StackStorm}},
+		{name: "RabbitMQ user deleted", healer: "people",
+			inject: erlang(`rabbit_auth_backend_internal:delete_user(<<"st2">>, <<"lab">>)`), repair: configuring,
+			wants: []want{
+				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", down: closedLimit, reason: "login refused: user st2 deleted"},
+			}, also: []watch.Backend{watch.StackStorm}},
+		{name: "RabbitMQ password changed", healer: "people",
+			inject: erlang(`rabbit_auth_backend_internal:change_password(<<"st2">>, <<"another">>, <<"lab">>)`), repair: configuring,
+			wants: []want{
+				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", down: loginLimit, reason: "login refused"},
+			}, also: []watch.Backend{watch.StackStorm}},
+		{name: "Redis flapping", beside: true, healer: "itself", // away for longer than a slow server's answers may take, and not as long as until it is down
+			inject: running("secondary", "p=$(pidof redis-server); for i in 1 2 3 4 5 6 7 8 9 10; do kill -STOP $p; sleep 2.2; kill -CONT $p; sleep 0.4; done"),
+			wants:  []want{{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect? flapping up"}}},
+		{name: "packets to the primary dropped", inject: dropping("secondary", "primary"), end: passing, healer: "itself", wants: reached, also: all},
+		{name: "packets from the primary dropped", fresh: true, inject: dropping("primary", "secondary"), end: passing, healer: "itself", wants: reached, also: all},
+		{name: "link down for 2 s", inject: scripted("part"), lasts: 2 * time.Second, end: ending("join"), healer: "itself", wants: doubted, also: all},
+		{name: "link down for 20 s", fresh: true, inject: scripted("part"), lasts: 20 * time.Second, end: ending("join"), healer: "itself", wants: append(slices.Clone(reached), hung), also: all},
+		{name: "link down for 60 s", fresh: true, inject: scripted("part"), lasts: 60 * time.Second, end: ending("join"), healer: "itself", wants: append(slices.Clone(reached), hung), also: all},
+		{name: "primary's kernel frozen", fresh: true, inject: scripted("freeze", "primary"), lasts: 10 * time.Second, end: ending("thaw", "primary"), healer: "itself",
+			wants: append([]want{reached[2], hung}, reached[:2]...), also: all},
+		{name: "sensor's watcher killed", custom: watcherKilled},
 		{name: fmt.Sprintf("Redis killed %d times", kills), custom: killing("secondary", "redis-server", kills,
 			want{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect? down up", down: killedLimit})},
 		{name: "RabbitMQ killed", inject: signalling("primary", "KILL", "beam.smp"), healer: "itself", within: 2 * time.Minute,
@@ -168,7 +155,6 @@ func rows(t *testing.T) []fault {
 			}, also: []watch.Backend{watch.StackStorm}},
 		{name: fmt.Sprintf("MongoDB killed %d times", kills), custom: killing("primary", "mongod", kills,
 			want{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect? down up", down: killedLimit})},
-		{name: "four busy loops beside it", custom: soak},
 		{name: "disk of the primary full", healer: "watchdog",
 			inject: func(t *testing.T) time.Time {
 				at := running("primary", `n=$(($(stat --file-system --format='%a*%S' /))); fallocate -l $((n - (4 << 20))) /var/lib/full`)(t)
@@ -191,6 +177,19 @@ func rows(t *testing.T) []fault {
 				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect down up", suspect: suspectLimit, down: downLimit},
 				{by: onPrimary, backend: watch.RabbitMQ, states: "suspect down up"},
 			}, also: []watch.Backend{watch.StackStorm}},
+		{name: "exported directory deleted", beside: true, healer: "people",
+			inject: func(t *testing.T) time.Time {
+				return moment(t, "primary", "cp -a "+configs+" "+configs+".kept", "rm -rf "+configs)
+			},
+			repair: func(t *testing.T) time.Time {
+				at := running("primary", "mv "+configs+".kept "+configs+" && exportfs -ra")(t)
+				r := st2ha(t, "primary", "recover_nfs_mount", "--host="+secondary, "--directory="+configs, "--detach", "--wait=60")
+				require.Zero(t, r.exit, r.raw)
+				return at
+			},
+			wants: []want{
+				{by: onSecondary, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up", down: withdrawnLimit, reason: "export " + configs},
+			}, also: []watch.Backend{watch.Mount}}, // not at once: the server keeps a deleted directory as long as its export is cached
 		// Asked for, not waited for: the watchdog may have one started before its stop has ended, which cancels systemd's job.
 		{name: "broker and database down", inject: running("primary", "systemctl stop --no-block mongod rabbitmq-server"), healer: "watchdog", within: 3 * time.Minute,
 			wants: []want{
@@ -206,6 +205,7 @@ func rows(t *testing.T) []fault {
 				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up"},
 			}, also: all},
 		{name: "secondary boots without the primary", custom: rebootAlone},
+		{name: "four busy loops beside it", custom: soak},
 	}
 }
 
@@ -304,7 +304,7 @@ func watcherKilled(t *testing.T, v *verdict, f *faults, l *line) {
 	back := want{by: sensor, backend: watch.Redis, endpoint: redis}
 	l.detected, l.states, l.reported, l.healer = "-", "up", "no down", "the sensor"
 	l.healed = human(back.first(f.from(mark), watch.StateUp).DetectedAt.Sub(at))
-	fault{}.unexpected(v, after(f.from(mark), at))
+	unexpected(v, after(f.from(mark), at))
 }
 
 // soak watches beside four busy loops on this machine. A down is false unless

@@ -52,6 +52,7 @@ type want struct {
 type fault struct {
 	name   string
 	fresh  bool                         // with new watchers: what was out of reach in the rows before, too, would flap
+	beside bool                         // made at the same time as the row before it: neither touches what the other does
 	inject func(t *testing.T) time.Time // does it, and says when
 	end    func(t *testing.T) time.Time // ends a fault that is none of the backend's own; says when
 	repair func(t *testing.T) time.Time // what people do, where nothing heals by itself
@@ -106,29 +107,38 @@ func (f *faults) watched(t *testing.T, mark int) {
 	require.Empty(t, f.calm(3*time.Minute), "not all is well to begin with")
 }
 
-// run makes one row's fault, waits for what it asks for, and judges. A row that
-// is not as required is made once more, three rows of a table at most: in the
-// lab several nodes share two cores, and any of them may stand still for
-// seconds. The table has both attempts; with NO_REPEAT there is one. What is lost, or cannot be done, fails
-// at once.
-func (f *faults) run(t *testing.T, r fault) {
+// run makes the faults of rows that go side by side, waits for what they ask
+// for, and judges. What is not as required is made once more, three times in a
+// table at most: in the lab several nodes share two cores, and any of them may
+// stand still for seconds. The table has both attempts; with NO_REPEAT there is
+// one. What is lost, or cannot be done, fails at once.
+func (f *faults) run(t *testing.T, rows []fault) {
 	for attempt := 1; ; attempt++ {
-		if r.fresh || attempt > 1 {
+		if rows[0].fresh || attempt > 1 {
 			require.Empty(t, f.calm(3*time.Minute), "not all is well before the fault")
 			f.afresh(t, "primary", "secondary")
 		}
 		v := &verdict{T: t}
-		f.once(t, v, r)
+		f.once(t, v, rows)
 		if len(v.not) == 0 || t.Failed() {
 			break
 		}
 		t.Logf("not as required:%s", strings.Join(v.not, ""))
 		if f.repeated++; attempt > 1 || f.repeated > 3 || os.Getenv("NO_REPEAT") != "" {
-			f.failed = append(f.failed, r.name+strings.Join(v.not, ""))
+			f.failed = append(f.failed, names(rows)+strings.Join(v.not, ""))
 			t.Fail()
 			break
 		}
 	}
+}
+
+// names are those of rows that go side by side.
+func names(rows []fault) string {
+	var all []string
+	for _, r := range rows {
+		all = append(all, r.name)
+	}
+	return strings.Join(all, " and ")
 }
 
 // verdict is what is not as required, of one attempt.
@@ -141,78 +151,98 @@ func (v *verdict) Errorf(format string, args ...any) {
 	v.not = append(v.not, fmt.Sprintf(format, args...))
 }
 
+// made is a row whose fault is made.
+type made struct {
+	fault
+	*line
+	at, over time.Time
+}
+
 // once is one attempt.
-func (f *faults) once(t *testing.T, v *verdict, r fault) {
-	if r.within == 0 {
-		r.within = 90 * time.Second
-	}
+func (f *faults) once(t *testing.T, v *verdict, rows []fault) {
 	require.Empty(t, f.calm(3*time.Minute), "not all is well before the fault")
 	for _, n := range []string{"primary", "secondary"} {
 		forget(t, n)
 	}
-	line := &line{fault: r.name, reported: "NOT TO THE END"}
-	f.table.add(line)
+	var all []*made
+	within := 90 * time.Second
+	for _, r := range rows {
+		m := &made{fault: r, line: &line{fault: r.name, reported: "NOT TO THE END"}}
+		f.table.add(m.line)
+		all, within = append(all, m), max(within, r.within)
+	}
 	f.writer.late(t)
 	mark, began := f.mark(), time.Now()
 	defer func() {
-		line.ok = !t.Failed() && len(v.not) == 0 && line.lost != ""
-		t.Logf("%+v", *line)
-		if !line.ok {
+		ok := !t.Failed() && len(v.not) == 0
+		for _, m := range all {
+			m.ok = ok && m.lost != ""
+			t.Logf("%+v", *m.line)
+		}
+		if !ok {
 			f.show(t, mark, began)
 		}
 	}()
-	if r.custom != nil {
-		r.custom(t, v, f, line)
-		line.note, line.lost = notes(f.ranSince(began)), f.writer.check(t)
+	if custom := rows[0].custom; custom != nil {
+		custom(t, v, f, all[0].line)
+		all[0].note, all[0].lost = notes(f.ranSince(began)), f.writer.check(t)
 		return
 	}
-	killed := len(r.wants) > 0 && r.wants[0].down == killedLimit
-	if killed {
-		f.writer.hold(t, r.wants[0].endpoint)
+	for _, m := range all {
+		killed := len(m.wants) > 0 && m.wants[0].down == killedLimit
+		if killed {
+			f.writer.hold(t, m.wants[0].endpoint)
+		}
+		m.at = m.inject(t)
+		m.over = m.at
+		if killed {
+			m.gone = f.writer.gone(t).Sub(m.at)
+		}
 	}
-	at := r.inject(t)
-	over := at
-	if killed {
-		line.gone = f.writer.gone(t).Sub(at)
-	}
-	seenDown := f.until(mark, r.within, func(events []seen) bool {
-		for _, w := range r.wants {
-			if e := w.first(after(events, at), watch.StateDown); w.hasDown() && e == nil {
-				return false
+	// came says whether each want has had its first event in a state.
+	came := func(events []seen, s watch.State, of func(want) bool) bool {
+		for _, m := range all {
+			for _, w := range m.wants {
+				if of(w) && w.first(after(events, m.at), s) == nil {
+					return false
+				}
 			}
 		}
 		return true
-	})
+	}
+	seenDown := f.until(mark, within, func(events []seen) bool { return came(events, watch.StateDown, want.hasDown) })
 	assert.True(v, seenDown, "not all was seen that had to be")
-	time.Sleep(time.Until(at.Add(r.lasts)))
-	if r.end != nil {
-		over = r.end(t)
-	}
-	if r.repair != nil {
-		over = r.repair(t)
-	}
-	f.until(mark, r.within, func(events []seen) bool {
-		for _, w := range r.wants {
-			if w.first(after(events, at), watch.StateUp) == nil {
-				return false
-			}
+	for _, m := range all {
+		time.Sleep(time.Until(m.at.Add(m.lasts)))
+		if m.end != nil {
+			m.over = m.end(t)
 		}
-		return true
-	})
-	assert.Empty(v, f.calm(r.within), "not all is well again")
-	events := after(f.from(mark), at)
-	actions := f.ranSince(began)
-	line.late = f.writer.late(t)
-	for i, w := range r.wants {
-		w.judge(v, events, at, over, line, i == 0)
+		if m.repair != nil {
+			m.over = m.repair(t)
+		}
 	}
-	r.unexpected(v, events)
-	line.healer = r.healedBy(events, actions)
-	assert.Equal(v, r.healer, line.healer, "healed by")
-	if r.check != nil {
-		r.check(v, events)
+	f.until(mark, within, func(events []seen) bool { return came(events, watch.StateUp, func(want) bool { return true }) })
+	assert.Empty(v, f.calm(within), "not all is well again")
+	actions, late := f.ranSince(began), f.writer.late(t)
+	var expected []watch.Backend
+	for _, m := range all {
+		events := after(f.from(mark), m.at)
+		m.late = late
+		for i, w := range m.wants {
+			w.judge(v, events, m.at, m.over, m.line, i == 0)
+		}
+		expected = append(expected, m.expected()...)
+		m.line.healer = m.healedBy(events, actions)
+		assert.Equal(v, m.fault.healer, m.line.healer, "%s: healed by", m.name)
+		if m.check != nil {
+			m.check(v, events)
+		}
 	}
-	line.note, line.lost = notes(actions), f.writer.check(t)
+	unexpected(v, after(f.from(mark), all[0].at), expected...)
+	lost := f.writer.check(t)
+	for _, m := range all {
+		m.note, m.lost = notes(actions), lost
+	}
 }
 
 // forget has a node forget what was healed on it.
@@ -360,12 +390,17 @@ func (w want) judge(t *verdict, events []seen, at, over time.Time, l *line, firs
 	}
 }
 
-// unexpected fails on whatever else was down.
-func (r fault) unexpected(t assert.TestingT, events []seen) {
-	expected := slices.Clone(r.also)
+// expected are the backends that may be down.
+func (r fault) expected() []watch.Backend {
+	all := slices.Clone(r.also)
 	for _, w := range r.wants {
-		expected = append(expected, w.backend)
+		all = append(all, w.backend)
 	}
+	return all
+}
+
+// unexpected fails on whatever else was down.
+func unexpected(t assert.TestingT, events []seen, expected ...watch.Backend) {
 	for _, e := range events {
 		if e.State == watch.StateDown && !slices.Contains(expected, e.Backend) {
 			assert.Fail(t, "false down", "%s", e.line)

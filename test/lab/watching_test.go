@@ -50,8 +50,13 @@ func seenAndHealed(t *testing.T) (failed []string) {
 	f.watched(t, 0)
 	f.enable(true)
 	f.writer = newWriter(t)
-	for _, row := range rows(t) {
-		t.Run(row.name, func(t *testing.T) { f.run(t, row) })
+	for all := rows(t); len(all) > 0; {
+		n := 1
+		for n < len(all) && all[n].beside {
+			n++
+		}
+		t.Run(names(all[:n]), func(t *testing.T) { f.run(t, all[:n]) })
+		all = all[n:]
 	}
 	return f.failed
 }
