@@ -8,7 +8,7 @@ GOARCH ?= $(shell go env GOARCH)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # Executions, not seconds: at the end of a time, go test -fuzz may fail with "context deadline exceeded" (golang/go#75804).
 FUZZTIME ?= 20000x
-.PHONY: build pack release lab lab-down test check setup lint vuln unit killed install-test workflow sensor lab-fast lab-join lab-uml lab-long lab-faults scale fuzz bench clean
+.PHONY: build pack release lab lab-down test check setup lint vuln unit killed install-test workflow sensor lab-fast lab-uml lab-long lab-faults scale fuzz bench clean
 
 build: ## the programs that the launcher actions/st2ha runs, static and the same wherever they are built; two at once do no harm
 	@new=$$(mktemp -d .build.XXXXXX); trap "rm -rf $$new" EXIT; mkdir -p bin; \
@@ -31,7 +31,7 @@ lab-down: ## ends a lab that KEEP=1 left up
 	@test/lab/lab.sh down
 
 test: ## everything, with a table at its end; what only computes runs beside the rest
-	@TEST_ALL=1 test/all.sh setup unit sensor lab-fast lab-join -- lab-uml -- fuzz install-test workflow lint vuln killed
+	@TEST_ALL=1 KILLS=3 test/all.sh setup unit sensor lab-fast lab-faults -- lab-uml -- fuzz install-test workflow lint vuln killed
 
 check: ## what needs no nodes, in minutes: format, lint, unit tests, all metadata, workflows, sensor
 	@test/all.sh lint unit sensor -- -- workflow
@@ -76,11 +76,8 @@ sensor: ## the sensor, as it is and with StackStorm's eventlet patching, side by
 lab-fast: ## on fast nodes: bad input, two runs at once, MongoDB without logins, healing; killed at one change of six
 	KILL_EVERY=6 go test -count=1 -timeout 30m -v ./test/lab -only=fast
 
-lab-join: ## on nodes with kernels of their own: join, again, another node, rollback, failures, secrets, and the table of faults
-	KILLS=3 go test -count=1 -timeout 60m -v -run '^TestJoin$$' ./test/lab
-
-lab-uml: ## the other tests on such nodes: killed in the middle, power cut, another clock, older nodes; in a lab beside that one
-	SWAP_CPUS=1 KILL_EVERY=6 go test -count=1 -timeout 60m -v -skip '^(TestFaults|TestJoin)$$' ./test/lab -only=uml
+lab-uml: ## on nodes with kernels of their own: join, again, undone, older nodes, secrets, killed, power cut; in a lab beside lab-faults
+	SWAP_CPUS=1 KILL_EVERY=6 go test -count=1 -timeout 60m -v -skip '^TestFaults$$' ./test/lab -only=uml
 
 lab-long: ## killed at each change, and the table of faults without a second try
 	NO_REPEAT=1 go test -count=1 -timeout 120m -v -run '^(TestKilled.*|TestFaults)$$' ./test/lab

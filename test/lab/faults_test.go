@@ -74,12 +74,13 @@ type faults struct {
 	failed   []string // rows that were not as required, and why
 }
 
-// joined has the two nodes joined by today's program.
-func joined(t *testing.T) {
+// joined has the two nodes joined by today's program, and returns what proves
+// that it was undone; nil if they were joined before.
+func joined(t *testing.T) (untouched func(*testing.T)) {
 	t.Helper()
 	nodes := []string{"primary", "secondary"}
 	if !strings.Contains(on(t, "secondary", "systemctl is-active st2ha-watchdog || true; mount -t nfs4"), packs) {
-		installed(t, nodes...)
+		untouched = installed(t, nodes...)
 		o := action(t, "join_secondary", nil)
 		require.Equal(t, "succeeded", o.Status, o.raw)
 		settle(t, "primary")
@@ -89,6 +90,7 @@ func joined(t *testing.T) {
 		o := action(t, "install_watchdog", map[string]any{"host": map[string]string{"primary": primary, "secondary": secondary}[n]})
 		require.Equal(t, "succeeded", o.Status, o.raw)
 	}
+	return untouched
 }
 
 // watched waits until the sensor's watcher has found that all is well; a new one

@@ -22,16 +22,35 @@ import (
 	"st2ha/internal/watch"
 )
 
-// TestFaults is the table of faults by itself; TestJoin has it as well. It
-// leaves the nodes joined.
+// TestFaults makes all kinds of faults on a joined pair, one after the other, or
+// side by side where a row says so, and shows how each is seen and healed. What
+// healing did leaves nothing behind: the join can be undone as if none of it had
+// been. In a lab that was up before, the nodes stay joined.
 func TestFaults(t *testing.T) {
 	needs(t, kernelNFS, ownDisk, standstill)
-	joined(t)
-	seenAndHealed(t)
+	untouched := joined(t)
+	var failed []string
+	t.Run("faults", func(t *testing.T) { failed = seenAndHealed(t) })
+	if !given {
+		t.Run("undone", func(t *testing.T) { undone(t, untouched) })
+	}
+	for _, row := range failed { // last, where people look first
+		t.Logf("fault %s", row)
+	}
 }
 
-// seenAndHealed makes faults on a joined pair, one after the other, and shows
-// how each is seen and healed. It returns what was not as required.
+// undone rolls the pair back, and proves that it is as it was.
+func undone(t *testing.T, untouched func(*testing.T)) {
+	t.Helper()
+	for _, of := range []struct{ node, host string }{{"secondary", secondary}, {"primary", primary}} {
+		r := st2ha(t, "primary", "rollback", "--host="+of.host)
+		require.Zero(t, r.exit, r.raw)
+		settle(t, of.node)
+	}
+	untouched(t)
+}
+
+// seenAndHealed makes the rows' faults. It returns what was not as required.
 func seenAndHealed(t *testing.T) (failed []string) {
 	f := &faults{observer: newObserver(t), table: newTable()}
 	t.Cleanup(func() { f.table.print(t) })
