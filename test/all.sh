@@ -1,9 +1,8 @@
 #!/bin/bash
 # all.sh PART... [-- PART...] [-- PART...]: runs parts of make test and ends with a table; ends with 1 if any failed. The
-# parts of a lane run one after the other, and go on after one that failed; most of a test's time is waiting, so the
-# lanes run side by side from when the first part is done. The first lane's tests take times, so that one has the CPU
-# first; the second has a tenth of what the first asks for; the third, whose parts only compute, has what both leave
-# (sched(7), SCHED_IDLE). What lanes behind the first print comes at the end.
+# parts of a lane run one after the other, and go on after one that failed. Most of a test's time is waiting, so lanes run
+# side by side, from when the first part is done. The third lane's parts only compute: they have the CPU time that the
+# others leave (sched(7), SCHED_IDLE). What lanes behind the first print comes at the end.
 set -uo pipefail
 dir=$(mktemp -d) began=$SECONDS beside=()
 trap 'for lane in ${beside[@]+"${beside[@]}"}; do kill -- "-$lane" 2>/dev/null; done; rm -rf "$dir"' EXIT
@@ -18,7 +17,7 @@ lane() { # NUMBER PART...: beside the first
   local n=$1 p; shift
   [ $# -gt 0 ] || return 0
   set -m
-  { if [ "$n" = 2 ]; then renice -n 10 $BASHPID; else chrt --idle --all-tasks --pid 0 $BASHPID; fi >/dev/null
+  { [ "$n" = 2 ] || chrt --idle --all-tasks --pid 0 $BASHPID >/dev/null
     for p; do run "$p" </dev/null >"$dir/$p.log" 2>&1; done; } & beside+=($!)
   set +m
 }

@@ -81,14 +81,27 @@ func rows(t *testing.T) []fault {
 			wants: []want{
 				{by: onSecondary, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up", down: withdrawnLimit, reason: "export " + virtualenvs + " withdrawn"},
 			}, also: []watch.Backend{watch.Mount}},
-		{name: "mount unmounted by hand", inject: running("secondary", "umount "+virtualenvs), healer: "rule mount_missing",
+		{name: "exported directory deleted", healer: "people",
+			inject: func(t *testing.T) time.Time {
+				return moment(t, "primary", "cp -a "+configs+" "+configs+".kept", "rm -rf "+configs)
+			},
+			repair: func(t *testing.T) time.Time {
+				at := running("primary", "mv "+configs+".kept "+configs+" && exportfs -ra")(t)
+				r := st2ha(t, "primary", "recover_nfs_mount", "--host="+secondary, "--directory="+configs, "--detach", "--wait=60")
+				require.Zero(t, r.exit, r.raw)
+				return at
+			},
 			wants: []want{
-				{by: sensor, backend: watch.Mount, endpoint: virtualenvs, states: "suspect? down up", reason: "not mounted"},
-			}},
-		{name: "Redis frozen", beside: true, inject: signalling("secondary", "STOP", "redis-server"), healer: "rule backend_down", // before the watchdog's patience ends
+				{by: onSecondary, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up", down: withdrawnLimit, reason: "export " + configs},
+			}, also: []watch.Backend{watch.Mount}}, // not at once: the server keeps a deleted directory as long as its export is cached
+		{name: "Redis frozen", inject: signalling("secondary", "STOP", "redis-server"), healer: "rule backend_down", // before the watchdog's patience ends
 			wants: []want{
 				{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect down up", suspect: suspectLimit, down: downLimit},
 				{by: onSecondary, backend: watch.Redis, states: "suspect down up", suspect: suspectLimit, down: downLimit},
+			}},
+		{name: "mount unmounted by hand", beside: true, inject: running("secondary", "umount "+virtualenvs), healer: "rule mount_missing",
+			wants: []want{
+				{by: sensor, backend: watch.Mount, endpoint: virtualenvs, states: "suspect? down up", reason: "not mounted"},
 			}},
 		{name: "watchdog killed in an outage", healer: "people",
 			inject: func(t *testing.T) time.Time {
@@ -135,9 +148,6 @@ func rows(t *testing.T) []fault {
 			wants: []want{
 				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", down: loginLimit, reason: "login refused"},
 			}, also: []watch.Backend{watch.StackStorm}},
-		{name: "Redis flapping", beside: true, healer: "itself", // away for longer than a slow server's answers may take, and not as long as until it is down
-			inject: running("secondary", "p=$(pidof redis-server); for i in 1 2 3 4 5 6 7 8 9 10; do kill -STOP $p; sleep 2.2; kill -CONT $p; sleep 0.4; done"),
-			wants:  []want{{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect? flapping up"}}},
 		{name: "packets to the primary dropped", inject: dropping("secondary", "primary"), end: passing, healer: "itself", wants: reached, also: all},
 		{name: "packets from the primary dropped", fresh: true, inject: dropping("primary", "secondary"), end: passing, healer: "itself", wants: reached, also: all},
 		{name: "link down for 2 s", inject: scripted("part"), lasts: 2 * time.Second, end: ending("join"), healer: "itself", wants: doubted, also: all},
@@ -177,19 +187,9 @@ func rows(t *testing.T) []fault {
 				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect down up", suspect: suspectLimit, down: downLimit},
 				{by: onPrimary, backend: watch.RabbitMQ, states: "suspect down up"},
 			}, also: []watch.Backend{watch.StackStorm}},
-		{name: "exported directory deleted", beside: true, healer: "people",
-			inject: func(t *testing.T) time.Time {
-				return moment(t, "primary", "cp -a "+configs+" "+configs+".kept", "rm -rf "+configs)
-			},
-			repair: func(t *testing.T) time.Time {
-				at := running("primary", "mv "+configs+".kept "+configs+" && exportfs -ra")(t)
-				r := st2ha(t, "primary", "recover_nfs_mount", "--host="+secondary, "--directory="+configs, "--detach", "--wait=60")
-				require.Zero(t, r.exit, r.raw)
-				return at
-			},
-			wants: []want{
-				{by: onSecondary, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up", down: withdrawnLimit, reason: "export " + configs},
-			}, also: []watch.Backend{watch.Mount}}, // not at once: the server keeps a deleted directory as long as its export is cached
+		{name: "Redis flapping", beside: true, healer: "itself", // away for longer than a slow server's answers may take, and not as long as until it is down
+			inject: running("secondary", "p=$(pidof redis-server); for i in 1 2 3 4 5 6 7 8 9 10; do kill -STOP $p; sleep 2.2; kill -CONT $p; sleep 0.4; done"),
+			wants:  []want{{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect? flapping up"}}},
 		// Asked for, not waited for: the watchdog may have one started before its stop has ended, which cancels systemd's job.
 		{name: "broker and database down", inject: running("primary", "systemctl stop --no-block mongod rabbitmq-server"), healer: "watchdog", within: 3 * time.Minute,
 			wants: []want{

@@ -190,7 +190,18 @@ func (f *faults) once(t *testing.T, v *verdict, rows []fault) {
 		all[0].note, all[0].lost = notes(f.ranSince(began)), f.writer.check(t)
 		return
 	}
-	for _, m := range all {
+	// came says whether each want of the first n rows has had its first event in a state.
+	came := func(n int, events []seen, s watch.State, of func(want) bool) bool {
+		for _, m := range all[:n] {
+			for _, w := range m.wants {
+				if of(w) && w.first(after(events, m.at), s) == nil {
+					return false
+				}
+			}
+		}
+		return true
+	}
+	for i, m := range all {
 		killed := len(m.wants) > 0 && m.wants[0].down == killedLimit
 		if killed {
 			f.writer.hold(t, m.wants[0].endpoint)
@@ -200,20 +211,10 @@ func (f *faults) once(t *testing.T, v *verdict, rows []fault) {
 		if killed {
 			m.gone = f.writer.gone(t).Sub(m.at)
 		}
+		// The next one follows once this one was seen: so much takes its time, and its rule is the first one's.
+		seenDown := f.until(mark, within, func(events []seen) bool { return came(i+1, events, watch.StateDown, want.hasDown) })
+		assert.True(v, seenDown, "%s: not all was seen that had to be", m.name)
 	}
-	// came says whether each want has had its first event in a state.
-	came := func(events []seen, s watch.State, of func(want) bool) bool {
-		for _, m := range all {
-			for _, w := range m.wants {
-				if of(w) && w.first(after(events, m.at), s) == nil {
-					return false
-				}
-			}
-		}
-		return true
-	}
-	seenDown := f.until(mark, within, func(events []seen) bool { return came(events, watch.StateDown, want.hasDown) })
-	assert.True(v, seenDown, "not all was seen that had to be")
 	for _, m := range all {
 		time.Sleep(time.Until(m.at.Add(m.lasts)))
 		if m.end != nil {
@@ -223,7 +224,9 @@ func (f *faults) once(t *testing.T, v *verdict, rows []fault) {
 			m.over = m.repair(t)
 		}
 	}
-	f.until(mark, within, func(events []seen) bool { return came(events, watch.StateUp, func(want) bool { return true }) })
+	f.until(mark, within, func(events []seen) bool {
+		return came(len(all), events, watch.StateUp, func(want) bool { return true })
+	})
 	assert.Empty(v, f.calm(within), "not all is well again")
 	actions, late := f.ranSince(began), f.writer.late(t)
 	var expected []watch.Backend

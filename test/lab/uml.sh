@@ -17,8 +17,7 @@ launch() { # NODE: what its supervisor is started with
   # All of a node on ONE cpu: UML hands over between its kernel and its user processes at every system call and
   # page fault; waking another (virtual) cpu costs about four times a switch on the same one.
   local cpus=($(taskset -cp $$ | sed 's/.*: //' | tr ',' '\n' | while IFS=- read -r a b; do seq "$a" "${b:-$a}"; done))
-  # Of two labs side by side, one has SWAP_CPUS=1: its primary, at work most of the time, is where the other's is not.
-  echo "taskset -c ${cpus[$(( (${ADDR[$1]##*.} + ${SWAP_CPUS:-0}) % ${#cpus[@]} ))]}"
+  echo "taskset -c ${cpus[$(( ${ADDR[$1]##*.} % ${#cpus[@]} ))]}"
 }
 node() { # NODE: the supervisor. noreboot: UML's own reboot (it executes itself again) finds its tap busy
   local x=$1 preload=("$CACHE"/xstate-*.so) kernel mac
