@@ -48,45 +48,47 @@ type command interface {
 
 // run is main without the process: it returns the exit code.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
+	c := &common{getenv: getenv, start: time.Now(), opened: map[string]func() (host.Host, error){}}
+	c.mask = step.NewMasker(c.secret("RABBITMQ_PASSWORD"))
+	report := func(result any, err error) int { return report(stdout, stderr, c.mask, result, err) }
 	cmd, rest, err := find(args)
 	if errors.Is(err, pflag.ErrHelp) {
 		usage(stdout)
 		return fault.ExitDone
 	}
 	if err != nil {
-		return report(stdout, stderr, nil, err)
+		return report(nil, err)
 	}
-	c := &common{getenv: getenv, start: time.Now(), opened: map[string]func() (host.Host, error){}}
 	set := flagSet(cmd, c)
 	set.SetOutput(stdout) // what --help prints; errors are reported
 	if err := checkLists(set, rest); err != nil {
-		return report(stdout, stderr, nil, err)
+		return report(nil, err)
 	}
 	if err := set.Parse(rest); errors.Is(err, pflag.ErrHelp) {
 		return fault.ExitDone
 	} else if err != nil {
-		return report(stdout, stderr, nil, fault.Usage("%s: %w", cmd.name(), err))
+		return report(nil, fault.Usage("%s: %w", cmd.name(), err))
 	}
 	if err := checkNumbers(set); err != nil {
-		return report(stdout, stderr, nil, err)
+		return report(nil, err)
 	}
 	if set.NArg() > 0 {
-		return report(stdout, stderr, nil, fault.Usage("%s: %q is one word too many: parameters are --name=value", cmd.name(), set.Arg(0)))
+		return report(nil, fault.Usage("%s: %q is one word too many: parameters are --name=value", cmd.name(), set.Arg(0)))
 	}
 	if err := c.prepare(stderr); err != nil {
-		return report(stdout, stderr, nil, err)
+		return report(nil, err)
 	}
 	defer c.close()
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(c.deadline)*time.Second)
 	defer cancel()
 	if id := getenv(stackstorm.AfterEnd); id != "" {
 		if err := c.awaitEnd(ctx, id); err != nil {
-			return report(stdout, stderr, nil, err)
+			return report(nil, err)
 		}
 	}
 	result, err := cmd.exec(ctx, c)
 	c.gate.open(context.WithoutCancel(ctx))
-	return report(stdout, stderr, result, err)
+	return report(result, err)
 }
 
 // awaitEnd waits for an execution of this machine's StackStorm to end.
@@ -171,7 +173,6 @@ func (c *common) prepare(stderr io.Writer) error {
 	}
 	c.gate = &gate{to: stderr}
 	c.log = slog.New(slog.NewTextHandler(c.gate, &slog.HandlerOptions{Level: level}))
-	c.mask = step.NewMasker(c.secret("RABBITMQ_PASSWORD"))
 	if c.run == "" {
 		// An action's run is its execution, so that what must come after its end can be deferred until then.
 		c.run = c.getenv("ST2_ACTION_EXECUTION_ID")
@@ -232,12 +233,13 @@ func (c *common) options() step.Options {
 }
 
 // report prints the result, and an error for people, and returns the exit code.
-func report(stdout, stderr io.Writer, result any, err error) int {
+// Neither has what mask knows to be secret.
+func report(stdout, stderr io.Writer, mask *step.Masker, result any, err error) int {
 	if result == nil {
 		result = step.Result{Changes: []step.ChangeSummary{}, Findings: []step.Finding{}}
 	}
 	if r, ok := result.(step.Result); ok && err != nil && r.Error == nil {
-		r.Fail(err, step.NewMasker())
+		r.Fail(err, mask)
 		result = r
 	}
 	encoder := json.NewEncoder(stdout)
@@ -250,12 +252,12 @@ func report(stdout, stderr io.Writer, result any, err error) int {
 		return fault.ExitDone
 	}
 	f := fault.Of(err)
-	line := step.NewMasker().Mask(f.Error())
+	line := mask.Mask(f.Error())
 	if r, ok := result.(step.Result); ok && r.Error != nil {
 		line = r.Error.Message
 	}
 	if f.Hint != "" {
-		line += " → " + f.Hint
+		line += " → " + mask.Mask(f.Hint)
 	}
 	fmt.Fprintln(stderr, "st2ha: "+strings.ReplaceAll(line, "\n", " "))
 	return f.Exit

@@ -24,7 +24,7 @@ type Canary struct {
 // goes with the connection. A user that may not do that is an ErrForbidden.
 func (c *Connection) NewCanary(ctx context.Context) (*Canary, error) {
 	var canary *Canary
-	err := c.within(ctx, func() error {
+	err := c.Within(ctx, func() error {
 		channel, err := c.Channel()
 		if err != nil {
 			return err
@@ -53,7 +53,7 @@ func newCanary(conn *Connection, channel *amqp.Channel, exchange, key string) *C
 // Publish sends a message and waits until the broker has confirmed it. As long
 // as the broker has an alarm it is a *BlockedError, and nothing more is sent.
 // If ctx ends first, so does the connection.
-func (c *Canary) Publish(ctx context.Context) error { return c.conn.within(ctx, c.publish) }
+func (c *Canary) Publish(ctx context.Context) error { return c.conn.Within(ctx, c.publish) }
 
 func (c *Canary) publish() error {
 	select {
@@ -100,7 +100,7 @@ func (c *Canary) heed(b amqp.Blocking) {
 
 // Ask has the broker answer something that takes no permission.
 func (c *Connection) Ask(ctx context.Context) error {
-	return c.within(ctx, func() error {
+	return c.Within(ctx, func() error {
 		channel, err := c.Channel()
 		if err != nil {
 			return err

@@ -114,7 +114,7 @@ func Works(ctx context.Context, d ContextDialer, l Login) error {
 		return err
 	}
 	defer conn.Close()
-	return conn.within(ctx, func() error { return works(conn) })
+	return conn.Within(ctx, func() error { return works(conn) })
 }
 
 func works(conn *Connection) error {
@@ -194,7 +194,7 @@ func Inspect(ctx context.Context, d ContextDialer, l Login, queues ...string) (m
 // Inspect is as the function of that name, on a connection that is there.
 func (c *Connection) Inspect(ctx context.Context, queues ...string) (map[string]Queue, error) {
 	found := map[string]Queue{}
-	err := c.within(ctx, func() error {
+	err := c.Within(ctx, func() error {
 		for _, queue := range queues {
 			// The broker closes the channel of a question for a queue that is not there.
 			channel, err := c.Channel()

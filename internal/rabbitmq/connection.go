@@ -92,9 +92,9 @@ func (c *Connection) Close() error {
 	return c.Connection.Close()
 }
 
-// within does what the library offers without a context. If ctx ends first,
-// so does the connection.
-func (c *Connection) within(ctx context.Context, f func() error) error {
+// Within does what the library offers without a context. If ctx ends first, so
+// does the connection, and f with it: nothing goes on behind the caller's back.
+func (c *Connection) Within(ctx context.Context, f func() error) error {
 	stop := context.AfterFunc(ctx, func() { _ = c.raw.Close() })
 	err := f()
 	if !stop() {

@@ -61,7 +61,7 @@ func TakeTurn(ctx context.Context, d ContextDialer, l Login, work, by string, ga
 		return nil, nil, err
 	}
 	t := &Turn{conn: conn, by: by, now: time.Now}
-	if err := conn.within(asking, func() error { return t.take(work, gap) }); err != nil {
+	if err := conn.Within(asking, func() error { return t.take(work, gap) }); err != nil {
 		_ = conn.Close()
 		return nil, nil, err
 	}

@@ -119,7 +119,7 @@ func (i *Inbox) consume(ctx context.Context, known *known, p *pause) error {
 		}
 	}
 	var deliveries <-chan amqp.Delivery
-	err = within(answerTime, func() error {
+	err = l.within(func() error {
 		if err := l.channel.Qos(batch, 0, false); err != nil {
 			return err
 		}
@@ -156,7 +156,7 @@ func (i *Inbox) consume(ctx context.Context, known *known, p *pause) error {
 }
 
 func (l *link) ack(tag uint64) error {
-	return within(answerTime, func() error { return l.channel.Ack(tag, false) })
+	return l.within(func() error { return l.channel.Ack(tag, false) })
 }
 
 // take hands an event on, unless it is a repetition. What is none is rejected:
@@ -170,7 +170,7 @@ func (i *Inbox) take(l *link, known *known, d amqp.Delivery, acks chan<- uint64)
 			i.Log.Warn("a message in the queue is no event, and is set aside", "queue", Queue, "message_id", d.MessageId,
 				"bytes", len(d.Body), "error", err, "so_far", i.unread)
 		}
-		return within(answerTime, func() error { return l.channel.Reject(d.DeliveryTag, false) })
+		return l.within(func() error { return l.channel.Reject(d.DeliveryTag, false) })
 	}
 	id := d.MessageId
 	if id == "" {

@@ -52,7 +52,7 @@ func (o *Outbox) deliver(ctx context.Context, p *pause) error {
 	// Buffered for a whole batch: the library waits for whoever reads them.
 	confirmed := l.channel.NotifyPublish(make(chan amqp.Confirmation, batch))
 	returned := l.channel.NotifyReturn(make(chan amqp.Return, batch))
-	if err := within(answerTime, func() error { return l.channel.Confirm(false) }); err != nil {
+	if err := l.within(func() error { return l.channel.Confirm(false) }); err != nil {
 		return err
 	}
 	for {
@@ -90,7 +90,7 @@ func (o *Outbox) deliver(ctx context.Context, p *pause) error {
 
 // send publishes records and waits until the broker has confirmed them all.
 func (o *Outbox) send(ctx context.Context, l *link, records []spool.Record, confirmed <-chan amqp.Confirmation, returned <-chan amqp.Return) error {
-	err := within(answerTime, func() error {
+	err := l.within(func() error {
 		for _, r := range records {
 			message := amqp.Publishing{MessageId: r.ID, DeliveryMode: amqp.Persistent, ContentType: "application/json", Timestamp: time.Now(), Body: r.Data}
 			if err := l.channel.Publish("", Queue, true, false, message); err != nil {

@@ -44,7 +44,7 @@ func open(ctx context.Context, dial Dial) (*link, error) {
 		return nil, err
 	}
 	l := &link{conn: conn}
-	err = within(answerTime, func() error {
+	err = l.within(func() error {
 		if l.channel, err = conn.Channel(); err != nil {
 			return err
 		}
@@ -62,25 +62,19 @@ func open(ctx context.Context, dial Dial) (*link, error) {
 
 func (l *link) close() { _ = l.conn.Close() }
 
+// within bounds calls of the library that take no context.
+func (l *link) within(f func() error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), answerTime)
+	defer cancel()
+	return l.conn.Within(ctx, f)
+}
+
 // why is the error of a channel that has ended.
 func why(err *amqp.Error) error {
 	if err == nil {
 		return errEnded
 	}
 	return err
-}
-
-// within bounds calls of the library that take no context. A call that hangs
-// ends with the connection, which callers close.
-func within(limit time.Duration, f func() error) error {
-	done := make(chan error, 1)
-	go func() { done <- f() }()
-	select {
-	case err := <-done:
-		return err
-	case <-time.After(limit):
-		return errors.New("no answer within " + limit.String())
-	}
 }
 
 // pause waits ever longer after failures, and is reset by a success. It says

@@ -4,15 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"os"
+	"net/http/httptrace"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
-
-	"st2ha/internal/secure"
 )
 
 // Timing is how often a backend's endpoint is probed, and what its findings
@@ -128,6 +126,7 @@ type attempt struct {
 	began  time.Time
 	giveUp context.CancelFunc
 	done   chan outcome // gets the one there is
+	naming atomic.Bool  // the server's name is being resolved
 }
 
 // outcome is an answer to one ping, or the lack of one.
@@ -217,7 +216,7 @@ func (h *holder) run(ctx context.Context) {
 					o.session.close()
 				}
 				continue
-			case o.late || o.err != nil && unreachable(o.err):
+			case o.late || isSilent(o.err):
 				continue // no answer there either
 			}
 			end(held)
@@ -228,6 +227,11 @@ func (h *holder) run(ctx context.Context) {
 			if held == nil {
 				begin()
 				next.Reset(h.deadline())
+				continue
+			}
+			if held.naming.Load() { // nothing has been asked of the server yet
+				h.blind("its name is being resolved for "+time.Since(held.began).Round(10*time.Millisecond).String(), h.PingMisses)
+				next.Reset(h.PingEvery * 4 / 5)
 				continue
 			}
 			h.miss(held.began)
@@ -244,6 +248,11 @@ func (h *holder) run(ctx context.Context) {
 func (h *holder) begin(ctx context.Context, s session, limit time.Duration) *attempt {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	a := &attempt{began: time.Now(), giveUp: cancel, done: make(chan outcome, 1)}
+	// A net.Dialer tells this trace, whatever is spoken over the connection.
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		DNSStart: func(httptrace.DNSStartInfo) { a.naming.Store(true) },
+		DNSDone:  func(httptrace.DNSDoneInfo) { a.naming.Store(false) },
+	})
 	go func() { a.done <- h.ping(ctx, s) }()
 	return a
 }
@@ -265,7 +274,7 @@ func (h *holder) ping(ctx context.Context, s session) outcome {
 	}
 	var f *finding
 	if o.err != nil && !errors.As(o.err, &f) {
-		o.late = ctx.Err() != nil || errors.Is(o.err, context.DeadlineExceeded)
+		o.late = (ctx.Err() != nil || errors.Is(o.err, context.DeadlineExceeded)) && !unresolved(o.err)
 		if o.session != nil {
 			o.session.close()
 			o.session = nil
@@ -331,27 +340,35 @@ func (h *holder) miss(began time.Time) {
 // judge reports what an attempt came to.
 func (h *holder) judge(err error) {
 	var f *finding
-	switch {
-	case secure.Unaskable(err):
-		h.trouble[ProbeConnection] = true
-		for p, bad := range h.trouble {
-			if bad {
-				h.tell(p, Unknown, network(err), Limit{})
-			}
-		}
-	case err == nil:
+	if err == nil {
 		h.well(ProbeConnection, ProbeLogin, ProbeAlarm, ProbePrimary)
 		h.trouble[ProbePing] = false
 		h.report(Observation{Probe: ProbePing, Reason: h.fact, At: time.Now(), Took: h.took})
-	case errors.As(err, &f):
+		return
+	}
+	if errors.As(err, &f) {
 		h.well(ProbeConnection, ProbePing) // it is an answer
 		h.tell(f.probe, Bad, f.reason, f.limit)
+		return
+	}
+	verdict, reason := classify(err)
+	switch {
+	case verdict == Unknown:
+		h.blind(reason, 0)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		h.tell(ProbeConnection, Bad, "connection refused", Limit{Suspect: 1, Down: 1})
-	case unreachable(err):
-		h.tell(ProbeConnection, Silent, network(err), Limit{Suspect: h.PingMisses, DownAfter: h.DownAfter})
+		h.tell(ProbeConnection, verdict, reason, Limit{Suspect: 1, Down: 1})
 	default:
-		h.tell(ProbeConnection, Bad, network(err), Limit{Suspect: h.PingMisses, DownAfter: h.DownAfter})
+		h.tell(ProbeConnection, verdict, reason, Limit{Suspect: h.PingMisses, DownAfter: h.DownAfter})
+	}
+}
+
+// blind reports that nothing can be found out; after so many times in a row it counts.
+func (h *holder) blind(reason string, times int) {
+	h.trouble[ProbeConnection] = true
+	for p, bad := range h.trouble {
+		if bad {
+			h.tell(p, Unknown, reason, Limit{Suspect: times})
+		}
 	}
 }
 
@@ -376,31 +393,16 @@ func (h *holder) tell(probe string, v Verdict, reason string, limit Limit) {
 	h.report(Observation{Probe: probe, Verdict: v, Reason: reason, At: time.Now(), Limit: limit})
 }
 
-// unreachable says whether nothing of the server itself was heard.
-func unreachable(err error) bool {
-	var timeout net.Error
-	return errors.As(err, &timeout) && timeout.Timeout() || errors.Is(err, syscall.EHOSTUNREACH) ||
-		errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.ETIMEDOUT) || errors.Is(err, syscall.EHOSTDOWN)
+// isSilent says whether nothing of the server itself was heard.
+func isSilent(err error) bool {
+	verdict, _ := classify(err)
+	return verdict == Silent
 }
 
-// network is an error of a connection in words, without the addresses.
-func network(err error) string {
-	var number syscall.Errno
+// unresolved says whether the server's name could not be resolved.
+func unresolved(err error) bool {
 	var name *net.DNSError
-	var unaskable *secure.UnaskableError
-	switch {
-	case errors.As(err, &unaskable):
-		return unaskable.Why
-	case errors.As(err, &name):
-		return "its name is not known: " + name.Name
-	case errors.As(err, &number):
-		return number.Error()
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return "the connection was closed"
-	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
-		return "no answer"
-	}
-	return err.Error()
+	return errors.As(err, &name)
 }
 
 // logins makes a fresh login again and again. One that went wrong is made
@@ -435,7 +437,7 @@ func logins(ctx context.Context, t Timing, report func(Observation), login func(
 		case errors.As(err, &f):
 			failed++
 			tell(Observation{Probe: f.probe, Verdict: Bad, Reason: f.reason, Limit: f.limit})
-		case late:
+		case late && !unresolved(err):
 			failed++
 			tell(Observation{Probe: ProbeLogin, Verdict: Silent, Limit: Limit{Suspect: t.LoginMisses},
 				Reason: fmt.Sprintf("no answer to a login for %s", time.Since(began).Round(100*time.Millisecond))})

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"strings"
 	"sync"
 	"time"
@@ -148,60 +147,25 @@ func (w *nfsServer) ping(ctx context.Context, conn *rpcping.Conn) {
 // observe reports what came of a ping that began at started.
 func (w *nfsServer) observe(started time.Time, err error) {
 	o := Observation{Probe: "ping", At: time.Now(), Limit: w.Limit}
-	switch {
-	case err == nil:
+	o.Verdict, o.Reason = classify(err)
+	switch o.Verdict {
+	case Good:
 		w.silent, o.Took = time.Time{}, o.At.Sub(started)
-	case unanswered(err):
+	case Silent:
 		if w.silent.IsZero() {
 			w.silent = started
 		}
-		o.Verdict, o.Reason = Silent, silence(err, o.At.Sub(w.silent))
+		if o.Reason == noAnswer {
+			o.Reason += " for " + span(o.At.Sub(w.silent))
+		}
 		o.Limit.DownAfter -= w.Timeout // it counts from when the first one was sent
 	default:
 		w.silent = time.Time{}
-		o.Verdict, o.Reason = connectionFault(err)
 		if errors.Is(err, unix.ECONNREFUSED) {
 			o.Limit = refusedLimit
 		}
 	}
 	w.report(o)
-}
-
-// unanswered says whether err is a server that is slow, frozen or cut off.
-func unanswered(err error) bool {
-	var t interface{ Timeout() bool }
-	return errors.As(err, &t) && t.Timeout() || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTDOWN)
-}
-
-// silence is the reason of an error that is unanswered.
-func silence(err error, since time.Duration) string {
-	var errno unix.Errno
-	if errors.As(err, &errno) && errno != unix.ETIMEDOUT {
-		return errno.Error() // "no route to host"
-	}
-	return "no answer for " + span(since)
-}
-
-// connectionFault are the words for a connection that could not be made, or
-// brought an error.
-func connectionFault(err error) (Verdict, string) {
-	var dns *net.DNSError
-	var errno unix.Errno
-	switch {
-	case errors.As(err, &dns):
-		return Unknown, fmt.Sprintf("the name %s cannot be resolved: %s", dns.Name, dns.Err)
-	case errors.Is(err, unix.ECONNREFUSED):
-		return Bad, "connection refused"
-	case errors.Is(err, rpcping.ErrProtocol):
-		return Bad, rpcping.ErrProtocol.Error()
-	case errors.Is(err, rpcping.ErrClosed), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
-		return Bad, rpcping.ErrClosed.Error()
-	case errors.As(err, new(*rpcping.RejectedError)):
-		return Bad, err.Error()
-	case errors.As(err, &errno): // a limit of this node, such as of descriptors
-		return Unknown, "no connection can be made: " + errno.Error()
-	}
-	return Unknown, err.Error()
 }
 
 // watchExport looks at one export until conn or ctx ends.
@@ -256,10 +220,11 @@ func exportFault(err error, export string, timeout time.Duration) (Verdict, stri
 		return statusFault(at, export)
 	case errors.As(err, &other):
 		return Unknown, fmt.Sprintf("export %s cannot be looked at: %v", export, err)
-	case unanswered(err):
-		return Silent, fmt.Sprintf("export %s: no answer for %s", export, span(timeout))
 	}
-	verdict, reason := connectionFault(err)
+	verdict, reason := classify(err)
+	if reason == noAnswer {
+		reason += " for " + span(timeout)
+	}
 	return verdict, "export " + export + ": " + reason
 }
 

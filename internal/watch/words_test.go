@@ -3,13 +3,10 @@ package watch
 import (
 	"context"
 	"fmt"
-	"net"
-	"os"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
 	"st2ha/internal/rpcping"
 )
@@ -46,21 +43,4 @@ func TestExportWords(t *testing.T) {
 		require.Equal(t, c.verdict, verdict, c.reason)
 		require.Equal(t, c.reason, reason)
 	}
-}
-
-func TestConnectionWords(t *testing.T) {
-	dial := func(errno unix.Errno) error {
-		return &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", errno)}
-	}
-	for _, errno := range []unix.Errno{unix.EHOSTUNREACH, unix.ENETUNREACH, unix.ETIMEDOUT, unix.EHOSTDOWN} {
-		require.True(t, unanswered(dial(errno)), errno.Error())
-	}
-	require.Equal(t, "no route to host", silence(dial(unix.EHOSTUNREACH), time.Second))
-	require.Equal(t, "no answer for 1.2 s", silence(dial(unix.ETIMEDOUT), 1234*time.Millisecond))
-	require.False(t, unanswered(dial(unix.ECONNREFUSED)))
-	verdict, reason := connectionFault(dial(unix.EMFILE))
-	require.Equal(t, Unknown, verdict, "this node's trouble is not the server's")
-	require.Equal(t, "no connection can be made: too many open files", reason)
-	verdict, _ = connectionFault(&net.DNSError{Name: "primary", Err: "no such host"})
-	require.Equal(t, Unknown, verdict)
 }

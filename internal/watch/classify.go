@@ -1,0 +1,62 @@
+package watch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"syscall"
+
+	"st2ha/internal/rpcping"
+	"st2ha/internal/secure"
+)
+
+// classify says what an error of a connection shows, and why, in words without
+// the server's address; for all backends alike. Bad is a server that is ill. Silent is one
+// of which nothing was heard: slow, frozen or cut off. Unknown says nothing of
+// the server, so nothing is healed by it: this node's own trouble (a name that
+// cannot be resolved; no address, port, descriptor or memory left: connect(2),
+// socket(2)), and a server that cannot be asked with the settings there are.
+func classify(err error) (Verdict, string) {
+	var unaskable *secure.UnaskableError
+	var name *net.DNSError
+	var rejected *rpcping.RejectedError
+	var number syscall.Errno
+	var timeout interface{ Timeout() bool }
+	var op *net.OpError
+	switch {
+	case err == nil:
+		return Good, ""
+	case errors.As(err, &unaskable):
+		return Unknown, unaskable.Why
+	case errors.As(err, &name): // before timeouts, which it may be as well
+		return Unknown, fmt.Sprintf("the name %s cannot be resolved: %s", name.Name, name.Err)
+	case errors.Is(err, context.Canceled), errors.Is(err, net.ErrClosed):
+		return Unknown, "this side has ended the connection"
+	case errors.Is(err, rpcping.ErrProtocol):
+		return Bad, rpcping.ErrProtocol.Error()
+	case errors.As(err, &rejected):
+		return Bad, rejected.Error()
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTDOWN):
+		errors.As(err, &number)
+		return Silent, number.Error()
+	case errors.As(err, &timeout) && timeout.Timeout(): // a connection's end among them: TCP has given it up
+		return Silent, noAnswer
+	case errors.Is(err, rpcping.ErrClosed):
+		return Bad, rpcping.ErrClosed.Error()
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.ECONNABORTED), errors.Is(err, syscall.EPIPE):
+		errors.As(err, &number)
+		return Bad, number.Error()
+	case errors.As(err, &number):
+		return Unknown, "no connection can be made: " + number.Error()
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return Bad, "the connection was closed"
+	case errors.As(err, &op):
+		return Bad, op.Err.Error()
+	}
+	return Bad, err.Error()
+}
+
+// noAnswer is the reason of silence without an error of its own; who knows since when says so.
+const noAnswer = "no answer"
