@@ -313,6 +313,10 @@ func (s *SSH) setCause(err error) {
 	}
 }
 
+// ErrDisconnected is a connection to the host that ended while it was in use:
+// nothing is known of what was asked over it.
+var ErrDisconnected = errors.New("the SSH connection ended")
+
 // errEnded is what the end of the connection looks like to one program on it.
 var errEnded = errors.New("the SSH session ended before the program did")
 
@@ -332,7 +336,7 @@ func (s *SSH) lost(err error) error {
 	case <-s.gone:
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		return fmt.Errorf("the SSH connection ended: %w", s.cause)
+		return fmt.Errorf("%w: %w", ErrDisconnected, s.cause)
 	default:
 		return err
 	}

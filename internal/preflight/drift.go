@@ -27,12 +27,12 @@ func Drift(ctx context.Context, nodes []*Node, within time.Duration) []step.Find
 		}
 	}
 	// The datastore's key is no step's, and still must be the same.
-	keys := make([][]step.Finding, len(nodes))
+	keys, known := make([][]step.Finding, len(nodes)), make([]facts, len(nodes))
 	for i, n := range nodes {
 		if n.Err == nil {
 			group.Go(func() {
 				var err error
-				if keys[i], err = key(ctx, n); err != nil {
+				if known[i].keyPath, known[i].key, keys[i], err = key(ctx, n); err != nil {
 					keys[i] = []step.Finding{of(n, "key", err)}
 				}
 			})
@@ -42,9 +42,9 @@ func Drift(ctx context.Context, nodes []*Node, within time.Duration) []step.Find
 	all := slices.Concat(slices.Concat(found...)...)
 	all = append(all, slices.Concat(keys...)...)
 	if first := primaryOf(nodes); first != nil {
-		for _, n := range nodes {
+		for i, n := range nodes {
 			if n != first && n.Host != nil {
-				all = append(all, compareKey(first, n)...)
+				all = append(all, compareKey(n, known[slices.Index(nodes, first)], known[i])...)
 			}
 		}
 	}

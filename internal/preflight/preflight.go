@@ -37,11 +37,10 @@ type Node struct {
 	// Host is nil where the connection failed, for the reason in Err.
 	Host host.Host
 	Err  error
-
-	facts facts
 }
 
-// facts are what is compared between the nodes.
+// facts are what is compared between the nodes: what each look reads of its
+// node, beside its findings.
 type facts struct {
 	version  string
 	keyPath  string // of the datastore's key, empty where st2.conf names none
@@ -71,26 +70,20 @@ const (
 	minFreeKiB   = 100 * 1024 // for before-images and packages
 )
 
-// check is a look at one node.
-type check struct {
-	name string
-	look func(context.Context, *Node) ([]step.Finding, error)
-}
-
 // Run looks at all nodes, side by side, and returns what it found, errors first.
 func Run(ctx context.Context, nodes []*Node, ports Ports) []step.Finding {
-	found := make([][]step.Finding, len(nodes))
+	found, known := make([][]step.Finding, len(nodes)), make([]facts, len(nodes))
 	var group sync.WaitGroup
 	for i, n := range nodes {
 		group.Add(1)
 		go func() {
 			defer group.Done()
-			found[i] = single(ctx, n)
+			known[i], found[i] = single(ctx, n)
 		}()
 	}
 	group.Wait()
 	all := slices.Concat(found...)
-	all = append(all, compare(nodes)...)
+	all = append(all, compare(nodes, known)...)
 	all = append(all, reachable(ctx, nodes, ports)...)
 	slices.SortStableFunc(all, func(a, b step.Finding) int { return strings.Compare(string(a.Severity), string(b.Severity)) })
 	return all
@@ -110,33 +103,55 @@ func of(n *Node, name string, err error) step.Finding {
 	return step.Finding{Severity: step.Error, Host: n.Address, Check: code, Message: strings.TrimPrefix(f.Error(), n.Address+": "), Fix: fix}
 }
 
-// single makes the checks that need one node only.
-func single(ctx context.Context, n *Node) []step.Finding {
+// single makes the checks that need one node only. Where the connection is lost
+// meanwhile that is said once, and the rest of the node is not looked at.
+func single(ctx context.Context, n *Node) (f facts, all []step.Finding) {
 	if n.Err != nil {
-		return []step.Finding{of(n, "connect", n.Err)}
+		return f, []step.Finding{of(n, "connect", n.Err)}
 	}
-	var all []step.Finding
-	for _, c := range []check{
-		{"address", address}, {"stackstorm", stackstorm}, {"ids", ids}, {"key", key}, {"coordination", coordination}, {"content", content}, {"clock", clock}, {"disk", disk}, {"lock", lock},
-	} {
-		found, err := c.look(ctx, n)
-		all = append(all, found...)
-		if err != nil {
-			all = append(all, of(n, c.name, err))
-		}
+	looks := []struct {
+		name string
+		look func() ([]step.Finding, error)
+	}{
+		{"address", func() (found []step.Finding, err error) { return address(ctx, n) }},
+		{"stackstorm", func() (found []step.Finding, err error) { f.version, found, err = stackstorm(ctx, n); return }},
+		{"ids", func() (found []step.Finding, err error) { f.uid, f.gid, found, err = ids(ctx, n); return }},
+		{"key", func() (found []step.Finding, err error) { f.keyPath, f.key, found, err = key(ctx, n); return }},
+		{"coordination", func() (found []step.Finding, err error) { f.conf, f.locks, found = coordination(ctx, n); return }},
+		{"content", func() (found []step.Finding, err error) { f.content, found, err = content(ctx, n); return }},
+		{"clock", func() (found []step.Finding, err error) { f.clock, f.accuracy, err = clock(ctx, n); return }},
+		{"disk", func() (found []step.Finding, err error) { return disk(ctx, n) }},
+		{"lock", func() (found []step.Finding, err error) { return lock(ctx, n) }},
 	}
 	for _, s := range n.Steps {
-		found, err := s.Check(ctx, n.Host)
-		all = append(all, found...)
-		if err == nil && step.Refuse(found) == nil {
-			// What cannot be planned cannot be done: unparsable files, conflicts.
-			_, err = s.Plan(ctx, n.Host)
+		looks = append(looks, struct {
+			name string
+			look func() ([]step.Finding, error)
+		}{s.Name(), func() ([]step.Finding, error) { return planned(ctx, n, s) }})
+	}
+	for _, l := range looks {
+		found, err := l.look()
+		if errors.Is(err, host.ErrDisconnected) {
+			lost := of(n, "connection", err)
+			lost.Check, lost.Fix = "connection", "see whether the node and its sshd are up, then run preflight again: it has not seen all of the node"
+			return f, append(all, lost)
 		}
+		all = append(all, found...)
 		if err != nil {
-			all = append(all, of(n, s.Name(), err))
+			all = append(all, of(n, l.name, err))
 		}
 	}
-	return all
+	return f, all
+}
+
+// planned checks and plans a step: what cannot be planned cannot be done, such
+// as files that cannot be parsed, or conflicts.
+func planned(ctx context.Context, n *Node, s step.Step) ([]step.Finding, error) {
+	found, err := s.Check(ctx, n.Host)
+	if err == nil && step.Refuse(found) == nil {
+		_, err = s.Plan(ctx, n.Host)
+	}
+	return found, err
 }
 
 // address makes sure that the address is one of the node's own.
@@ -178,73 +193,80 @@ func address(ctx context.Context, n *Node) ([]step.Finding, error) {
 		Fix:     "give an address that the node itself has and the other nodes reach"}}, nil
 }
 
+// ran says whether err is a program that ran, and ended with another status
+// than 0; anything else says nothing of what was asked.
+func ran(err error) bool { return errors.As(err, new(*host.ExitError)) }
+
 // stackstorm reads the version from the installed Python package, which takes
 // no interpreter's start.
-func stackstorm(ctx context.Context, n *Node) ([]step.Finding, error) {
+func stackstorm(ctx context.Context, n *Node) (version string, found []step.Finding, err error) {
 	const fix = "install StackStorm on it first: the same version on all nodes"
 	out, err := n.Host.Run(ctx, nil, "find", "/opt/stackstorm/st2/lib", "-path", "*/st2common/__init__.py", "-size", "-64k")
 	path, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
-	if err != nil || path == "" {
-		return []step.Finding{{Severity: step.Error, Host: n.Address, Check: "stackstorm", Message: "StackStorm is not installed in /opt/stackstorm/st2", Fix: fix}}, nil
+	switch {
+	case err != nil && !ran(err):
+		return "", nil, fmt.Errorf("%s: look for StackStorm: %w", n.Address, err)
+	case err != nil, path == "":
+		return "", []step.Finding{{Severity: step.Error, Host: n.Address, Check: "stackstorm", Message: "StackStorm is not installed in /opt/stackstorm/st2", Fix: fix}}, nil
 	}
 	f, err := n.Host.ReadFile(ctx, path)
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	m := regexp.MustCompile(`__version__\s*=\s*["']([^"']+)`).FindSubmatch(f.Data)
 	if m == nil {
-		return nil, fmt.Errorf("%s: %s names no version", n.Address, path)
+		return "", nil, fmt.Errorf("%s: %s names no version", n.Address, path)
 	}
-	n.facts.version = string(m[1])
-	return nil, nil
+	return string(m[1]), nil, nil
 }
 
 // ids reads what NFS compares by number.
-func ids(ctx context.Context, n *Node) ([]step.Finding, error) {
+func ids(ctx context.Context, n *Node) (uid, gid int, found []step.Finding, err error) {
 	for _, q := range []struct {
 		database, name string
 		into           *int
-	}{{"passwd", "st2", &n.facts.uid}, {"group", "st2packs", &n.facts.gid}} {
+	}{{"passwd", "st2", &uid}, {"group", "st2packs", &gid}} {
 		out, err := n.Host.Run(ctx, nil, "getent", q.database, q.name)
+		if err != nil && !ran(err) {
+			return uid, gid, nil, fmt.Errorf("%s: look up %s %s: %w", n.Address, q.database, q.name, err)
+		}
 		fields := strings.Split(strings.TrimSpace(string(out)), ":")
 		if err != nil || len(fields) < 3 {
-			return []step.Finding{{Severity: step.Error, Host: n.Address, Check: "ids", Message: fmt.Sprintf("%s has no entry %s", q.database, q.name),
+			return uid, gid, []step.Finding{{Severity: step.Error, Host: n.Address, Check: "ids", Message: fmt.Sprintf("%s has no entry %s", q.database, q.name),
 				Fix: "install StackStorm on the node first; its packages create it"}}, nil
 		}
 		if *q.into, err = strconv.Atoi(fields[2]); err != nil {
-			return nil, fmt.Errorf("%s: %s %s: %w", n.Address, q.database, q.name, err)
+			return uid, gid, nil, fmt.Errorf("%s: %s %s: %w", n.Address, q.database, q.name, err)
 		}
 	}
-	return nil, nil
+	return uid, gid, nil, nil
 }
 
 // key reads what the encrypted datastore and its secrets are read with, from
 // where [keyvalue] encryption_key_path has it (st2common/st2common/config.py:495:
-// nowhere by default).
-func key(ctx context.Context, n *Node) ([]step.Finding, error) {
+// nowhere by default), and its SHA-256.
+func key(ctx context.Context, n *Node) (path, sum string, found []step.Finding, err error) {
 	conf, err := st2.ReadConf(ctx, n.Host)
 	if err != nil {
-		return nil, nil // configure_st2 says what is wrong with the file
+		return "", "", nil, nil // configure_st2 says what is wrong with the file
 	}
-	if n.facts.keyPath = conf.EncryptionKey(); n.facts.keyPath == "" {
-		return nil, nil
+	if path = conf.EncryptionKey(); path == "" {
+		return "", "", nil, nil
 	}
-	f, err := n.Host.ReadFile(ctx, n.facts.keyPath)
+	f, err := n.Host.ReadFile(ctx, path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return []step.Finding{{Severity: step.Warning, Host: n.Address, Check: "datastore_key",
-			Message: fmt.Sprintf("%s names %s as [keyvalue] encryption_key_path, which does not exist: the node can read no encrypted value", st2.ConfPath, n.facts.keyPath),
+		return path, "", []step.Finding{{Severity: step.Warning, Host: n.Address, Check: "datastore_key",
+			Message: fmt.Sprintf("%s names %s as [keyvalue] encryption_key_path, which does not exist: the node can read no encrypted value", st2.ConfPath, path),
 			Fix:     "copy the file from the primary, with its owner and mode, and restart the st2 services"}}, nil
 	}
 	if err != nil {
-		return nil, err
+		return path, "", nil, err
 	}
-	n.facts.key = fmt.Sprintf("%x", sha256.Sum256(f.Data))
-	return nil, nil
+	return path, fmt.Sprintf("%x", sha256.Sum256(f.Data)), nil, nil
 }
 
 // compareKey reports a node that reads encrypted values with another key than the first.
-func compareKey(first, n *Node) []step.Finding {
-	a, b := first.facts, n.facts
+func compareKey(n *Node, a, b facts) []step.Finding {
 	message, fix := "", "copy the file from the primary, with its owner and mode, and restart the st2 services"
 	switch {
 	case a.key == b.key:
@@ -263,18 +285,18 @@ func compareKey(first, n *Node) []step.Finding {
 	return []step.Finding{{Severity: step.Warning, Host: n.Address, Check: "datastore_key", Message: message, Fix: fix}}
 }
 
-// coordination reads where StackStorm's services have their locks.
-func coordination(ctx context.Context, n *Node) ([]step.Finding, error) {
+// coordination reads where StackStorm's services have their locks, if st2.conf
+// can be read.
+func coordination(ctx context.Context, n *Node) (read bool, locks string, found []step.Finding) {
 	conf, err := st2.ReadConf(ctx, n.Host)
 	if err != nil {
-		return nil, nil // configure_st2 says what is wrong with the file
+		return false, "", nil // configure_st2 says what is wrong with the file
 	}
-	n.facts.conf = true
 	if u, err := url.Parse(conf.Coordination()); err == nil && u.Scheme != "" {
-		n.facts.locks = u.Scheme + "://" + u.Host
+		locks = u.Scheme + "://" + u.Host
 	}
 	if !n.Primary {
-		return nil, nil
+		return true, locks, nil
 	}
 	const fix = "have a Redis that all nodes reach, and set [coordination] url to it on all nodes; until then use no concurrency policies that must hold"
 	const so = "services of different nodes do not wait for each other, so that concurrency policies and workflows may let too much run at once"
@@ -282,12 +304,12 @@ func coordination(ctx context.Context, n *Node) ([]step.Finding, error) {
 		return []step.Finding{{Severity: step.Warning, Host: n.Address, Check: "coordination", Message: message + ": " + so, Fix: fix}}
 	}
 	switch {
-	case n.facts.locks == "":
-		return warn("[coordination] url is not set in " + st2.ConfPath), nil
-	case ownLocks(n.facts.locks):
-		return warn(fmt.Sprintf("[coordination] url of %s is %s, which is each node's own", st2.ConfPath, n.facts.locks)), nil
+	case locks == "":
+		found = warn("[coordination] url is not set in " + st2.ConfPath)
+	case ownLocks(locks):
+		found = warn(fmt.Sprintf("[coordination] url of %s is %s, which is each node's own", st2.ConfPath, locks))
 	}
-	return nil, nil
+	return true, locks, found
 }
 
 // ownLocks says whether a coordinator is another one on each node: on
@@ -302,36 +324,35 @@ func ownLocks(locks string) bool {
 }
 
 // compareLocks reports a node whose services have their locks elsewhere than those of the first.
-func compareLocks(first, n *Node) []step.Finding {
-	if !first.facts.conf || !n.facts.conf || first.facts.locks == "" || ownLocks(first.facts.locks) || n.facts.locks == first.facts.locks {
+func compareLocks(n *Node, first, own facts) []step.Finding {
+	if !first.conf || !own.conf || first.locks == "" || ownLocks(first.locks) || own.locks == first.locks {
 		return nil
 	}
-	here := n.facts.locks
+	here := own.locks
 	if here == "" {
 		here = "not set"
 	}
 	return []step.Finding{{Severity: step.Warning, Host: n.Address, Check: "coordination",
-		Message: fmt.Sprintf("[coordination] url of %s is %s here and %s on the primary: the nodes do not wait for each other", st2.ConfPath, here, first.facts.locks),
+		Message: fmt.Sprintf("[coordination] url of %s is %s here and %s on the primary: the nodes do not wait for each other", st2.ConfPath, here, first.locks),
 		Fix:     "set it as on the primary, and restart the st2 services"}}
 }
 
 // content reads where StackStorm looks for packs and what belongs to them; of
 // the primary's it names what the other nodes will not have.
-func content(ctx context.Context, n *Node) ([]step.Finding, error) {
+func content(ctx context.Context, n *Node) (settings []st2.ContentSetting, found []step.Finding, err error) {
 	conf, err := st2.ReadConf(ctx, n.Host)
 	if err != nil {
-		return nil, nil // configure_st2 says what is wrong with the file
+		return nil, nil, nil // configure_st2 says what is wrong with the file
 	}
-	n.facts.content = conf.Content()
+	settings = conf.Content()
 	if !n.Primary {
-		return nil, nil
+		return settings, nil, nil
 	}
 	shared, err := nfs.Directories(ctx, n.Host, n.Directories)
 	if err != nil {
-		return nil, err
+		return settings, nil, err
 	}
-	var found []step.Finding
-	for _, setting := range n.facts.content {
+	for _, setting := range settings {
 		for _, dir := range setting.Directories {
 			if slices.ContainsFunc(shared, func(s string) bool { return dir == s || strings.HasPrefix(dir, s+"/") }) {
 				continue
@@ -339,31 +360,31 @@ func content(ctx context.Context, n *Node) ([]step.Finding, error) {
 			if _, err := n.Host.Stat(ctx, dir); errors.Is(err, fs.ErrNotExist) {
 				continue
 			} else if err != nil {
-				return nil, err
+				return settings, nil, err
 			}
 			found = append(found, step.Finding{Severity: step.Warning, Host: n.Address, Check: "content",
 				Message: fmt.Sprintf("%s of %s has StackStorm use %s, which is not shared: the other nodes do not see what lies there", setting.Name, st2.ConfPath, dir),
 				Fix:     "give directories=" + strings.Join(append(slices.Clone(shared), dir), ",") + ", or have the same there on all nodes by other means"})
 		}
 	}
-	return found, nil
+	return settings, found, nil
 }
 
-// clock measures how far the node's clock is ahead of this machine's.
-func clock(ctx context.Context, n *Node) ([]step.Finding, error) {
+// clock measures how far the node's clock is ahead of this machine's, and how
+// well that is known.
+func clock(ctx context.Context, n *Node) (ahead, accuracy time.Duration, err error) {
 	before := time.Now()
 	out, err := n.Host.Run(ctx, nil, "date", "+%s.%N")
 	if err != nil {
-		return nil, fmt.Errorf("%s: clock: %w", n.Address, err)
+		return 0, 0, fmt.Errorf("%s: clock: %w", n.Address, err)
 	}
-	n.facts.accuracy = time.Since(before) / 2
+	accuracy = time.Since(before) / 2
 	seconds, err := strconv.ParseFloat(strings.TrimSpace(string(out)), 64)
 	if err != nil {
-		return nil, fmt.Errorf("%s: clock: %w", n.Address, err)
+		return 0, 0, fmt.Errorf("%s: clock: %w", n.Address, err)
 	}
 	whole, fraction := math.Modf(seconds)
-	n.facts.clock = time.Unix(int64(whole), int64(fraction*1e9)).Sub(before.Add(n.facts.accuracy))
-	return nil, nil
+	return time.Unix(int64(whole), int64(fraction*1e9)).Sub(before.Add(accuracy)), accuracy, nil
 }
 
 // disk looks at the file systems that are written to.
@@ -413,40 +434,42 @@ func primaryOf(nodes []*Node) *Node {
 }
 
 // compare reports where nodes differ that must not.
-func compare(nodes []*Node) []step.Finding {
+func compare(nodes []*Node, known []facts) []step.Finding {
 	first := primaryOf(nodes)
 	if first == nil {
 		return nil
 	}
+	theirs := known[slices.Index(nodes, first)]
 	var found []step.Finding
-	for _, n := range nodes {
+	for i, n := range nodes {
+		own := known[i]
 		if n == first || n.Host == nil {
 			continue
 		}
 		add := func(check, fix, format string, args ...any) {
 			found = append(found, step.Finding{Severity: step.Error, Host: n.Address, Check: check, Message: fmt.Sprintf(format, args...), Fix: fix})
 		}
-		if a, b := first.facts.version, n.facts.version; a != "" && b != "" && a != b {
+		if a, b := theirs.version, own.version; a != "" && b != "" && a != b {
 			add("version", "install StackStorm "+a+" on it", "StackStorm is %s here and %s on the primary", b, a)
 		}
-		if a, b := first.facts.uid, n.facts.uid; a != 0 && b != 0 && a != b {
+		if a, b := theirs.uid, own.uid; a != 0 && b != 0 && a != b {
 			add("ids", fmt.Sprintf("stop the st2 services, then: usermod -u %d st2, and chown what it owns", a), "user st2 has uid %d here and %d on the primary; NFS compares numbers", b, a)
 		}
-		if a, b := first.facts.gid, n.facts.gid; a != 0 && b != 0 && a != b {
+		if a, b := theirs.gid, own.gid; a != 0 && b != 0 && a != b {
 			add("ids", fmt.Sprintf("groupmod -g %d st2packs, and chgrp what it owns", a), "group st2packs has gid %d here and %d on the primary; NFS compares numbers", b, a)
 		}
-		found = append(found, compareKey(first, n)...)
-		found = append(found, compareLocks(first, n)...)
-		for i, here := range n.facts.content {
-			if len(first.facts.content) == 0 || slices.Equal(here.Directories, first.facts.content[i].Directories) {
+		found = append(found, compareKey(n, theirs, own)...)
+		found = append(found, compareLocks(n, theirs, own)...)
+		for i, here := range own.content {
+			if len(theirs.content) == 0 || slices.Equal(here.Directories, theirs.content[i].Directories) {
 				continue
 			}
 			found = append(found, step.Finding{Severity: step.Warning, Host: n.Address, Check: "content",
 				Message: fmt.Sprintf("%s of %s is not the primary's: content is looked for in %s here, and in %s there", here.Name, st2.ConfPath,
-					list(here.Directories), list(first.facts.content[i].Directories)),
+					list(here.Directories), list(theirs.content[i].Directories)),
 				Fix: "set it as on the primary, and restart the st2 services"})
 		}
-		skew := (n.facts.clock - first.facts.clock).Abs() - n.facts.accuracy - first.facts.accuracy
+		skew := (own.clock - theirs.clock).Abs() - own.accuracy - theirs.accuracy
 		if skew > maxClockSkew {
 			add("clock", "have a time service (chrony, systemd-timesyncd) run on both nodes", "the clock differs from the primary's by %s", skew.Round(10*time.Millisecond))
 		}

@@ -25,12 +25,17 @@ type machine struct {
 	root    string
 	answers map[string]string // by the beginning of the command line
 	remote  bool
+	cut     int // programs until the connection ends; 0: never
+	ran     int
 }
 
 func (m *machine) IsLocal() bool { return !m.remote }
 
 func (m *machine) Run(_ context.Context, _ []byte, argv ...string) ([]byte, error) {
 	line := strings.Join(argv, " ")
+	if m.ran++; m.cut > 0 && m.ran >= m.cut {
+		return nil, fmt.Errorf("on %s: %w: no answer for 30s", m.Name(), host.ErrDisconnected)
+	}
 	for begin, answer := range m.answers {
 		if strings.HasPrefix(line, begin) {
 			return []byte(answer), nil
@@ -80,10 +85,10 @@ func TestCompare(t *testing.T) {
 			tc.change(&second)
 			h := host.NewLocal("x")
 			found := compare([]*Node{
-				{Address: "a", Primary: true, Host: h, facts: same},
-				{Address: "b", Host: h, facts: second},
-				{Address: "c", Host: h, facts: same},
-			})
+				{Address: "a", Primary: true, Host: h},
+				{Address: "b", Host: h},
+				{Address: "c", Host: h},
+			}, []facts{same, second, same})
 			if tc.want == "" {
 				require.Empty(t, found)
 				return
@@ -95,8 +100,8 @@ func TestCompare(t *testing.T) {
 			require.NotEmpty(t, found[0].Fix)
 		})
 	}
-	require.Empty(t, compare([]*Node{{Primary: true}, {Host: host.NewLocal("x")}}), "no primary to compare with")
-	require.Empty(t, compare([]*Node{{Primary: true, Host: host.NewLocal("x")}, {}}))
+	require.Empty(t, compare([]*Node{{Primary: true}, {Host: host.NewLocal("x")}}, make([]facts, 2)), "no primary to compare with")
+	require.Empty(t, compare([]*Node{{Primary: true, Host: host.NewLocal("x")}, {}}, make([]facts, 2)))
 }
 
 // fakeStep is a step as preflight sees it.
@@ -179,10 +184,10 @@ func TestSingle(t *testing.T) {
 			m := newMachine(t, a)
 			n := &Node{Address: a, Primary: true, Host: m}
 			tc.spoil(t, m, n)
-			found := single(ctx, n)
+			known, found := single(ctx, n)
 			if len(tc.want) == 0 {
 				require.Empty(t, found)
-				require.Equal(t, facts{version: "3.8.1", uid: 998, gid: 999, clock: n.facts.clock, accuracy: n.facts.accuracy}, n.facts)
+				require.Equal(t, facts{version: "3.8.1", uid: 998, gid: 999, clock: known.clock, accuracy: known.accuracy}, known)
 				require.NoDirExists(t, m.root+step.StateDir)
 				return
 			}
@@ -193,6 +198,23 @@ func TestSingle(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A connection that ends is told as that, once, and never as what could not be asked any more.
+func TestLostConnection(t *testing.T) {
+	whole := newMachine(t, "192.168.0.100")
+	_, found := single(t.Context(), &Node{Address: "192.168.0.100", Host: whole})
+	require.Empty(t, found)
+	require.Greater(t, whole.ran, 4)
+	for cut := 1; cut <= whole.ran; cut++ {
+		m := newMachine(t, "192.168.0.100")
+		m.cut = cut
+		_, found := single(t.Context(), &Node{Address: "192.168.0.100", Host: m, Steps: []step.Step{&fakeStep{}}})
+		require.Len(t, found, 1, "at program %d", cut)
+		require.Equal(t, "connection", found[0].Check, "at program %d", cut)
+		require.Contains(t, found[0].Message, "the SSH connection ended: no answer for 30s", "at program %d", cut)
+		require.NotEmpty(t, found[0].Fix)
 	}
 }
 
@@ -275,24 +297,39 @@ func TestContent(t *testing.T) {
 		require.NoError(t, os.MkdirAll(primary.root+dir, 0o755))
 	}
 	nodes := []*Node{{Address: "192.168.0.100", Primary: true, Host: primary}, {Address: "192.168.0.101", Host: secondary}}
-	found, err := content(t.Context(), nodes[0])
+	known := make([]facts, 2)
+	var found []step.Finding
+	var err error
+	known[0].content, found, err = content(t.Context(), nodes[0])
 	require.NoError(t, err)
 	require.Equal(t, []string{"warning 192.168.0.100 content: [content] packs_base_paths of /etc/st2/st2.conf has StackStorm use /opt/ours, " +
 		"which is not shared: the other nodes do not see what lies there"}, said(found))
 	require.Contains(t, found[0].Fix, "directories=/opt/stackstorm/packs,/opt/stackstorm/virtualenvs,/opt/ours")
 	nodes[0].Directories = []string{"/opt/stackstorm/packs", "/opt/stackstorm/virtualenvs", "/opt/ours"}
-	found, err = content(t.Context(), nodes[0])
+	_, found, err = content(t.Context(), nodes[0])
 	require.NoError(t, err)
 	require.Empty(t, found)
 
-	found, err = content(t.Context(), nodes[1])
+	known[1].content, found, err = content(t.Context(), nodes[1])
 	require.NoError(t, err)
 	require.Empty(t, found)
 	require.Equal(t, []string{
 		"warning 192.168.0.101 content: [system] base_path of /etc/st2/st2.conf is not the primary's: content is looked for in /srv/st2/virtualenvs, /srv/st2/configs here, and in /opt/stackstorm/virtualenvs, /opt/stackstorm/configs there",
 		"warning 192.168.0.101 content: [content] system_packs_base_path of /etc/st2/st2.conf is not the primary's: content is looked for in /srv/st2/packs here, and in /opt/stackstorm/packs there",
 		"warning 192.168.0.101 content: [content] packs_base_paths of /etc/st2/st2.conf is not the primary's: content is looked for in no directory here, and in /opt/ours, /opt/gone, /opt/stackstorm/packs/more there",
-	}, said(compare(nodes)))
+	}, said(compare(nodes, known)))
+}
+
+// compared is what is found on each node, and between them.
+func compared(t *testing.T, nodes []*Node) (all []step.Finding) {
+	t.Helper()
+	known := make([]facts, len(nodes))
+	for i, n := range nodes {
+		var found []step.Finding
+		known[i], found = single(t.Context(), n)
+		all = append(all, found...)
+	}
+	return append(all, compare(nodes, known)...)
 }
 
 // The key is read where each node's st2.conf has it, by preflight and by drift.
@@ -336,8 +373,7 @@ func TestKeys(t *testing.T) {
 				want = append(want, tc.want)
 			}
 			require.ElementsMatch(t, want, said(Drift(t.Context(), nodes, time.Second)))
-			found := append(single(t.Context(), nodes[0]), single(t.Context(), nodes[1])...)
-			require.ElementsMatch(t, want, said(append(found, compare(nodes)...)))
+			require.ElementsMatch(t, want, said(compared(t, nodes)))
 		})
 	}
 }
@@ -364,8 +400,7 @@ func TestCoordination(t *testing.T) {
 			}
 			require.NoError(t, os.WriteFile(m.root+"/etc/st2/st2.conf", []byte(conf), 0o644))
 		}
-		found := append(single(t.Context(), nodes[0]), single(t.Context(), nodes[1])...)
-		found = append(found, compare(nodes)...)
+		found := compared(t, nodes)
 		if tc.want == "" {
 			require.Empty(t, found)
 			continue
