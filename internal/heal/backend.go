@@ -14,6 +14,7 @@ import (
 	"st2ha/internal/mongodb"
 	"st2ha/internal/nfs"
 	"st2ha/internal/rabbitmq"
+	"st2ha/internal/reach"
 	"st2ha/internal/secure"
 	"st2ha/internal/service"
 	"st2ha/internal/step"
@@ -62,20 +63,25 @@ func (s *RestartBackend) Check(ctx context.Context, h host.Host) ([]step.Finding
 }
 
 // Plan restarts the unit if the backend fails twice in a row: once may be a
-// slow moment.
+// slow moment. What says nothing of the backend restarts nothing.
 func (s *RestartBackend) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
 	probe := probes()[s.Backend]
-	err := probe(ctx, h, s.addr(h))
-	if err == nil {
-		return nil, nil
-	}
-	select {
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-time.After(time.Second):
-	}
-	if err = probe(ctx, h, s.addr(h)); err == nil {
-		return nil, nil
+	var err error
+	for i := range 2 {
+		if i > 0 {
+			select {
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			case <-time.After(time.Second):
+			}
+		}
+		if err = probe(ctx, h, s.addr(h)); err == nil {
+			return nil, nil
+		}
+		if verdict, why := reach.Classify(err); verdict == reach.Unknown {
+			return nil, fault.Preflight("unknown", "mend that first; if "+s.Backend+" does not answer either, restart its unit by hand",
+				"%s: whether %s answers at %s cannot be found out, so it is not restarted: %s", h.Name(), s.Backend, s.addr(h), why)
+		}
 	}
 	unit, unitErr := Unit(ctx, h, s.Backend)
 	if unitErr != nil {

@@ -2,10 +2,12 @@ package heal_test
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -89,6 +91,39 @@ func TestRestartBackend(t *testing.T) {
 	s.Backend = "mongodb"
 	_, err = s.Check(t.Context(), h)
 	require.Equal(t, "no_unit", fault.Of(err).Code)
+}
+
+// noWay is a host from which no connection can be tried.
+type noWay struct {
+	*systemd
+	err error
+}
+
+func (n *noWay) DialContext(context.Context, string, string) (net.Conn, error) { return nil, n.err }
+
+// A healthy backend that cannot be asked is not restarted: an sshd that forbids
+// forwarding was enough for it.
+func TestWhatSaysNothingRestartsNothing(t *testing.T) {
+	local, _ := node(t)
+	for name, err := range map[string]error{
+		"no forwarding":  fault.Failed("forwarding", "set AllowTcpForwarding yes", "dial from b: sshd forbids forwarding"),
+		"SSH ended":      fmt.Errorf("dial: %w: no answer for 30s", host.ErrDisconnected),
+		"sshd's trouble": fmt.Errorf("dial: %w: open failed", host.ErrNotTried),
+		"no descriptors": &net.OpError{Op: "dial", Err: os.NewSyscallError("socket", syscall.EMFILE)},
+		"no such name":   &net.OpError{Op: "dial", Err: &net.DNSError{Name: "b", Err: "no such host"}},
+	} {
+		for _, backend := range []string{"mongodb", "rabbitmq", "redis", "nfs"} {
+			h := &noWay{&systemd{Local: local, units: "mongod.service rabbitmq-server.service redis-server.service nfs-server.service"}, err}
+			changes, planErr := (&heal.RestartBackend{Backend: backend}).Plan(t.Context(), h)
+			require.Empty(t, changes, "%s: %s", backend, name)
+			require.Equal(t, "unknown", fault.Of(planErr).Code, "%s: %s: %v", backend, name, planErr)
+			require.Contains(t, planErr.Error(), "so it is not restarted")
+		}
+		refusing := &noWay{&systemd{Local: local, units: "redis-server.service"}, &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}}
+		changes, err := (&heal.RestartBackend{Backend: "redis"}).Plan(t.Context(), refusing)
+		require.NoError(t, err)
+		require.Len(t, changes, 1, "one that refuses is")
+	}
 }
 
 // Events may be forged: what is restarted is only what the host's own configuration has.

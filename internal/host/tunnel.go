@@ -65,6 +65,11 @@ func (s *SSH) DialContext(ctx context.Context, network, addr string) (net.Conn, 
 	return conn, nil
 }
 
+// ErrNotTried is a connection from another host that its sshd did not make, for
+// a reason of its own (a name that it cannot resolve, no descriptors): nothing is
+// known of the server.
+var ErrNotTried = errors.New("sshd did not make the connection")
+
 // dialError gives a refusal by the far side the errno it had there, so that
 // callers need not know that there is a tunnel.
 func (s *SSH) dialError(network, addr string, err error) error {
@@ -76,6 +81,7 @@ func (s *SSH) dialError(network, addr string, err error) error {
 		return fault.Failed("forwarding", fmt.Sprintf("set AllowTcpForwarding yes (or local) in sshd_config on %s, also where a Match block has it, and reload sshd", s.name),
 			"dial %s from %s: sshd forbids forwarding: %w", addr, s.name, err)
 	}
+	tried := false
 	for words, errno := range map[string]syscall.Errno{
 		"Connection refused":     syscall.ECONNREFUSED,
 		"Connection timed out":   syscall.ETIMEDOUT,
@@ -83,8 +89,11 @@ func (s *SSH) dialError(network, addr string, err error) error {
 		"Network is unreachable": syscall.ENETUNREACH,
 	} {
 		if strings.Contains(open.Message, words) {
-			err = farErrno{errno}
+			err, tried = farErrno{errno}, true
 		}
+	}
+	if !tried {
+		err = fmt.Errorf("%w: %w", ErrNotTried, err)
 	}
 	return fmt.Errorf("from %s: %w", s.name, &net.OpError{Op: "dial", Net: network, Addr: address{network, addr}, Err: err})
 }

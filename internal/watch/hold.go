@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"st2ha/internal/reach"
 )
 
 // Timing is how often a backend's endpoint is probed, and what its findings
@@ -351,7 +353,7 @@ func (h *holder) judge(err error) {
 		h.tell(f.probe, Bad, f.reason, f.limit)
 		return
 	}
-	verdict, reason := classify(err)
+	verdict, reason := reach.Classify(err)
 	switch {
 	case verdict == Unknown:
 		h.blind(reason, 0)
@@ -395,7 +397,7 @@ func (h *holder) tell(probe string, v Verdict, reason string, limit Limit) {
 
 // isSilent says whether nothing of the server itself was heard.
 func isSilent(err error) bool {
-	verdict, _ := classify(err)
+	verdict, _ := reach.Classify(err)
 	return verdict == Silent
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"st2ha/internal/reach"
 	"st2ha/internal/rpcping"
 )
 
@@ -147,7 +148,7 @@ func (w *nfsServer) ping(ctx context.Context, conn *rpcping.Conn) {
 // observe reports what came of a ping that began at started.
 func (w *nfsServer) observe(started time.Time, err error) {
 	o := Observation{Probe: "ping", At: time.Now(), Limit: w.Limit}
-	o.Verdict, o.Reason = classify(err)
+	o.Verdict, o.Reason = reach.Classify(err)
 	switch o.Verdict {
 	case Good:
 		w.silent, o.Took = time.Time{}, o.At.Sub(started)
@@ -155,7 +156,7 @@ func (w *nfsServer) observe(started time.Time, err error) {
 		if w.silent.IsZero() {
 			w.silent = started
 		}
-		if o.Reason == noAnswer {
+		if o.Reason == reach.NoAnswer {
 			o.Reason += " for " + span(o.At.Sub(w.silent))
 		}
 		o.Limit.DownAfter -= w.Timeout // it counts from when the first one was sent
@@ -221,8 +222,8 @@ func exportFault(err error, export string, timeout time.Duration) (Verdict, stri
 	case errors.As(err, &other):
 		return Unknown, fmt.Sprintf("export %s cannot be looked at: %v", export, err)
 	}
-	verdict, reason := classify(err)
-	if reason == noAnswer {
+	verdict, reason := reach.Classify(err)
+	if reason == reach.NoAnswer {
 		reason += " for " + span(timeout)
 	}
 	return verdict, "export " + export + ": " + reason

@@ -160,8 +160,8 @@ func (s *Set) keys() []Key {
 	return keys
 }
 
-// reach is what is known of another host.
-type reach struct {
+// heard is what is known of another host.
+type heard struct {
 	silent   time.Time // the first finding without an answer, of an endpoint that is in doubt
 	answered time.Time // the last answer of any endpoint
 	back     bool      // an endpoint has answered for long enough
@@ -212,8 +212,8 @@ func (s *Set) hold(on bool) {
 }
 
 // hosts sums up what the endpoints say of the other hosts.
-func (s *Set) hosts() map[string]reach {
-	hosts := map[string]reach{}
+func (s *Set) hosts() map[string]heard {
+	hosts := map[string]heard{}
 	for _, m := range s.members {
 		if m.host == "" {
 			continue
@@ -234,7 +234,7 @@ func (s *Set) hosts() map[string]reach {
 // togetherSilent says since when no other host has answered, if at least two
 // fell silent at about the same time. While one answers the prober is not cut
 // off, whatever happened to the others.
-func (s *Set) togetherSilent(hosts map[string]reach) (time.Time, bool) {
+func (s *Set) togetherSilent(hosts map[string]heard) (time.Time, bool) {
 	var first, last time.Time
 	silent := 0
 	for _, h := range hosts {

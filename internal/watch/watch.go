@@ -5,6 +5,8 @@ package watch
 import (
 	"context"
 	"time"
+
+	"st2ha/internal/reach"
 )
 
 // Backend is a kind of what is watched.
@@ -21,14 +23,14 @@ const (
 )
 
 // Verdict is what a probe makes of what it saw.
-type Verdict int
+type Verdict = reach.Verdict
 
 // The verdicts.
 const (
-	Good    Verdict = iota // it answered as it should
-	Silent                 // no answer in time: slow, frozen or cut off
-	Bad                    // an answer, and a wrong one: refused, login refused, export withdrawn
-	Unknown                // the probe itself could not be made
+	Good    = reach.Good
+	Silent  = reach.Silent
+	Bad     = reach.Bad
+	Unknown = reach.Unknown
 )
 
 // Observation is what one probe found.
