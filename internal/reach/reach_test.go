@@ -81,7 +81,7 @@ func TestClassify(t *testing.T) {
 		"the SSH connection ended": {fmt.Errorf("on b: %w: no answer for 30s", host.ErrDisconnected), Unknown, "on b: the SSH connection ended"},
 		"sshd did not try":         {fmt.Errorf("from b: %w: open failed", host.ErrNotTried), Unknown, "from b: sshd did not make the connection"},
 		"sshd forbids it":          {fmt.Errorf("x: %w", fault.Failed("forwarding", "set AllowTcpForwarding", "sshd forbids forwarding")), Unknown, "x: sshd forbids forwarding"},
-		"this side ended it":       {dial(net.Dialer{Cancel: ended.Done()}, closed), Unknown, ""},
+		"this side ended it":       {func() error { _, err := (&net.Dialer{}).DialContext(ended, "tcp", closed); return err }(), Unknown, "this side has ended the connection"},
 		"no TLS there":             {tlsTo(t, closedAfterHello(t)), Unknown, "it speaks no TLS, and the settings ask for it"},
 		"no TLS file": {func() error {
 			_, err := (&secure.TLS{Read: func(context.Context, string) ([]byte, error) { return nil, os.ErrNotExist }, CA: "/none"}).Dial(t.Context(), &net.Dialer{}, closed)
