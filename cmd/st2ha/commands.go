@@ -525,7 +525,7 @@ func kinds() step.Kinds {
 		"rabbitmq_permissions": func() step.Change { return &rabbitmq.Grant{} },
 		"exportfs":             func() step.Change { return &nfs.Reexport{} },
 		"aside":                func() step.Change { return &nfs.Aside{} },
-		"directory":            func() step.Change { return &nfs.MakeDir{} },
+		"directory":            func() step.Change { return &step.MakeDir{} },
 		"mount":                func() step.Change { return &nfs.MountUnit{} },
 	}
 }

@@ -12,7 +12,6 @@ import (
 
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
-	"st2ha/internal/nfs"
 	"st2ha/internal/service"
 	"st2ha/internal/step"
 )
@@ -79,7 +78,7 @@ func (s *InstallWatchdog) Check(ctx context.Context, h host.Host) ([]step.Findin
 func (s *InstallWatchdog) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
 	var changes []step.Change
 	if _, err := h.Stat(ctx, programDir); errors.Is(err, fs.ErrNotExist) {
-		changes = append(changes, &nfs.MakeDir{Dir: programDir, Mode: 0o755})
+		changes = append(changes, &step.MakeDir{Dir: programDir, Mode: 0o755})
 	} else if err != nil {
 		return nil, err
 	}

@@ -16,7 +16,6 @@ import (
 
 	"st2ha/internal/heal"
 	"st2ha/internal/host"
-	"st2ha/internal/nfs"
 	"st2ha/internal/service"
 	"st2ha/internal/step"
 )
@@ -118,7 +117,7 @@ func TestInstallWatchdog(t *testing.T) {
 	require.Len(t, r.Changes, 2)
 	require.Equal(t, "systemctl restart st2ha-watchdog.service", r.Changes[1].Diff)
 	kindsOf := step.Kinds{
-		"file": func() step.Change { return &step.FileChange{} }, "directory": func() step.Change { return &nfs.MakeDir{} },
+		"file": func() step.Change { return &step.FileChange{} }, "directory": func() step.Change { return &step.MakeDir{} },
 		"daemon_reload": func() step.Change { return &service.Reload{} }, "start": func() step.Change { return &service.Start{} },
 		"restart": func() step.Change { return &service.Restart{} },
 	}

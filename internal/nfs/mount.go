@@ -209,7 +209,7 @@ func (s *Mount) aside(ctx context.Context, h host.Host, dir string) (step.Change
 		if err != nil {
 			return nil, err
 		}
-		return &MakeDir{Dir: dir, Mode: info.Mode.Perm(), UID: info.UID, GID: info.GID}, nil
+		return &step.MakeDir{Dir: dir, Mode: info.Mode.Perm(), UID: info.UID, GID: info.GID}, nil
 	}
 	if err != nil || len(names) == 0 {
 		return nil, err
@@ -356,36 +356,6 @@ func (a *Aside) Undo(ctx context.Context, h host.Host) error {
 		return fmt.Errorf("%s: put %s back: %w: move away what was written there since", h.Name(), a.Dir, err)
 	}
 	return h.Rename(ctx, a.Kept, a.Dir)
-}
-
-// MakeDir makes a mount point.
-type MakeDir struct {
-	Dir  string
-	Mode fs.FileMode
-	UID  int
-	GID  int
-}
-
-// Kind is "directory".
-func (m *MakeDir) Kind() string { return "directory" }
-
-// Target is the directory.
-func (m *MakeDir) Target() string { return m.Dir }
-
-// Diff says what is made.
-func (m *MakeDir) Diff() string { return "+ " + m.Dir }
-
-// Apply makes it.
-func (m *MakeDir) Apply(ctx context.Context, h host.Host) error {
-	return h.Mkdir(ctx, m.Dir, host.Info{Mode: m.Mode, UID: m.UID, GID: m.GID})
-}
-
-// Undo removes it.
-func (m *MakeDir) Undo(ctx context.Context, h host.Host) error {
-	if err := h.Remove(ctx, m.Dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
 }
 
 // MountUnit has PID 1 mount what /etc/fstab names: a mount by an action would

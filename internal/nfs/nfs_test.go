@@ -294,7 +294,7 @@ func TestMountPlan(t *testing.T) {
 	aside := changes[2].(*Aside)
 	require.Equal(t, "/opt/a.before-st2ha-2", aside.Kept)
 	require.Equal(t, 1, aside.Entries)
-	require.Equal(t, fs.FileMode(0o770), changes[5].(*MakeDir).Mode)
+	require.Equal(t, fs.FileMode(0o770), changes[5].(*step.MakeDir).Mode)
 
 	// All is mounted.
 	require.NoError(t, changes[0].Apply(ctx, m))

@@ -21,9 +21,6 @@ import (
 // answerTime bounds one conversation with a broker.
 const answerTime = 5 * time.Second
 
-// ContextDialer is what connections are made with: a host.
-type ContextDialer = secure.ContextDialer
-
 // Login is how a client presents itself.
 type Login struct {
 	Addr     string // host:port
@@ -64,7 +61,7 @@ func Words(e *amqp.Error) string {
 }
 
 // Dial opens a connection. ErrRefused is told from a broker that is away.
-func Dial(ctx context.Context, d ContextDialer, l Login) (*Connection, error) {
+func Dial(ctx context.Context, d secure.ContextDialer, l Login) (*Connection, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
 	conn, err := l.TLS.Dial(ctx, d, l.Addr)
@@ -79,7 +76,7 @@ func Dial(ctx context.Context, d ContextDialer, l Login) (*Connection, error) {
 }
 
 // Listens says whether an AMQP broker answers at addr (host:port), with TLS or without.
-func Listens(ctx context.Context, d ContextDialer, addr string) error {
+func Listens(ctx context.Context, d secure.ContextDialer, addr string) error {
 	return secure.Answers(ctx, d, addr, greet)
 }
 
@@ -106,7 +103,7 @@ func greet(conn net.Conn) error {
 // declares a queue of its own, publishes to it and takes the message out. The
 // queue is gone when the connection ends. A broker with an alarm is a
 // *BlockedError.
-func Works(ctx context.Context, d ContextDialer, l Login) error {
+func Works(ctx context.Context, d secure.ContextDialer, l Login) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
 	conn, err := Dial(ctx, d, l)
@@ -180,7 +177,7 @@ type Queue struct {
 
 // Inspect asks for queues by name. One that does not exist is empty and has no
 // consumers.
-func Inspect(ctx context.Context, d ContextDialer, l Login, queues ...string) (map[string]Queue, error) {
+func Inspect(ctx context.Context, d secure.ContextDialer, l Login, queues ...string) (map[string]Queue, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
 	conn, err := Dial(ctx, d, l)

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/streadway/amqp"
+
+	"st2ha/internal/secure"
 )
 
 // Turn is a turn at work that is done by one at a time in the whole cluster,
@@ -53,7 +55,7 @@ func (e *BusyError) Error() string {
 // TakeTurn takes a turn, and does not wait for one. The context that comes with it ends when
 // the turn is lost, and after limit. by is who takes it, in words. That it is
 // another's, or too soon, is a *BusyError.
-func TakeTurn(ctx context.Context, d ContextDialer, l Login, work, by string, gap, limit time.Duration) (*Turn, context.Context, error) {
+func TakeTurn(ctx context.Context, d secure.ContextDialer, l Login, work, by string, gap, limit time.Duration) (*Turn, context.Context, error) {
 	asking, done := context.WithTimeout(ctx, answerTime)
 	defer done()
 	conn, err := Dial(asking, d, l)

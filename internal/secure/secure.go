@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// ContextDialer is what connections are made with: a host.
+// ContextDialer is what connections are made with: a host.Host, or a net.Dialer.
 type ContextDialer interface {
 	DialContext(ctx context.Context, network, addr string) (net.Conn, error)
 }

@@ -18,6 +18,7 @@ import (
 	"st2ha/internal/mongodb"
 	"st2ha/internal/nfs"
 	"st2ha/internal/rabbitmq"
+	"st2ha/internal/secure"
 	"st2ha/internal/stackstorm"
 	"st2ha/internal/step"
 )
@@ -137,7 +138,7 @@ func (f *finder) mongodb(ctx context.Context, conf *stackstorm.Conf) {
 	}
 	for _, m := range f.members.Of(servers) {
 		looking, cancel := context.WithTimeout(ctx, time.Second) // its name may be known to nobody here
-		f.add(looking, MongoDB, m.Addr, resolved(m.Addr, func(d Dialer) Func {
+		f.add(looking, MongoDB, m.Addr, resolved(m.Addr, func(d secure.ContextDialer) Func {
 			return WatchMongoDB(MongoDBSettings{Server: server, Addr: m.Addr, Arbiter: m.Arbiter, Dialer: d, Timing: f.Timing()})
 		}))
 		cancel()

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"st2ha/internal/host"
+	"st2ha/internal/secure"
 )
 
 // Members are those of a replica set that its servers name and the URI does
@@ -131,7 +132,7 @@ func onLoopback(addr string) bool {
 // resolved watches a member once its name is known here: a set may name its
 // members as only they know each other, and then nothing can be told of them.
 // A name that was known stays so, also while the resolver is away.
-func resolved(addr string, watch func(Dialer) Func) Func {
+func resolved(addr string, watch func(secure.ContextDialer) Func) Func {
 	name, port, _ := net.SplitHostPort(addr)
 	if net.ParseIP(name) != nil {
 		return watch(&net.Dialer{})

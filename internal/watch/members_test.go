@@ -15,6 +15,7 @@ import (
 
 	"st2ha/internal/host"
 	"st2ha/internal/mongodb"
+	"st2ha/internal/secure"
 )
 
 // setMember answers every command as a member of a replica set answers hello:
@@ -107,7 +108,7 @@ func TestMemberUnknown(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
 	s.Replace("n1", []Endpoint{{Backend: MongoDB, Name: key.Name, Host: "nobody.invalid"}}, time.Now())
-	resolved(key.Name, func(Dialer) Func { panic("it is not known") })(ctx, func(o Observation) { s.Observe(key, o) })
+	resolved(key.Name, func(secure.ContextDialer) Func { panic("it is not known") })(ctx, func(o Observation) { s.Observe(key, o) })
 	require.Equal(t, StateUnknown, s.Statuses()[0].State)
 }
 

@@ -19,20 +19,15 @@ import (
 	"st2ha/internal/secure"
 )
 
-// Dialer makes connections; a net.Dialer or a host.Host is one.
-type Dialer interface {
-	DialContext(ctx context.Context, network, addr string) (net.Conn, error)
-}
-
 // MongoDBSettings is one server, alone or a member of a replica set, and how
 // it is watched.
 type MongoDBSettings struct {
-	mongodb.Server               // as [database] of st2.conf has it
-	Addr           string        // host:port of this server
-	Election       time.Duration // without a primary until that is down: its set elects one within that time; 15 s
-	Dialer         Dialer        // from where; this machine if nil
-	Arbiter        bool          // it holds no data, so no user can log in there
-	Members        *Members      // are told what the server says of its set; may be nil
+	mongodb.Server                      // as [database] of st2.conf has it
+	Addr           string               // host:port of this server
+	Election       time.Duration        // without a primary until that is down: its set elects one within that time; 15 s
+	Dialer         secure.ContextDialer // from where; this machine if nil
+	Arbiter        bool                 // it holds no data, so no user can log in there
+	Members        *Members             // are told what the server says of its set; may be nil
 	Timing
 }
 

@@ -10,12 +10,13 @@ import (
 	"github.com/streadway/amqp"
 
 	"st2ha/internal/rabbitmq"
+	"st2ha/internal/secure"
 )
 
 // RabbitMQSettings is one node of a broker, and how it is watched.
 type RabbitMQSettings struct {
 	Login  rabbitmq.Login
-	Dialer Dialer // from where; this machine if nil
+	Dialer secure.ContextDialer // from where; this machine if nil
 	Timing
 }
 

@@ -19,8 +19,8 @@ type RedisSettings struct {
 	User     string // empty for the default user
 	Password string // empty for a server without
 	DB       int
-	TLS      *secure.TLS // nil without
-	Dialer   Dialer      // from where; this machine if nil
+	TLS      *secure.TLS          // nil without
+	Dialer   secure.ContextDialer // from where; this machine if nil
 	Timing
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"st2ha/internal/host"
 	"st2ha/internal/rabbitmq"
+	"st2ha/internal/secure"
 	"st2ha/internal/service"
 	"st2ha/internal/stackstorm"
 )
@@ -25,10 +26,10 @@ const (
 // UnitsSettings are the StackStorm units of a node, and how they are watched.
 type UnitsSettings struct {
 	Host   host.Host
-	Units  []string       // without suffix: st2api, st2actionrunner…
-	Login  rabbitmq.Login // [messaging] url; without an address no consumers are looked for
-	Prefix string         // [messaging] prefix; st2
-	Dialer Dialer         // to the broker from where; this machine if nil
+	Units  []string             // without suffix: st2api, st2actionrunner…
+	Login  rabbitmq.Login       // [messaging] url; without an address no consumers are looked for
+	Prefix string               // [messaging] prefix; st2
+	Dialer secure.ContextDialer // to the broker from where; this machine if nil
 
 	Every        time.Duration // between two looks at all units; 1 s
 	Deadline     time.Duration // of one look; 4 s
