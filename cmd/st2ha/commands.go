@@ -207,7 +207,7 @@ func (p *params) broker(c *common) (stackstorm.Broker, error) {
 		return stackstorm.Broker{}, err
 	}
 	if p.rabbitmqPort < 0 || p.rabbitmqPort > 65535 {
-		return stackstorm.Broker{}, fault.Usage("rabbitmq_port %d is no TCP port", p.rabbitmqPort)
+		return stackstorm.Broker{}, fault.Usage("rabbitmq_port must be 1 to 65535, or 0, not %d", p.rabbitmqPort)
 	}
 	return stackstorm.Broker{User: p.rabbitmqUser, Password: password, VHost: p.rabbitmqVHost, Port: p.rabbitmqPort}, nil
 }
@@ -226,7 +226,7 @@ func buildST2(ctx context.Context, c *common, p *params) (step.Step, error) {
 		return s, nil
 	case stackstorm.RoleSecondary:
 	default:
-		return nil, fault.Usage("role %q is none: it is primary or secondary", p.role)
+		return nil, fault.Usage("role must be primary or secondary, not %q", p.role)
 	}
 	if s.Broker, err = p.broker(c); err != nil {
 		return nil, err
@@ -311,7 +311,7 @@ func buildRestart(_ context.Context, c *common, p *params) (step.Step, error) {
 		err = fault.Usage("restart later is what restart_st2 makes up for: give auto, inline, deferred, others or idle")
 	}
 	if err == nil && p.delay < 0 {
-		err = fault.Usage("delay %d is no number of seconds", p.delay)
+		err = fault.Usage("delay must be a number of seconds, not %d", p.delay)
 	}
 	return &stackstorm.Restarter{Restart: when, Force: p.force, Delay: time.Duration(p.delay) * time.Second, Within: st2Time, Run: c.run}, err
 }
@@ -323,7 +323,7 @@ func buildVerify(ctx context.Context, c *common, p *params) (step.Step, error) {
 		return s, nil
 	case stackstorm.RoleSecondary:
 	default:
-		return nil, fault.Usage("role %q is none: it is primary or secondary", p.role)
+		return nil, fault.Usage("role must be primary or secondary, not %q", p.role)
 	}
 	mount, err := buildMount(ctx, c, p)
 	if err != nil {
@@ -357,7 +357,7 @@ func joinFlags(p *params, f *pflag.FlagSet) {
 func (p *preflightCommand) exec(ctx context.Context, c *common) (any, error) {
 	q := p.params
 	if q.mongodbPort < 1 || q.mongodbPort > 65535 {
-		return c.result(p.name(), q.primary), fault.Usage("mongodb_port %d is no TCP port", q.mongodbPort)
+		return c.result(p.name(), q.primary), fault.Usage("mongodb_port must be 1 to 65535, not %d", q.mongodbPort)
 	}
 	nodes, err := q.joinNodes(ctx, c)
 	if err != nil {
@@ -468,7 +468,7 @@ func (r *rollbackCommand) exec(ctx context.Context, c *common) (any, error) {
 		return failed, err
 	}
 	if r.only != "" && !regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`).MatchString(r.only) {
-		return failed, fault.Usage("only %q is no run's name", r.only)
+		return failed, fault.Usage("only must be the name of a run, not %q", r.only)
 	}
 	h, err := c.open(ctx, r.host)
 	if err != nil {

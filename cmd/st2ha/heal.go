@@ -86,7 +86,7 @@ func buildWatchdog(context.Context, *common, *params) (step.Step, error) {
 
 func buildRestartBackend(_ context.Context, _ *common, p *params) (step.Step, error) {
 	if !slices.Contains(heal.Backends(), p.heal.backend) {
-		return nil, fault.Usage("backend %q is none that is restarted: it is one of %s", p.heal.backend, strings.Join(heal.Backends(), ", "))
+		return nil, fault.Usage("backend must be one of %s, not %q", strings.Join(heal.Backends(), ", "), p.heal.backend)
 	}
 	if p.heal.endpoint != "" {
 		if err := checkEndpoint(p.heal.endpoint); err != nil {
@@ -103,7 +103,7 @@ func checkEndpoint(endpoint string) error {
 		_, err = strconv.ParseUint(port, 10, 16)
 	}
 	if err != nil {
-		return fault.Usage("endpoint %q is none: host:port, with [] around an IPv6 address", endpoint)
+		return fault.Usage("endpoint must be host:port, with [] around an IPv6 address, not %q", endpoint)
 	}
 	return host.CheckAddress("endpoint", address)
 }
@@ -113,7 +113,7 @@ func buildRecoverMount(_ context.Context, _ *common, p *params) (step.Step, erro
 		return nil, fault.Usage("directory is missing: give the mount point")
 	}
 	if p.heal.patience < 0 {
-		return nil, fault.Usage("patience %d is no number of seconds", p.heal.patience)
+		return nil, fault.Usage("patience must be a number of seconds, not %d", p.heal.patience)
 	}
 	return &nfs.Recover{Directory: p.heal.directory, Patience: time.Duration(p.heal.patience) * time.Second, Detach: p.heal.detach, Within: mountTime},
 		nfs.Validate([]string{p.heal.directory})
@@ -132,7 +132,7 @@ const stuckTime = 30 * time.Second
 
 func buildRecoverST2(_ context.Context, _ *common, p *params) (step.Step, error) {
 	if p.delay < 0 {
-		return nil, fault.Usage("delay %d is no number of seconds", p.delay)
+		return nil, fault.Usage("delay must be a number of seconds, not %d", p.delay)
 	}
 	return &stackstorm.Recoverer{Delay: time.Duration(p.delay) * time.Second, Within: st2Time, Stuck: stuckTime}, nil
 }
@@ -249,7 +249,7 @@ func (s *sweepCommand) exec(ctx context.Context, c *common) (any, error) {
 	}
 	r.Findings = []step.Finding{}
 	if s.params.heal.patience < 0 {
-		return r, fault.Usage("patience %d is no number of seconds", s.params.heal.patience)
+		return r, fault.Usage("patience must be a number of seconds, not %d", s.params.heal.patience)
 	}
 	api, err := c.api()
 	if err != nil {
@@ -401,9 +401,9 @@ func (m *maintenanceCommand) exec(ctx context.Context, c *common) (any, error) {
 	}
 	switch {
 	case m.mode != "on" && m.mode != "off":
-		return failed, fault.Usage("mode %q is none: it is on or off", m.mode)
+		return failed, fault.Usage("mode must be on or off, not %q", m.mode)
 	case m.lasts < 0:
-		return failed, fault.Usage("lasts %d is no number of seconds", m.lasts)
+		return failed, fault.Usage("lasts must be a number of seconds, not %d", m.lasts)
 	case !to.On && (m.lasts > 0 || m.reason != ""):
 		return failed, fault.Usage("lasts and reason belong to mode on")
 	case m.lasts > 0:

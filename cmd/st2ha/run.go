@@ -119,7 +119,7 @@ func find(args []string) (command, []string, error) {
 				return cmd, append(rest, args[i+1:]...), nil
 			}
 		}
-		return nil, nil, fault.Usage("%q is no command: st2ha --help lists them", a)
+		return nil, nil, fault.Usage("there is no command %q: st2ha --help lists them", a)
 	}
 	return nil, nil, fault.Usage("no command is given: st2ha --help lists them")
 }
@@ -184,10 +184,10 @@ func (c *common) prepare(stderr io.Writer) error {
 		return fault.Usage("wait %d and deadline %d are seconds: 0 or more, 1 or more", c.wait, c.deadline)
 	}
 	if c.ssh.Port < 1 || c.ssh.Port > 65535 {
-		return fault.Usage("ssh_port %d is no port: 1 to 65535", c.ssh.Port)
+		return fault.Usage("ssh_port must be 1 to 65535, not %d", c.ssh.Port)
 	}
 	if !step.ValidRun(c.run) {
-		return fault.Usage("run %q is no name: letters, digits, _ and - only, 64 at most", c.run)
+		return fault.Usage("run must be at most 64 letters, digits, _ and -, not %q", c.run)
 	}
 	return nil
 }

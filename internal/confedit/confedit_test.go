@@ -92,7 +92,7 @@ func TestYAMLSetQuotesWhereNeeded(t *testing.T) {
 	_, err := confedit.YAMLSet(nil, "a\nb", "net", "bindIp")
 	refused(t, err, 0, "line break")
 	_, err = confedit.YAMLSet(nil, "a", "net", "bind Ip")
-	refused(t, err, 0, "no name")
+	refused(t, err, 0, "cannot be the name of an option")
 	_, err = confedit.YAMLSet(nil, "a")
 	refused(t, err, 0, "no key")
 	_, err = confedit.YAMLSet(nil, "\xff", "net", "bindIp")

@@ -350,11 +350,11 @@ func (f *INI) checkName(section, key string) error {
 		more = "_"
 	}
 	if !plain(key, more) || f.style == Env && '0' <= key[0] && key[0] <= '9' {
-		return refuse(0, "%q is no name of an option", key)
+		return refuse(0, "%q cannot be the name of an option", key)
 	}
 	switch {
 	case f.style == OSLO && !plain(section, "_-."), f.style == Mongo && section != "" && !plain(section, "_-."):
-		return refuse(0, "%q is no name of a section", section)
+		return refuse(0, "%q cannot be the name of a section", section)
 	case (f.style == Rabbit || f.style == Env) && section != "":
 		return refuse(0, "section %q in a file that has no sections", section)
 	}

@@ -54,7 +54,7 @@ func YAMLSet(src []byte, value string, path ...string) ([]byte, error) {
 	}
 	for _, p := range path {
 		if !isYAMLName(p) {
-			return nil, refuse(0, "%q is no name of an option", p)
+			return nil, refuse(0, "%q cannot be the name of an option", p)
 		}
 	}
 	dotted := strings.Join(path, ".")

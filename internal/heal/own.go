@@ -33,7 +33,7 @@ func (s *RestartBackend) own(ctx context.Context, h host.Host) error {
 	}
 	name, port, err := net.SplitHostPort(s.Endpoint)
 	if err != nil {
-		return fault.Usage("endpoint %q is none: host:port, with [] around an IPv6 address", s.Endpoint)
+		return fault.Usage("endpoint must be host:port, with [] around an IPv6 address, not %q", s.Endpoint)
 	}
 	mine, err := newAddresses(ctx, h)
 	if err != nil {

@@ -128,7 +128,7 @@ func (c *config) port() (int, error) {
 	}
 	port, err := strconv.ParseUint(v, 10, 16)
 	if err != nil {
-		return 0, fmt.Errorf("port %q is no number", v)
+		return 0, fmt.Errorf("port must be a number, not %q", v)
 	}
 	return int(port), nil
 }

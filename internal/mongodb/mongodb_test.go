@@ -89,7 +89,7 @@ func TestBindIP(t *testing.T) {
 		{"ini, all", "bind_ip_all = true\n", false, "", ""},
 		{"ini, none", "port = 27017\n", false, "port = 27017\nbind_ip = 127.0.0.1,192.168.0.100\n", ""},
 		{"broken", "net:\n  bindIp: [\n", false, "", "line "},
-		{"port", "net:\n  port: many\n", false, "", `port "many" is no number`},
+		{"port", "net:\n  port: many\n", false, "", `port must be a number, not "many"`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			m := newMachine(t, map[string]string{"/etc/mongod.conf": tc.conf})

@@ -53,7 +53,7 @@ func (s *Mount) source(dir string) string {
 // ValidateOptions refuses mount options that fstab cannot hold.
 func ValidateOptions(options string) error {
 	if options == "" || strings.ContainsFunc(options, func(r rune) bool { return r <= ' ' || r == '#' || r == 0x7f }) {
-		return fault.Usage("mount_options %q are none: a comma-separated list without spaces, see nfs(5)", options)
+		return fault.Usage("mount_options must be a comma-separated list without spaces (nfs(5)), not %q", options)
 	}
 	return nil
 }

@@ -45,7 +45,7 @@ func Validate(dirs []string) error {
 	for i, dir := range dirs {
 		switch {
 		case !path.IsAbs(dir) || path.Clean(dir) != dir:
-			return fault.Usage("directory %q is no clean absolute path", dir)
+			return fault.Usage("directory must be an absolute path without . and .., not %q", dir)
 		case strings.ContainsFunc(dir, func(r rune) bool { return r < ' ' || r == 0x7f }):
 			return fault.Usage("directory %q holds a control character", dir)
 		}

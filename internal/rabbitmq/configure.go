@@ -67,18 +67,18 @@ func (s *Configure) Validate() error {
 	name := regexp.MustCompile(`^[A-Za-z0-9_.@-]{1,64}$`)
 	switch {
 	case !name.MatchString(s.User) || s.User[0] == '-':
-		return fault.Usage("rabbitmq_user %q is no name: letters, digits and _.@- only", s.User)
+		return fault.Usage("rabbitmq_user must consist of letters, digits and _.@-, which %q does not", s.User)
 	case s.User == "guest":
 		return fault.Usage("rabbitmq_user guest may log in from loopback only: choose another, such as st2")
 	case s.Password == "":
 		return fault.Usage("rabbitmq_password is missing: set it in the pack's configuration, or in the environment as ST2HA_RABBITMQ_PASSWORD")
 	case s.VHost == "" || strings.HasPrefix(s.VHost, "-") || strings.ContainsFunc(s.VHost, func(r rune) bool { return r < ' ' }):
-		return fault.Usage("rabbitmq_vhost %q is no vhost's name", s.VHost)
+		return fault.Usage("rabbitmq_vhost %q cannot be the name of a vhost", s.VHost)
 	}
 	for _, pattern := range s.Permissions.list() {
 		// Whether it is a regular expression is for the broker to say: see judge.
 		if strings.HasPrefix(pattern, "-") || !utf8.ValidString(pattern) || strings.ContainsFunc(pattern, unicode.IsControl) {
-			return fault.Usage("permission %q is none: a regular expression that begins with no -, without control characters", pattern)
+			return fault.Usage("permission must be a regular expression that does not begin with - and has no control characters, not %q", pattern)
 		}
 	}
 	return nil

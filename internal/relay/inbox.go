@@ -202,7 +202,7 @@ func event(body []byte) ([]byte, error) {
 	}
 	for name, value := range fields {
 		if !fieldName.MatchString(name) {
-			return nil, fmt.Errorf("%q is no field's name", name)
+			return nil, fmt.Errorf("%q cannot be the name of a field", name)
 		}
 		var plain any
 		if err := json.Unmarshal(value, &plain); err != nil {

@@ -62,7 +62,7 @@ const (
 func components(export string) ([]string, error) {
 	clean := path.Clean(export)
 	if !path.IsAbs(export) || len(clean) > maxPath {
-		return nil, fmt.Errorf("%q is no absolute path of at most %d bytes", export, maxPath)
+		return nil, fmt.Errorf("%q must be an absolute path of at most %d bytes", export, maxPath)
 	}
 	if clean == "/" {
 		return nil, nil

@@ -54,7 +54,7 @@ func TestServer(t *testing.T) {
 	}
 	require.Equal(t, rpcping.NoEnt, status(t, conn.Export(within(t), "/opt/stackstorm/configs")))
 	require.EqualError(t, conn.Export(within(t), "/no/such/thing"), "/no: NFS4ERR_NOENT")
-	require.ErrorContains(t, conn.Export(within(t), "packs"), "no absolute path")
+	require.ErrorContains(t, conn.Export(within(t), "packs"), "must be an absolute path")
 	require.ErrorContains(t, conn.Export(within(t), "/"+strings.Repeat("n", 256)), "no path")
 
 	server.Export(venvs)

@@ -153,7 +153,7 @@ func (c *Conf) Database() (Database, error) {
 		return Database{}, c.located("database", "host", fmt.Errorf("[database] host: %w", errHidden))
 	}
 	if _, err := strconv.ParseUint(values["port"], 10, 16); err != nil {
-		return Database{}, c.located("database", "port", fmt.Errorf("port %q is no number", values["port"]))
+		return Database{}, c.located("database", "port", fmt.Errorf("port must be a number, not %q", values["port"]))
 	}
 	user, password, hosts, path := values["username"], values["password"], values["host"], "/"+values["db_name"]
 	var d Database

@@ -106,7 +106,7 @@ func (s *Configure) Plan(ctx context.Context, h host.Host) ([]step.Change, error
 	case RoleSecondary:
 		err = s.secondary(ctx, conf)
 	default:
-		return nil, fault.Usage("role %q is none: it is %s or %s", s.Role, RolePrimary, RoleSecondary)
+		return nil, fault.Usage("role must be %s or %s, not %q", RolePrimary, RoleSecondary, s.Role)
 	}
 	if err != nil {
 		return nil, err

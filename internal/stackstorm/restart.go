@@ -38,7 +38,7 @@ func ParseWhen(s string) (When, error) {
 	case Auto, Inline, Deferred, Later, Others, Idle:
 		return w, nil
 	}
-	return "", fault.Usage("restart %q is none: it is auto, inline, deferred, later, others or idle", s)
+	return "", fault.Usage("restart must be auto, inline, deferred, later, others or idle, not %q", s)
 }
 
 // Restarter is the step restart_st2: it makes up for the restart that

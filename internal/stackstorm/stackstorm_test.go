@@ -150,7 +150,7 @@ func TestDatabase(t *testing.T) {
 		{"host = mongodb://u:p@10.0.0.1/st2", "mongodb://u:p@10.0.0.1:27017/st2", "10.0.0.1:27017", ""},
 		{"port = 27018\nhost = mongodb://10.0.0.1,10.0.0.1:1/", "mongodb://10.0.0.1:27018,10.0.0.1:1/", "10.0.0.1:27018", ""},
 		{"host = mongodb://[2001:db8::1]/", "mongodb://[2001:db8::1]:27017/", "[2001:db8::1]:27017", ""},
-		{"port = many", "", "", "/etc/st2/st2.conf:2: port \"many\" is no number"},
+		{"port = many", "", "", "/etc/st2/st2.conf:2: port must be a number, not \"many\""},
 		{"host = mongodb+srv://x/", "", "", "names no host"},
 	} {
 		c := read(t, newMachine(t, "node", "[database]\n"+tc.conf+"\n"))

@@ -47,7 +47,7 @@ func ParseRedisURL(text string) (RedisSettings, error) {
 	}
 	if db != "" {
 		if s.DB, err = strconv.Atoi(db); err != nil {
-			return RedisSettings{}, errors.New("the database in the URL of Redis is no number")
+			return RedisSettings{}, errors.New("the database in the URL of Redis must be a number")
 		}
 	}
 	if on(options.Get("ssl")) || u.Scheme == "rediss" {

@@ -34,7 +34,7 @@ func TestBadInput(t *testing.T) {
 		says         string // a part of the message
 	}{
 		{name: "no address", args: []string{"configure_mongodb", "--host=192.168.0.300"}, exit: 2, code: "usage", says: `host "192.168.0.300" is neither an IP address nor a host name`},
-		{name: "no role", args: []string{"verify_node", "--host=" + primary, "--role=arbiter"}, exit: 2, code: "usage", says: `role "arbiter" is none`},
+		{name: "no role", args: []string{"verify_node", "--host=" + primary, "--role=arbiter"}, exit: 2, code: "usage", says: `role must be primary or secondary, not "arbiter"`},
 		{name: "a secret of two lines", secret: "one\ntwo", exit: 2, code: "usage", says: "rabbitmq_password holds a control character such as a newline"},
 		{name: "not root", user: "stanley@primary", args: []string{"configure_mongodb", "--host=" + primary}, exit: 3, code: "not_root", says: primary + " is this machine, and changing it takes root"},
 		{name: "a secondary that is not there", args: []string{"preflight", "--primary=" + primary, "--secondaries=192.168.0.77"}, exit: 3, code: "unreachable", says: "connect to 192.168.0.77 port 22 by SSH"},
