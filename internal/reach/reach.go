@@ -55,7 +55,7 @@ func Classify(err error) (Verdict, string) {
 		return Unknown, fmt.Sprintf("the name %s cannot be resolved: %s", name.Name, name.Err)
 	case errors.Is(err, host.ErrDisconnected), errors.Is(err, host.ErrNotTried), errors.As(err, &other):
 		return Unknown, err.Error()
-	case errors.Is(err, context.Canceled), errors.Is(err, net.ErrClosed):
+	case errors.Is(err, context.Canceled):
 		return Unknown, "this side has ended the connection"
 	case errors.Is(err, rpcping.ErrProtocol):
 		return Bad, rpcping.ErrProtocol.Error()
@@ -73,7 +73,8 @@ func Classify(err error) (Verdict, string) {
 		return Bad, number.Error()
 	case errors.As(err, &number):
 		return Unknown, "no connection can be made: " + number.Error()
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+	// net.ErrClosed as well: where the server has ended it, a library closes its side, and who writes then hears of that.
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
 		return Bad, "the connection was closed"
 	case errors.As(err, &op):
 		return Bad, op.Err.Error()

@@ -87,7 +87,7 @@ func TestClassify(t *testing.T) {
 			_, err := (&secure.TLS{Read: func(context.Context, string) ([]byte, error) { return nil, os.ErrNotExist }, CA: "/none"}).Dial(t.Context(), &net.Dialer{}, closed)
 			return err
 		}(), Unknown, "the file of authorities cannot be read: "},
-		"a read of ours ended": {after(func(*net.TCPConn) {}, func(c net.Conn) error { c.Close(); return read(c) }), Unknown, ""},
+		"closed by a library": {after(func(*net.TCPConn) {}, func(c net.Conn) error { c.Close(); return read(c) }), Bad, "the connection was closed"},
 	} {
 		verdict, reason := Classify(tc.err)
 		require.Equal(t, tc.verdict, verdict, "%s: %v", name, tc.err)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"st2ha/internal/reach"
+	"st2ha/internal/secure"
 )
 
 // Timing is how often a backend's endpoint is probed, and what its findings
@@ -355,8 +356,10 @@ func (h *holder) judge(err error) {
 	}
 	verdict, reason := reach.Classify(err)
 	switch {
-	case verdict == Unknown:
+	case secure.Unaskable(err):
 		h.blind(reason, 0)
+	case verdict == Unknown: // a resolver may fail once
+		h.blind(reason, h.PingMisses)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		h.tell(ProbeConnection, verdict, reason, Limit{Suspect: 1, Down: 1})
 	default:

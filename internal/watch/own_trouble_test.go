@@ -76,3 +76,28 @@ func TestSilentResolver(t *testing.T) {
 		})
 	}
 }
+
+// A prober's own trouble makes an endpoint unknown where it stays, and never more than that.
+func TestOwnTroubleIsNeverDown(t *testing.T) {
+	s := NewSet("sensor", DefaultRules())
+	key, now := Key{Redis, "10.0.0.1:6379"}, time.Now()
+	s.Replace("n1", []Endpoint{{Backend: Redis, Name: key.Name, Host: "10.0.0.1"}}, now)
+	see := func(v Verdict) State {
+		now = now.Add(250 * time.Millisecond)
+		s.Observe(key, Observation{Probe: ProbeConnection, Verdict: v, Reason: "x", At: now, Limit: Limit{Suspect: 2}})
+		return s.Statuses()[0].State
+	}
+	require.Equal(t, StateUnknown, see(Unknown), "one at the start does not make it up")
+	up := func() {
+		t.Helper()
+		for see(Good) != StateUp {
+			require.WithinDuration(t, time.Now(), now, 5*time.Minute)
+		}
+	}
+	up()
+	require.Equal(t, StateUp, see(Unknown), "once may be a moment")
+	for range 400 {
+		require.Equal(t, StateUnknown, see(Unknown))
+	}
+	up()
+}
