@@ -114,6 +114,7 @@ func TestJoin(t *testing.T) {
 		}
 	}))
 
+	secret.unseen(t) // the database's administrator is asked with the password in an argument
 	require.True(t, t.Run("the services are as StackStorm leaves them", func(t *testing.T) {
 		require.Equal(t, timersEnded, on(t, "secondary", timersState), "its timers are the primary's")
 		require.Contains(t, on(t, "primary", timersState), "ActiveState=active")
@@ -122,6 +123,7 @@ func TestJoin(t *testing.T) {
 		require.NotContains(t, count(`{"count": "action_execution_output_d_b"}`), `:"0"}`, "and what they said")
 	}))
 
+	secret.watch(t, "primary", "secondary")
 	require.True(t, t.Run("another secondary joins beside the first", func(t *testing.T) {
 		o := secret.action(t, "primary", "join_secondary", map[string]any{"secondaries": []string{secondary, secondary2}})
 		require.Equal(t, "succeeded", o.Status, o.raw)
