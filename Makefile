@@ -31,7 +31,7 @@ lab-down: ## ends a lab that KEEP=1 left up
 	@test/lab/lab.sh down
 
 test: ## everything, with a table at its end; what only computes runs beside the rest
-	@TEST_ALL=1 KILLS=3 test/all.sh setup unit sensor lab-fast lab-uml lab-faults -- fuzz install-test lint vuln workflow killed
+	@TEST_ALL=1 KILLS=3 test/all.sh setup unit sensor lab-uml lab-faults -- fuzz install-test lint vuln workflow killed lab-fast
 
 check: ## what needs no nodes, in minutes: format, lint, unit tests, all metadata, workflows, sensor
 	@test/all.sh lint unit sensor -- workflow
