@@ -232,7 +232,7 @@ func TestWhatIsNoEvent(t *testing.T) {
 		`{"id":` + strings.Repeat("[", 5000) + strings.Repeat("]", 5000) + `}`: "neither text nor a number",
 		strings.Repeat("[", 20000):                       "depth",
 		`{"id":"` + strings.Repeat("x", maxEvent) + `"}`: "larger than",
-		`{"a.b":1}`: "no field's name", `{"$where":1}`: "no field's name",
+		`{"a.b":1}`: "cannot be the name of a field", `{"$where":1}`: "cannot be the name of a field",
 		`{"seq":1e300}`: "too large", `{"seq":99999999999999999999}`: "too large",
 		`{"seq":{}}`: "neither text", `[1]`: "cannot unmarshal", ``: "empty, or longer",
 	} {
