@@ -23,7 +23,7 @@ for n in "$@"; do
     --exec "ssh -F $LAB/ssh_config primary" join_secondary > "$out/$n.json" 2> "$out/$n.log" ||
     { tail -30 "$out/$n.log" >&2; die "the join of $n secondaries failed"; }
   took=$(($(ms) - began)) used=$(($(cpu) - used))
-  printf '%s secondaries: joined in %s.%s s, %s.%s s of the primary'"'"'s CPU\n' "$n" $((took / 1000)) $((took % 1000 / 100)) $((used / 1000)) $((used % 1000 / 100))
+  printf 'secondaries: %s, joined in %s.%s s, %s.%s s of the primary'"'"'s CPU\n' "$n" $((took / 1000)) $((took % 1000 / 100)) $((used / 1000)) $((used % 1000 / 100))
   printf '%s,%s.%03d,%s.%03d\n' "$n" $((took / 1000)) $((took % 1000)) $((used / 1000)) $((used % 1000)) >> "$out/scale.csv"
   "$here/lab.sh" down
 done
