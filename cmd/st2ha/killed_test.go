@@ -171,7 +171,7 @@ func (r *room) killed(t *testing.T, configure, rollback string) {
 	dies := func(n int, line, where string) bool {
 		t.Helper()
 		died := r.run(t, fmt.Sprintf("ST2HA_CRASH_AT=%d", n), line)
-		require.Eventually(t, func() bool { return r.left() == "" }, time.Minute, 10*time.Millisecond, "%s: %s goes on", where, r.left())
+		require.Eventually(t, func() bool { return r.left() == "" }, 10*time.Second, 10*time.Millisecond, "%s: %s goes on", where, r.left())
 		require.Contains(t, []string{first, joined}, r.files(t), where)
 		r.sh(t, "test ! -e /var/lib/st2ha/lock || flock --nonblock /var/lib/st2ha/lock true")
 		return died
