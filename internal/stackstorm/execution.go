@@ -96,10 +96,12 @@ func AwaitEnd(ctx context.Context, h host.Host, id string) error {
 // command waits for.
 const AfterEnd = "ST2HA_AFTER"
 
-// Defer has PID 1 of the host run this program with args there, delay after now
-// and once the run has ended: what it does would take StackStorm away from
-// whoever waits for the run's result, or end the action that asks for it. unit
-// is its fixed name, so that there are no two of them.
+// Defer has PID 1 of the host run this program with args there once the run has
+// ended: what it does would take StackStorm away from whoever waits for the
+// run's result, or end the action that asks for it. A run that is an execution
+// is looked up from now on, so that its end is seen when it comes; of any other,
+// delay is all that gives it time. unit is its fixed name, so that there are no
+// two of them.
 func Defer(ctx context.Context, h host.Host, unit string, delay time.Duration, run string, args ...string) error {
 	// A copy: the pack's directory can be a mount that is undone before. /run
 	// is noexec on Debian.
@@ -119,10 +121,11 @@ func Defer(ctx context.Context, h host.Host, unit string, delay time.Duration, r
 		_, _ = h.Run(ctx, nil, "systemctl", "stop", name)
 		_, _ = h.Run(ctx, nil, "systemctl", "reset-failed", name)
 	}
-	argv := []string{"systemd-run", "--quiet", "--collect", "--unit=" + unit,
-		"--on-active=" + strconv.Itoa(int(delay.Seconds())), "--timer-property=AccuracySec=1s"}
+	argv := []string{"systemd-run", "--quiet", "--collect", "--unit=" + unit, "--timer-property=AccuracySec=1s"}
 	if executionID.MatchString(run) {
-		argv = append(argv, "--setenv="+AfterEnd+"="+run)
+		argv = append(argv, "--on-active=1", "--setenv="+AfterEnd+"="+run)
+	} else {
+		argv = append(argv, "--on-active="+strconv.Itoa(int(delay.Seconds())))
 	}
 	argv = append(append(argv, "--", program), args...)
 	if _, err := h.Run(ctx, nil, argv...); err != nil {

@@ -76,8 +76,14 @@ func TestRestartWhereSomebodyWaits(t *testing.T) {
 	require.NoError(t, step.Owe(t.Context(), m, owes))
 	m.ran = nil
 	require.NoError(t, r.Apply(t.Context(), m))
-	require.Equal(t, "systemd-run --quiet --collect --unit=st2ha-restart-st2 --on-active=15 --timer-property=AccuracySec=1s --setenv=ST2HA_AFTER="+execution1+
+	require.Equal(t, "systemd-run --quiet --collect --unit=st2ha-restart-st2 --timer-property=AccuracySec=1s --on-active=1 --setenv=ST2HA_AFTER="+execution1+
 		" -- /var/lib/st2ha/st2ha restart_st2 --host=127.0.0.1 --restart=inline --deadline=7200 --run="+execution1, m.ran[len(m.ran)-1])
+	require.Equal(t, "st2ctl restart, 10s after this execution has ended, by the unit st2ha-restart-st2", r.Diff())
+	// What is no execution cannot be looked up.
+	r = &Restart{When: Deferred, Delay: 15 * time.Second, Run: "20260301T120000Z-abcd"}
+	require.NoError(t, r.Apply(t.Context(), m))
+	require.Contains(t, m.ran[len(m.ran)-1], "--on-active=15 -- /var/lib/st2ha/st2ha restart_st2 ")
+	require.Equal(t, "st2ctl restart, 15s after this action, by the unit st2ha-restart-st2", r.Diff())
 	info, err := os.Stat(m.root + "/var/lib/st2ha/st2ha")
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o700), info.Mode())

@@ -152,7 +152,10 @@ func (r *Restart) Diff() string {
 	case Later:
 		return "st2ctl restart, by the step restart_st2"
 	case Deferred:
-		return fmt.Sprintf("st2ctl restart, %s after this action and once the workflow has ended, by the unit %s", r.Delay, restartUnit)
+		if executionID.MatchString(r.Run) {
+			return fmt.Sprintf("st2ctl restart, %s after this execution has ended, by the unit %s", fetchTime, restartUnit)
+		}
+		return fmt.Sprintf("st2ctl restart, %s after this action, by the unit %s", r.Delay, restartUnit)
 	}
 	return "st2ctl restart"
 }
