@@ -126,6 +126,11 @@ in_root systemctl --quiet set-default multi-user.target
 in_root systemctl --quiet mask getty@.service serial-getty@.service console-getty.service getty.target \
    apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
    systemd-firstboot.service systemd-pstore.service
+# What makes no unit on a node, and is run at each boot and each daemon-reload all the same (systemd.generator(7))
+install -d "$r/etc/systemd/system-generators"
+for g in cryptsetup debug getty gpt-auto hibernate-resume integritysetup rc-local run system-update sysv veritysetup; do
+  ln -s /dev/null "$r/etc/systemd/system-generators/systemd-$g-generator"
+done
 in_root systemctl --quiet disable nfs-kernel-server.service     # installed, and the product's to switch on
 in_root systemctl --quiet enable lab-init.service mongod.service rabbitmq-server.service redis-server.service \
    st2actionrunner.service $(printf '%s.service ' $services)

@@ -24,9 +24,10 @@ node() { # NODE: the supervisor. noreboot: UML's own reboot (it executes itself 
   mapfile -t kernel <"$LAB/kernel"
   printf -v mac 52:54:00:98:00:%02x "${ADDR[$x]##*.}"
   while :; do
+    # No BSD ptys: systemd has two units for each of the 512, and looks at them at every boot and daemon-reload.
     # gro=1: without it UML drops the big segments that the host's TCP hands to the tap, and transfers stall.
     LD_PRELOAD=${preload[0]} "${kernel[1]}" noreboot ${kernel[3]:-} \
-      mem="$MEM" umid="$x" uml_dir="$LAB/run/" hostfs="${kernel[2]}" \
+      mem="$MEM" pty.legacy_count=0 umid="$x" uml_dir="$LAB/run/" hostfs="${kernel[2]}" \
       ubd0="$LAB/$x.cow,$(base)" root=/dev/ubda rw \
       vec0:transport=tap,ifname="tap-$x",depth=128,gro=1,mac="$mac" \
       con0=null,fd:1 con=null ssl=null quiet loglevel=4 systemd.machine_id="$(machine_id "$x")" $(identity "$x") &
