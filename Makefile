@@ -43,7 +43,7 @@ setup: ## what the tests need on a bare Debian 12 machine with Go
 lint:
 	@test -z "$$(gofmt -l cmd internal test examples | tee /dev/stderr)"
 	go vet ./...
-	go vet -tags crash ./cmd/st2ha
+	go vet -tags crash ./internal/cli
 	go run $(STATICCHECK) ./...
 	shellcheck actions/st2ha tools/release.sh
 	dash -n actions/st2ha

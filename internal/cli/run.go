@@ -1,4 +1,6 @@
-package main
+// Package cli is the program st2ha without its process: its commands, each an action of the pack, their flags, and what
+// they print.
+package cli
 
 import (
 	"context"
@@ -7,12 +9,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/spf13/pflag"
 
+	"st2ha/internal/action"
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
 	"st2ha/internal/stackstorm"
@@ -37,19 +41,10 @@ type common struct {
 	opened map[string]func() (host.Host, error) // waits for the connection
 }
 
-// command is one action: its flags, and what it does with them.
-type command interface {
-	name() string
-	summary() string
-	flags(*pflag.FlagSet)
-	// exec runs the action. The result is printed also with an error.
-	exec(ctx context.Context, c *common) (any, error)
-}
-
-// run is main without the process: it returns the exit code.
-func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
+// Run is main without the process: it returns the exit code.
+func Run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
 	c := &common{getenv: getenv, start: time.Now(), opened: map[string]func() (host.Host, error){}}
-	c.mask = step.NewMasker(c.secret("RABBITMQ_PASSWORD"))
+	c.mask = step.NewMasker(secrets(getenv)...)
 	report := func(result any, err error) int { return report(stdout, stderr, c.mask, result, err) }
 	cmd, rest, err := find(args)
 	if errors.Is(err, pflag.ErrHelp) {
@@ -59,7 +54,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if err != nil {
 		return report(nil, err)
 	}
-	set := flagSet(cmd, c)
+	set, values := flags(cmd, getenv)
 	set.SetOutput(stdout) // what --help prints; errors are reported
 	if err := checkLists(set, rest); err != nil {
 		return report(nil, err)
@@ -67,16 +62,19 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if err := set.Parse(rest); errors.Is(err, pflag.ErrHelp) {
 		return fault.ExitDone
 	} else if err != nil {
-		return report(nil, fault.Usage("%s: %w", cmd.name(), err))
+		return report(nil, fault.Usage("%s: %w", cmd.Name, err))
 	}
 	if err := checkNumbers(set); err != nil {
 		return report(nil, err)
 	}
 	if set.NArg() > 0 {
-		return report(nil, fault.Usage("%s: %q is one word too many: parameters are --name=value", cmd.name(), set.Arg(0)))
+		return report(nil, fault.Usage("%s: %q is one word too many: parameters are --name=value", cmd.Name, set.Arg(0)))
 	}
-	if err := c.prepare(stderr); err != nil {
+	if err := c.prepare(values, stderr); err != nil {
 		return report(nil, err)
+	}
+	if err := values.Check(); err != nil {
+		return report(c.result(cmd.Name, concerned(values)), err)
 	}
 	defer c.close()
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(c.deadline)*time.Second)
@@ -86,14 +84,14 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 			return report(nil, err)
 		}
 	}
-	result, err := cmd.exec(ctx, c)
+	result, err := cmd.exec(ctx, c, values)
 	c.gate.open(context.WithoutCancel(ctx))
 	return report(result, err)
 }
 
 // awaitEnd waits for an execution of this machine's StackStorm to end.
 func (c *common) awaitEnd(ctx context.Context, id string) error {
-	h, err := c.open(ctx, "127.0.0.1")
+	h, err := c.open(ctx, here)
 	if err != nil {
 		return err
 	}
@@ -102,11 +100,11 @@ func (c *common) awaitEnd(ctx context.Context, id string) error {
 
 // find takes the command out of the arguments. StackStorm's runner puts
 // positional parameters last, people put them first.
-func find(args []string) (command, []string, error) {
+func find(args []string) (cmd command, rest []string, err error) {
 	for i, a := range args {
 		if a == "-h" || a == "--help" {
 			if i == 0 {
-				return nil, nil, pflag.ErrHelp
+				return cmd, nil, pflag.ErrHelp
 			}
 			continue
 		}
@@ -114,32 +112,84 @@ func find(args []string) (command, []string, error) {
 			continue
 		}
 		for _, cmd := range commands() {
-			if cmd.name() == a {
-				rest := append([]string{}, args[:i]...)
-				return cmd, append(rest, args[i+1:]...), nil
+			if cmd.Name == a {
+				return cmd, slices.Concat(args[:i], args[i+1:]), nil
 			}
 		}
-		return nil, nil, fault.Usage("there is no command %q: st2ha --help lists them", a)
+		return cmd, nil, fault.Usage("there is no command %q: st2ha --help lists them", a)
 	}
-	return nil, nil, fault.Usage("no command is given: st2ha --help lists them")
+	return cmd, nil, fault.Usage("no command is given: st2ha --help lists them")
 }
 
-// flagSet has the flags of a command, named as the action's parameters.
-func flagSet(cmd command, c *common) *pflag.FlagSet {
-	set := pflag.NewFlagSet(cmd.name(), pflag.ContinueOnError)
+// flags are a command's, named as the action's parameters, and the values that they are given.
+func flags(cmd command, getenv func(string) string) (*pflag.FlagSet, action.Values) {
+	set := pflag.NewFlagSet(cmd.Name, pflag.ContinueOnError)
 	set.SortFlags = false
-	cmd.flags(set)
-	set.StringVar(&c.run, "run", "", "name of the run; the steps of a workflow share it (default: made up)")
-	set.BoolVar(&c.dryRun, "dry_run", false, "show what would be changed, and change nothing")
-	set.BoolVar(&c.verbose, "verbose", false, "log more to stderr")
-	set.IntVar(&c.wait, "wait", 0, "seconds to wait for another run on the host to end")
-	set.IntVar(&c.deadline, "deadline", 600, "seconds after which the command gives up, and undoes what it changed")
-	set.StringVar(&c.ssh.User, "ssh_user", "stanley", "user to reach other hosts as; it needs sudo without a password")
-	set.IntVar(&c.ssh.Port, "ssh_port", 22, "port of the SSH servers")
-	set.StringVar(&c.ssh.KeyFile, "ssh_key", "/home/stanley/.ssh/stanley_rsa", "that user's private key")
-	set.StringSliceVar(&c.ssh.KnownHosts, "known_hosts", []string{"/home/stanley/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts"}, "files with the host keys to trust")
-	return set
+	return set, action.Flags(set, action.With(cmd.Settings, commonSettings(cmd.Heals)), getenv)
 }
+
+// commonSettings are those of all commands.
+func commonSettings(heals bool) []action.Setting {
+	deadline := `Seconds after which the action gives up, and undoes what it changed.`
+	if heals {
+		deadline = `Seconds after which the action gives up.`
+	}
+	return []action.Setting{
+		{Name: "run", Default: "", Help: `Name of the run; the steps of a workflow share it. Empty means a name of its own.`},
+		{Name: "dry_run", Default: false, Help: `Show what would be changed, and change nothing.`},
+		{Name: "verbose", Default: false, Help: `Log more to stderr.`},
+		{Name: "wait", Default: 0, Unit: action.Seconds, Help: `Seconds to wait for another run on the host to end.`},
+		{Name: "deadline", Default: 600, Unit: action.Seconds, Help: deadline},
+		{
+			Name: "ssh_user", Default: "stanley",
+			Help: `User to reach other hosts as; it needs sudo without a password.`,
+			Kept: `User to reach other hosts as. It needs sudo without a password.`,
+			Docs: "user to reach other hosts as; needs sudo without a password",
+		},
+		{
+			Name: "ssh_port", Default: 22, Unit: action.Port,
+			Help: `TCP port of the SSH servers.`,
+			Kept: `TCP port of the SSH servers.`,
+			Docs: "port of the SSH servers",
+		},
+		{
+			Name: "ssh_key", Default: "/home/stanley/.ssh/stanley_rsa",
+			Help: `Path of that user's private key.`,
+			Kept: `Path of that user's private key on the node that runs the workflow.`,
+			Docs: "that user's private key, without a passphrase",
+		},
+		{
+			Name: "known_hosts", Default: []string{"/home/stanley/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts"},
+			Help: `Files with the host keys to trust, separated by commas.`,
+			Kept: `Files with the host keys to trust. Hosts that are in none of them are refused.`,
+			Docs: "files with the host keys to trust",
+		},
+	}
+}
+
+// secrets are the values of all secret settings.
+func secrets(getenv func(string) string) []string {
+	var all []string
+	for _, s := range Settings() {
+		if s.Secret {
+			all = append(all, getenv(s.Variable()))
+		}
+	}
+	return all
+}
+
+// concerned is the host that a command's result names: the one that it is to act on, the primary, or this machine.
+func concerned(v action.Values) string {
+	for _, name := range []string{"host", "primary"} {
+		if v.Has(name) {
+			return v.String(name)
+		}
+	}
+	return here
+}
+
+// here is this machine.
+const here = "127.0.0.1"
 
 // checkLists refuses a line break in a list: pflag reads one line of it.
 func checkLists(set *pflag.FlagSet, args []string) error {
@@ -166,7 +216,10 @@ func checkNumbers(set *pflag.FlagSet) (err error) {
 	return err
 }
 
-func (c *common) prepare(stderr io.Writer) error {
+// prepare reads the settings that all commands share, and opens the log.
+func (c *common) prepare(v action.Values, stderr io.Writer) error {
+	c.run, c.dryRun, c.verbose, c.wait, c.deadline = v.String("run"), v.Bool("dry_run"), v.Bool("verbose"), v.Int("wait"), v.Int("deadline")
+	c.ssh = host.SSHConfig{User: v.String("ssh_user"), Port: v.Int("ssh_port"), KeyFile: v.String("ssh_key"), KnownHosts: v.List("known_hosts")}
 	level := slog.LevelInfo
 	if c.verbose {
 		level = slog.LevelDebug
@@ -183,18 +236,11 @@ func (c *common) prepare(stderr io.Writer) error {
 	if c.wait < 0 || c.deadline < 1 {
 		return fault.Usage("wait %d and deadline %d are seconds: 0 or more, 1 or more", c.wait, c.deadline)
 	}
-	if c.ssh.Port < 1 || c.ssh.Port > 65535 {
-		return fault.Usage("ssh_port must be 1 to 65535, not %d", c.ssh.Port)
-	}
 	if !step.ValidRun(c.run) {
 		return fault.Usage("run must be at most 64 letters, digits, _ and -, not %q", c.run)
 	}
 	return nil
 }
-
-// secret reads a secret parameter: from the environment only, since a flag
-// would be seen in ps and in sudo's log.
-func (c *common) secret(name string) string { return c.getenv("ST2HA_" + name) }
 
 // open connects to a host once for the process. Several can be opened side by
 // side: go c.open(ctx, address), and who needs the host calls it again.
@@ -232,6 +278,11 @@ func (c *common) options() step.Options {
 	return step.Options{Run: c.run, DryRun: c.dryRun, Wait: time.Duration(c.wait) * time.Second, Log: c.log, Mask: c.mask, Started: c.start, Hold: c.hold}
 }
 
+// result is that of a command which has not changed anything yet.
+func (c *common) result(name, address string) step.Result {
+	return step.Result{Step: name, Host: address, Run: c.run, DryRun: c.dryRun, Changes: []step.ChangeSummary{}, Findings: []step.Finding{}}
+}
+
 // report prints the result, and an error for people, and returns the exit code.
 // Neither has what mask knows to be secret.
 func report(stdout, stderr io.Writer, mask *step.Masker, result any, err error) int {
@@ -266,7 +317,7 @@ func report(stdout, stderr io.Writer, mask *step.Masker, result any, err error) 
 func usage(w io.Writer) {
 	fmt.Fprintln(w, "st2ha COMMAND [--parameter=value …]\n\nEach command is an action of the pack st2ha, with the same parameters:")
 	for _, cmd := range commands() {
-		fmt.Fprintf(w, "  %-19s %s\n", cmd.name(), cmd.summary())
+		fmt.Fprintf(w, "  %-19s %s\n", cmd.Name, cmd.Summary)
 	}
 	fmt.Fprintln(w, "\nst2ha COMMAND --help lists the parameters. Secrets come in the environment:\nST2HA_RABBITMQ_PASSWORD. It prints one JSON object; logs go to stderr.\nExit codes: 0 done, 1 failed and undone, 2 usage, 3 preflight, 4 undo failed as well,\n5 done, but the result could not be printed.")
 }

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"encoding/json"
@@ -15,6 +15,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"st2ha/internal/action"
 	"st2ha/internal/backendtest"
 	"st2ha/internal/host"
 	"st2ha/internal/service"
@@ -75,6 +76,12 @@ func TestGuardTells(t *testing.T) {
 	require.Equal(t, "restart_backend", payload["by"])
 }
 
+// values are a command's with nothing given.
+func values(cmd command) action.Values {
+	_, v := flags(cmd, func(string) string { return "" })
+	return v
+}
+
 // A node is found by what it calls itself.
 func TestAddressOf(t *testing.T) {
 	opened := map[string]func() (host.Host, error){}
@@ -108,11 +115,8 @@ func TestSweepInMaintenance(t *testing.T) {
 	}
 	env := map[string]string{"ST2_ACTION_API_URL": "http://127.0.0.1:1/v1", "ST2_ACTION_AUTH_TOKEN": "t0ken"}
 	c := &common{opened: opened, getenv: func(name string) string { return env[name] }, start: time.Now()}
-	s := &sweepCommand{}
-	s.params.heal.nodes = []string{"192.0.2.1", "192.0.2.2"}
-	result, err := s.exec(t.Context(), c)
+	r, err := sweep(t.Context(), c, values(sweepCommand()).With("nodes", []string{"192.0.2.1", "192.0.2.2"}))
 	require.NoError(t, err)
-	r := result.(step.Result)
 	require.False(t, r.Changed)
 	require.Len(t, r.Findings, 1)
 	require.Equal(t, "192.0.2.2", r.Findings[0].Host)
@@ -142,19 +146,19 @@ func TestSweepOneAtATime(t *testing.T) {
 	}
 	local := func() (host.Host, error) { return host.NewLocalAt("127.0.0.1", root), nil }
 	env := map[string]string{"ST2_ACTION_API_URL": api.URL + "/v1", "ST2_ACTION_AUTH_TOKEN": "t0ken"}
-	sweep := func(dry bool) step.Result {
+	once := func(dry bool) step.Result {
 		c := &common{opened: map[string]func() (host.Host, error){"127.0.0.1": local}, getenv: func(name string) string { return env[name] }, start: time.Now(),
 			log: slog.New(slog.DiscardHandler), mask: step.NewMasker(), run: "r1", dryRun: dry}
-		result, err := (&sweepCommand{}).exec(t.Context(), c)
+		result, err := sweep(t.Context(), c, values(sweepCommand()))
 		if err != nil {
 			t.Error(err)
 		}
-		return result.(step.Result)
+		return result
 	}
 	var wg sync.WaitGroup
 	results := make(chan step.Result, 7)
 	for range 7 {
-		wg.Go(func() { results <- sweep(false) })
+		wg.Go(func() { results <- once(false) })
 	}
 	wg.Wait()
 	close(results)
@@ -170,12 +174,12 @@ func TestSweepOneAtATime(t *testing.T) {
 		}
 	}
 	require.Equal(t, 6, waits)
-	r := sweep(false)
+	r := once(false)
 	require.Contains(t, r.Findings[0].Message, "the last sweep was a moment ago (run r1 on node1, ")
-	require.Empty(t, sweep(true).Findings, "a dry run changes nothing, and needs no turn")
+	require.Empty(t, once(true).Findings, "a dry run changes nothing, and needs no turn")
 	broker.Kill()
 	c := &common{opened: map[string]func() (host.Host, error){"127.0.0.1": local}, getenv: func(name string) string { return env[name] }, start: time.Now(),
 		log: slog.New(slog.DiscardHandler), mask: step.NewMasker(), run: "r1"}
-	_, err = (&sweepCommand{}).exec(t.Context(), c)
+	_, err = sweep(t.Context(), c, values(sweepCommand()))
 	require.ErrorContains(t, err, "127.0.0.1: whether another sweep is at work cannot be found out: RabbitMQ at "+broker.Addr)
 }

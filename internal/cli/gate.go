@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"bytes"
@@ -13,6 +13,7 @@ import (
 
 	"st2ha/internal/heal"
 	"st2ha/internal/host"
+	"st2ha/internal/join"
 	"st2ha/internal/stackstorm"
 )
 
@@ -27,7 +28,7 @@ const (
 	// does not repeat an insert on a standalone server. Measured: 1.5 s is enough.
 	quiet = 1500 * time.Millisecond
 	// backTime bounds the waiting for a backend: what was kept is printed then.
-	backTime = rabbitmqTime
+	backTime = join.RabbitMQTime
 	// maxKept bounds what is kept meanwhile, in bytes.
 	maxKept = 1 << 20
 )

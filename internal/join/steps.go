@@ -1,0 +1,473 @@
+package join
+
+import (
+	"context"
+	"os"
+	"slices"
+	"time"
+
+	"st2ha/internal/action"
+	"st2ha/internal/fault"
+	"st2ha/internal/heal"
+	"st2ha/internal/host"
+	"st2ha/internal/mongodb"
+	"st2ha/internal/nfs"
+	"st2ha/internal/rabbitmq"
+	"st2ha/internal/service"
+	"st2ha/internal/stackstorm"
+	"st2ha/internal/step"
+)
+
+// Times by which a backend must do its part.
+const (
+	MongoDBTime  = time.Minute
+	RabbitMQTime = 2 * time.Minute
+	MountTime    = 90 * time.Second
+	ST2Time      = 3 * time.Minute
+)
+
+// Steps are the steps of a join, in its order.
+func Steps() []Spec {
+	return []Spec{
+		{
+			Spec: action.Spec{
+				Name:    "configure_mongodb",
+				Summary: "mongod of the primary listens on its address",
+				Description: `On the primary: net.bindIp of /etc/mongod.conf (bind_ip of an ini-style file) gains the address, and
+mongod is restarted.`,
+				Settings: Setting("replace_bind_ip", "allow_unauthenticated"),
+				Rows: []action.Row{{Host: "primary", Changes: "`net.bindIp` in `/etc/mongod.conf` (or ini-style `bind_ip`, there or in " +
+					"`/etc/mongodb.conf`) gains the address, and for an IPv6 one `net.ipv6` is set; MongoDB restarted. Refuses to " +
+					"expose a MongoDB without authorization"}},
+			},
+			Role: Primary, Foreseen: Primary,
+			Build: buildMongoDB,
+			Kinds: kinds(of[step.FileChange], of[service.Restart]),
+		},
+		{
+			Spec: action.Spec{
+				Name:    "configure_st2",
+				Summary: "st2.conf points to the primary's backends",
+				Description: `On a node: /etc/st2/st2.conf points to the primary's MongoDB and, on a secondary, to its RabbitMQ; a
+secondary leaves sensors and timers to the primary. The st2 services are restarted.`,
+				Settings: action.With([]action.Setting{role()}, Setting("primary"),
+					onSecondary("rabbitmq_user", "rabbitmq_password", "rabbitmq_vhost", "rabbitmq_port", "keep_sensors"),
+					[]action.Setting{{
+						Name: "restart", Default: string(stackstorm.Auto),
+						Help: `When the st2 services of the host are restarted. inline is at once, deferred by a systemd unit
+of the host once the workflow has ended, later by restart_st2. auto is deferred on the machine that runs the
+action and where the workflow is waited for, else inline; idle is later there, else inline;
+others is later on the machine that runs the action, inline on others.`,
+						Enum:  []string{"auto", "inline", "deferred", "later", "others", "idle"},
+						Check: func(v action.Values) error { _, err := stackstorm.ParseWhen(v.String("restart")); return err },
+					}}),
+				Rows: []action.Row{
+					{With: "role=primary", Host: "primary",
+						Changes: "`[database] host` in `/etc/st2/st2.conf` names the primary's address; st2 restarted"},
+					{With: "role=secondary", Host: "secondary", Changes: "`[database]` as the primary's, `[messaging] url` to the primary; " +
+						"`[sensorcontainer]` with an empty partition and `[timersengine] enable = False`, unless `keep_sensors`; st2 restarted"},
+				},
+			},
+			Role: Any, Foreseen: Any,
+			Given: map[string]any{"restart": string(stackstorm.Later)},
+			Check: checkST2,
+			Build: buildST2,
+			Kinds: kinds(of[step.FileChange], of[stackstorm.Restart]),
+		},
+		{
+			Spec: action.Spec{
+				Name:    "configure_rabbitmq",
+				Summary: "RabbitMQ of the primary listens on its address and has a user for the secondaries",
+				Description: `On the primary: RabbitMQ listens on the address beside loopback, and has a vhost and a user with
+permissions for the secondaries. It is restarted if the listener changes.`,
+				Settings: action.With(Setting("secondaries", "rabbitmq_user", "rabbitmq_password", "rabbitmq_vhost", "rabbitmq_port",
+					"permission_configure", "permission_write", "permission_read"),
+					[]action.Setting{{
+						Name: "update_password", Default: false,
+						Help: `Set the password of a RabbitMQ user that exists with another one.`,
+					}}),
+				Rows: []action.Row{{Host: "primary", Changes: "where the broker binds loopback: `rabbitmq-env.conf`, the `rabbitmq.conf` " +
+					"that it reads, and a restart, after which it is looked at where it listens; the vhost, the user, its permissions"}},
+			},
+			Role: Primary, Foreseen: Primary,
+			Check: checkRabbitMQ,
+			Build: buildRabbitMQ,
+			Kinds: kinds(of[step.FileChange], of[service.Restart],
+				of[rabbitmq.VHost], of[rabbitmq.User], of[rabbitmq.Password], of[rabbitmq.Grant]),
+		},
+		{
+			Spec: action.Spec{
+				Name:    "export_nfs",
+				Summary: "the primary exports StackStorm's content to the secondaries",
+				Description: `On the primary: the NFS server is installed if missing, /etc/exports gains the directories for the
+secondaries, and the server exports them.`,
+				Settings: Setting("secondaries", "directories"),
+				Rows: []action.Row{{Host: "primary", Changes: "the NFS server's package if missing; `/etc/exports`; the server enabled and " +
+					"started; `exportfs -ra`"}},
+			},
+			Role: Primary, Foreseen: Primary,
+			Check: someSecondaries,
+			Build: buildExport,
+			Kinds: kinds(of[service.Package], of[step.FileChange], of[service.Start], of[nfs.Reexport]),
+		},
+		{
+			Spec: action.Spec{
+				Name:    "mount_nfs",
+				Summary: "a secondary mounts StackStorm's content from the primary",
+				Description: `On a secondary: the NFS client is installed if missing, /etc/fstab gains the primary's directories,
+what the mounts would hide is kept aside, and PID 1 mounts them.`,
+				Settings: Setting("primary", "directories", "mount_options"),
+				Rows: []action.Row{{Host: "secondary", Changes: "the NFS client's package if missing; `/etc/fstab`; what the mounts would " +
+					"hide is kept aside; mounted by systemd"}},
+			},
+			Role: Secondary, Foreseen: Secondary,
+			Check: somePrimary,
+			Build: buildMount,
+			Kinds: kinds(of[service.Package], of[step.FileChange], of[service.Reload], of[nfs.Aside], of[step.MakeDir],
+				of[nfs.MountUnit]),
+		},
+		{
+			Spec: action.Spec{
+				Name:        "restart_st2",
+				Summary:     "st2 services are restarted if a change calls for it",
+				Description: `On a node: the st2 services are restarted if a change calls for it.`,
+				Settings: []action.Setting{
+					{
+						Name: "restart", Default: string(stackstorm.Auto),
+						Help: `When the st2 services of the host are restarted. inline is at once, deferred by a systemd unit
+of the host once the workflow has ended. auto is deferred on the machine that runs the
+action and where the workflow is waited for, else inline; idle is later there, else inline;
+others is later on the machine that runs the action, inline on others.`,
+						Enum:  []string{"auto", "inline", "deferred", "others", "idle"},
+						Check: checkNow,
+					},
+					{Name: "force", Default: false, Help: `Restart also if no change calls for it.`},
+					{
+						Name: "delay", Default: 15, Unit: action.Seconds,
+						Help: `Seconds that a deferred restart waits, for the workflow to end.`,
+					},
+				},
+				Rows: []action.Row{{Host: "any", Changes: "st2 services restarted, if a change calls for it or with `force`"}},
+			},
+			// The primary's is the last act of a join, and verify_node says that it is still to come.
+			Role: Any, Foreseen: Secondary,
+			Given: map[string]any{"restart": string(stackstorm.Auto), "force": false, "delay": 15},
+			Build: buildRestart,
+			Kinds: kinds(of[stackstorm.Restart]),
+		},
+		{
+			Spec: action.Spec{
+				Name:    "verify_node",
+				Summary: "a node is proved to do its part",
+				Description: `Changes nothing: proves that a node does its part, by services, logins and connections to the
+primary's MongoDB and RabbitMQ, consumers, mounts.`,
+				Settings: action.With([]action.Setting{role()}, Setting("primary"), onSecondary("directories", "mount_options")),
+				Rows: []action.Row{{Host: "any", Changes: "nothing. Services active; logins to MongoDB and RabbitMQ work; somebody takes " +
+					"actions from the queue; on a secondary also the mounts, and the primary's kernel knows its connections"}},
+			},
+			Role: Any, Proof: true,
+			Check: func(v action.Values) error {
+				if v.String("role") == stackstorm.RolePrimary {
+					return nil
+				}
+				return somePrimary(v)
+			},
+			Build: buildVerify,
+		},
+		{
+			Spec: action.Spec{
+				Name:    "install_watchdog",
+				Summary: "a node watches and heals its own backends, also while StackStorm cannot",
+				Description: `On a node: the program st2ha-watch is copied to /usr/local/lib/st2ha and run by systemd as
+st2ha-watchdog.service. It watches the backends of this node and heals them also while
+StackStorm can run nothing, for want of its broker or database. rollback takes it away again.`,
+				Rows: []action.Row{{Host: "any", Changes: "`/usr/local/lib/st2ha/st2ha-watch` and `st2ha-watchdog.service`, enabled and " +
+					"started: see [Healing](healing.md)"}},
+			},
+			Role:  Any,
+			Build: buildWatchdog,
+			Kinds: kinds(of[step.MakeDir], of[step.FileChange], of[service.Reload], of[service.Start], of[service.Restart]),
+		},
+	}
+}
+
+// of makes an empty change of a type.
+func of[T any, C interface {
+	*T
+	step.Change
+}]() step.Change {
+	return C(new(T))
+}
+
+func kinds(empty ...func() step.Change) []func() step.Change { return empty }
+
+func buildMongoDB(_ context.Context, c Cluster, v action.Values) (step.Step, error) {
+	s := &mongodb.Configure{Address: c.Node, Replace: v.Bool("replace_bind_ip"),
+		AllowUnauthenticated: v.Bool("allow_unauthenticated"), Within: MongoDBTime}
+	if c.InAction {
+		s.Clients = runnersDatabase
+	}
+	return s, nil
+}
+
+// runnersDatabase are the servers that the runner of this very action stores its result in.
+func runnersDatabase(ctx context.Context, h host.Host) ([]string, error) {
+	if !h.IsLocal() { // the runner's own database is another one
+		return nil, nil
+	}
+	conf, err := stackstorm.ReadConf(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	database, err := conf.Database()
+	return database.Servers, err
+}
+
+func checkST2(v action.Values) error {
+	if err := somePrimary(v); err != nil {
+		return err
+	}
+	if v.String("role") == stackstorm.RoleSecondary && v.String("rabbitmq_password") == "" {
+		return fault.Usage("rabbitmq_password is missing: set it in the pack's configuration, or in the environment as ST2HA_RABBITMQ_PASSWORD")
+	}
+	return nil
+}
+
+func buildST2(ctx context.Context, c Cluster, v action.Values) (step.Step, error) {
+	s := &stackstorm.Configure{Role: v.String("role"), PrimaryAddress: v.String("primary"), KeepSensors: v.Bool("keep_sensors"),
+		Restart: stackstorm.When(v.String("restart")), Run: c.Run}
+	if s.Role == stackstorm.RolePrimary {
+		return s, nil
+	}
+	s.Broker = stackstorm.Broker{User: v.String("rabbitmq_user"), Password: v.String("rabbitmq_password"),
+		VHost: v.String("rabbitmq_vhost"), Port: v.Int("rabbitmq_port")}
+	var err error
+	s.Primary, err = c.Open(ctx, s.PrimaryAddress)
+	return s, err
+}
+
+func rabbitMQ(v action.Values) *rabbitmq.Configure {
+	return &rabbitmq.Configure{Port: v.Int("rabbitmq_port"), User: v.String("rabbitmq_user"), Password: v.String("rabbitmq_password"),
+		VHost: v.String("rabbitmq_vhost"), UpdatePassword: v.Bool("update_password"), Within: RabbitMQTime, TLS: stackstorm.NodeTLS,
+		Permissions: rabbitmq.Permissions{Configure: v.String("permission_configure"), Write: v.String("permission_write"),
+			Read: v.String("permission_read")}}
+}
+
+func checkRabbitMQ(v action.Values) error {
+	if err := rabbitMQ(v).Validate(); err != nil {
+		return err
+	}
+	return someSecondaries(v)
+}
+
+func buildRabbitMQ(ctx context.Context, c Cluster, v action.Values) (step.Step, error) {
+	s := rabbitMQ(v)
+	s.Address = c.Node
+	var err error
+	s.From, err = c.nodes(ctx, v.List("secondaries"))
+	return s, err
+}
+
+func buildExport(_ context.Context, _ Cluster, v action.Values) (step.Step, error) {
+	return &nfs.Export{Directories: v.List("directories"), Clients: v.List("secondaries")}, nil
+}
+
+func buildMount(ctx context.Context, c Cluster, v action.Values) (step.Step, error) {
+	program, _ := os.Executable() // where it is unknown, it is not looked after
+	primary, err := c.Open(ctx, v.String("primary"))
+	return &nfs.Mount{PrimaryAddress: v.String("primary"), Primary: primary, Directories: v.List("directories"),
+		Options: v.String("mount_options"), Within: MountTime, Program: program}, err
+}
+
+func checkNow(v action.Values) error {
+	when, err := stackstorm.ParseWhen(v.String("restart"))
+	if when == stackstorm.Later {
+		return fault.Usage("restart later is what restart_st2 makes up for: give auto, inline, deferred, others or idle")
+	}
+	return err
+}
+
+func buildRestart(_ context.Context, c Cluster, v action.Values) (step.Step, error) {
+	return &stackstorm.Restarter{Restart: stackstorm.When(v.String("restart")), Force: v.Bool("force"),
+		Delay: time.Duration(v.Int("delay")) * time.Second, Within: ST2Time, Run: c.Run}, nil
+}
+
+func buildVerify(ctx context.Context, c Cluster, v action.Values) (step.Step, error) {
+	s := &stackstorm.Verifier{Role: v.String("role"), Within: ST2Time}
+	if s.Role == stackstorm.RolePrimary {
+		return s, nil
+	}
+	var err error
+	if !c.Whole { // else mount_nfs says what is missing
+		if s.Mounts, err = buildMount(ctx, c, v); err != nil {
+			return nil, err
+		}
+	}
+	s.Primary, err = c.Open(ctx, v.String("primary"))
+	return s, err
+}
+
+func buildWatchdog(context.Context, Cluster, action.Values) (step.Step, error) {
+	program, err := heal.WatchProgram()
+	return &heal.InstallWatchdog{Program: program}, err
+}
+
+// Settings are those that people keep in the pack's configuration, in the order in which it has them.
+func Settings() []action.Setting {
+	return []action.Setting{
+		{
+			Name: "primary", Default: "",
+			Help: `Address of the primary, as the secondaries reach it.`,
+			Kept: `Address of the primary, as the secondaries reach it (for example 192.168.0.100).`,
+			Docs: "address of the primary, as the secondaries reach it",
+			Check: func(v action.Values) error {
+				if v.String("primary") == "" {
+					return nil
+				}
+				return host.CheckAddress("primary", v.String("primary"))
+			},
+		},
+		{
+			Name: "secondaries", Default: []string{},
+			Help:       `Addresses of the secondaries, separated by commas.`,
+			InWorkflow: `Addresses of the secondaries.`,
+			Kept:       `Addresses of the secondaries (for example 192.168.0.101).`,
+			Docs:       "addresses of the secondaries",
+			Check: func(v action.Values) error {
+				for _, address := range v.List("secondaries") {
+					if err := host.CheckAddress("secondaries", address); err != nil {
+						return err
+					}
+				}
+				return nil
+			},
+		},
+		{
+			Name: "rabbitmq_user", Default: "st2",
+			Help: `User of the secondaries at the primary's RabbitMQ.`,
+			Kept: `User of the secondaries at the primary's RabbitMQ. It is created if it does not exist.`,
+			Docs: "the secondaries' user at the primary's RabbitMQ; created if it does not exist. Not `guest`",
+		},
+		{
+			Name: "rabbitmq_password", Default: "", Secret: true,
+			Kept: `Password of that user. No control characters such as a newline; everything else is encoded where it has to be.`,
+			Docs: "its password. Secret, never a parameter. No control characters",
+			Check: func(v action.Values) error {
+				return stackstorm.ValidateSecret("rabbitmq_password", v.String("rabbitmq_password"))
+			},
+		},
+		{
+			Name: "rabbitmq_vhost", Default: "/",
+			Help: `Vhost of that user.`,
+			Kept: `Vhost of that user. It is created if it does not exist.`,
+			Docs: "vhost of that user; created if it does not exist",
+		},
+		{
+			Name: "rabbitmq_port", Default: 0, Unit: action.Port,
+			Help: `TCP port of RabbitMQ's AMQP listener (0: as RabbitMQ's own files have it).`,
+			Kept: `TCP port of RabbitMQ's AMQP listener. 0 means the one that RabbitMQ's own files name, or its default, 5672.`,
+			Docs: "TCP port of the AMQP listener; 0: as RabbitMQ's own files have it. Where StackStorm speaks TLS to RabbitMQ, " +
+				"that listener's",
+		},
+		{
+			Name: "permission_configure", Default: ".*",
+			Help: `What the user may configure in the vhost: a regular expression.`,
+			Kept: `What the user may configure in the vhost, a regular expression.`,
+			Docs: "what the user may configure in the vhost, a regular expression (PCRE; RabbitMQ is asked whether it takes it)",
+		},
+		{
+			Name: "permission_write", Default: ".*",
+			Help: `What the user may write to in the vhost: a regular expression.`,
+			Kept: `What the user may write to in the vhost, a regular expression.`,
+			Docs: "what it may write to",
+		},
+		{
+			Name: "permission_read", Default: ".*",
+			Help: `What the user may read from in the vhost: a regular expression.`,
+			Kept: `What the user may read from in the vhost, a regular expression.`,
+			Docs: "what it may read from",
+		},
+		{
+			Name: "mongodb_port", Default: 27017, Unit: action.Port,
+			Help: `TCP port of mongod that the secondaries must reach.`,
+			Kept: `TCP port of mongod that the secondaries must reach.`,
+			Docs: "the port that preflight tries from the secondaries. What MongoDB listens on is up to its own file",
+		},
+		{
+			Name: "replace_bind_ip", Default: false,
+			Help:       `Listen on the address only, not on loopback as well.`,
+			InWorkflow: `Have mongod listen on the primary's address only, not on loopback as well.`,
+			Kept:       `Have mongod listen on the primary's address only, not on loopback as well.`,
+			Docs: "MongoDB listens on the primary's address only, no longer on loopback. The primary's StackStorm has no database " +
+				"then until it is restarted, so its own runner refuses: start such a join on the secondary, or its steps from a shell",
+		},
+		{
+			Name: "allow_unauthenticated", Default: false,
+			Help: `Expose mongod also if it asks for no login. Everybody who reaches the address can then read and
+change StackStorm's data.`,
+			Kept: `Expose mongod also if it asks for no login. Everybody who reaches the address can then read and change StackStorm's data.`,
+			Docs: "expose MongoDB also if it asks for no login",
+		},
+		{
+			Name: "keep_sensors", Default: false,
+			Help: `Leave the secondary's sensors and timers running beside the primary's: each event then fires
+twice unless sensors are partitioned by hand.`,
+			InWorkflow: `Leave the secondary's sensors and timers running beside the primary's.`,
+			Kept:       `Leave a secondary's sensors and timers running beside the primary's. Each event then fires twice unless sensors are partitioned by hand.`,
+			Docs:       "leave the secondary's sensors and timers on: each event fires twice, unless you partition by hand",
+		},
+		{
+			Name: "directories", Default: []string{},
+			Help: `Directories to share, absolute paths separated by commas. Empty means packs, virtualenvs and,
+where it exists, configs below /opt/stackstorm.`,
+			InWorkflow: `Directories to share, absolute paths. Empty means packs, virtualenvs and, where it exists,
+configs below /opt/stackstorm.`,
+			Kept: `Directories to share, absolute paths. Empty means packs, virtualenvs and, where it exists, configs below /opt/stackstorm.`,
+			Docs: "directories to share. Empty means `packs`, `virtualenvs` and, where the primary has it, `configs` below " +
+				"`/opt/stackstorm`",
+			Check: func(v action.Values) error { return nfs.Validate(v.List("directories")) },
+		},
+		{
+			Name: "mount_options", Default: nfs.DefaultMountOptions,
+			Help:  `Options of the mounts in /etc/fstab, see nfs(5).`,
+			Kept:  `Options of the mounts in /etc/fstab of the secondaries, see nfs(5). The default lets a node boot while the primary is away, and mounts when it is back.`,
+			Docs:  "options in the secondaries' `/etc/fstab`, see nfs(5)",
+			Check: func(v action.Values) error { return nfs.ValidateOptions(v.String("mount_options")) },
+		},
+	}
+}
+
+// Setting are settings that are kept, by their names.
+func Setting(names ...string) []action.Setting {
+	var list []action.Setting
+	all := Settings()
+	for _, name := range names {
+		list = append(list, all[slices.IndexFunc(all, func(s action.Setting) bool { return s.Name == name })])
+	}
+	return list
+}
+
+// onSecondary are settings that are kept and that only secondaries need, by their names.
+func onSecondary(names ...string) []action.Setting {
+	list := Setting(names...)
+	for i := range list {
+		list[i].Only = string(Secondary)
+	}
+	return list
+}
+
+func role() action.Setting {
+	return action.Setting{Name: "role", Default: "", Required: true, Help: `Role of the host.`,
+		Enum: []string{stackstorm.RolePrimary, stackstorm.RoleSecondary}}
+}
+
+// somePrimary refuses a primary that is not given.
+func somePrimary(v action.Values) error { return host.CheckAddress("primary", v.String("primary")) }
+
+// someSecondaries refuses a list without any.
+func someSecondaries(v action.Values) error {
+	if len(v.List("secondaries")) == 0 {
+		return fault.Usage("secondaries is missing: give the address of one or more, separated by commas")
+	}
+	return nil
+}
