@@ -41,7 +41,7 @@ setup: ## what the tests need on a bare Debian 12 machine with Go
 	@test/lab/setup.sh
 
 lint:
-	@test -z "$$(gofmt -l cmd internal test examples | tee /dev/stderr)"
+	@test -z "$$(gofmt -l cmd internal test tools examples | tee /dev/stderr)"
 	go vet ./...
 	go vet -tags crash ./internal/cli
 	go run $(STATICCHECK) ./...

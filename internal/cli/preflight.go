@@ -18,7 +18,7 @@ func preflightCommand() command {
 		Summary: "all nodes are looked at, and everything that stands against a join is said at once",
 		Description: `Changes nothing: looks at the primary and the secondaries and says at once everything that stands
 against a join, each finding with its fix.`,
-		Settings: action.With(join.Foreseen(), join.Setting("mongodb_port")),
+		Settings: action.With(join.Foreseen(), join.Kept("mongodb_port")),
 		Rows:     []action.Row{{Host: "all", Changes: "nothing. Looks at all nodes at once; every finding names its fix"}},
 	}}
 }

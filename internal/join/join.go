@@ -36,6 +36,8 @@ type Spec struct {
 	// Foreseen are the nodes for which preflight and drift look at it, and Proof says that drift alone does.
 	Foreseen Role
 	Proof    bool
+	// Placed says that the workflows' templates have it where it belongs; else it follows the step before it.
+	Placed bool
 	// Given is what the join itself says of its settings.
 	Given map[string]any
 	// Check refuses values that do not go together. Nothing has been asked of any host by then.
@@ -87,7 +89,7 @@ func Kinds() step.Kinds {
 
 // Foreseen are the settings of all steps that preflight and drift look at, but for those that the join gives itself.
 func Foreseen() []action.Setting {
-	all := Setting("primary", "secondaries")
+	all := Kept("primary", "secondaries")
 	for _, s := range Steps() {
 		if s.Foreseen == None {
 			continue

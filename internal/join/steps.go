@@ -35,7 +35,7 @@ func Steps() []Spec {
 				Summary: "mongod of the primary listens on its address",
 				Description: `On the primary: net.bindIp of /etc/mongod.conf (bind_ip of an ini-style file) gains the address, and
 mongod is restarted.`,
-				Settings: Setting("replace_bind_ip", "allow_unauthenticated"),
+				Settings: Kept("replace_bind_ip", "allow_unauthenticated"),
 				Rows: []action.Row{{Host: "primary", Changes: "`net.bindIp` in `/etc/mongod.conf` (or ini-style `bind_ip`, there or in " +
 					"`/etc/mongodb.conf`) gains the address, and for an IPv6 one `net.ipv6` is set; MongoDB restarted. Refuses to " +
 					"expose a MongoDB without authorization"}},
@@ -50,7 +50,7 @@ mongod is restarted.`,
 				Summary: "st2.conf points to the primary's backends",
 				Description: `On a node: /etc/st2/st2.conf points to the primary's MongoDB and, on a secondary, to its RabbitMQ; a
 secondary leaves sensors and timers to the primary. The st2 services are restarted.`,
-				Settings: action.With([]action.Setting{role()}, Setting("primary"),
+				Settings: action.With([]action.Setting{role()}, Kept("primary"),
 					onSecondary("rabbitmq_user", "rabbitmq_password", "rabbitmq_vhost", "rabbitmq_port", "keep_sensors"),
 					[]action.Setting{{
 						Name: "restart", Default: string(stackstorm.Auto),
@@ -80,12 +80,9 @@ others is later on the machine that runs the action, inline on others.`,
 				Summary: "RabbitMQ of the primary listens on its address and has a user for the secondaries",
 				Description: `On the primary: RabbitMQ listens on the address beside loopback, and has a vhost and a user with
 permissions for the secondaries. It is restarted if the listener changes.`,
-				Settings: action.With(Setting("secondaries", "rabbitmq_user", "rabbitmq_password", "rabbitmq_vhost", "rabbitmq_port",
+				Settings: action.With(Kept("secondaries", "rabbitmq_user", "rabbitmq_password", "rabbitmq_vhost", "rabbitmq_port",
 					"permission_configure", "permission_write", "permission_read"),
-					[]action.Setting{{
-						Name: "update_password", Default: false,
-						Help: `Set the password of a RabbitMQ user that exists with another one.`,
-					}}),
+					[]action.Setting{updatePassword()}),
 				Rows: []action.Row{{Host: "primary", Changes: "where the broker binds loopback: `rabbitmq-env.conf`, the `rabbitmq.conf` " +
 					"that it reads, and a restart, after which it is looked at where it listens; the vhost, the user, its permissions"}},
 			},
@@ -101,7 +98,7 @@ permissions for the secondaries. It is restarted if the listener changes.`,
 				Summary: "the primary exports StackStorm's content to the secondaries",
 				Description: `On the primary: the NFS server is installed if missing, /etc/exports gains the directories for the
 secondaries, and the server exports them.`,
-				Settings: Setting("secondaries", "directories"),
+				Settings: Kept("secondaries", "directories"),
 				Rows: []action.Row{{Host: "primary", Changes: "the NFS server's package if missing; `/etc/exports`; the server enabled and " +
 					"started; `exportfs -ra`"}},
 			},
@@ -116,7 +113,7 @@ secondaries, and the server exports them.`,
 				Summary: "a secondary mounts StackStorm's content from the primary",
 				Description: `On a secondary: the NFS client is installed if missing, /etc/fstab gains the primary's directories,
 what the mounts would hide is kept aside, and PID 1 mounts them.`,
-				Settings: Setting("primary", "directories", "mount_options"),
+				Settings: Kept("primary", "directories", "mount_options"),
 				Rows: []action.Row{{Host: "secondary", Changes: "the NFS client's package if missing; `/etc/fstab`; what the mounts would " +
 					"hide is kept aside; mounted by systemd"}},
 			},
@@ -151,9 +148,10 @@ others is later on the machine that runs the action, inline on others.`,
 			},
 			// The primary's is the last act of a join, and verify_node says that it is still to come.
 			Role: Any, Foreseen: Secondary,
-			Given: map[string]any{"restart": string(stackstorm.Auto), "force": false, "delay": 15},
-			Build: buildRestart,
-			Kinds: kinds(of[stackstorm.Restart]),
+			Given:  map[string]any{"restart": string(stackstorm.Auto), "force": false, "delay": 15},
+			Placed: true,
+			Build:  buildRestart,
+			Kinds:  kinds(of[stackstorm.Restart]),
 		},
 		{
 			Spec: action.Spec{
@@ -161,7 +159,7 @@ others is later on the machine that runs the action, inline on others.`,
 				Summary: "a node is proved to do its part",
 				Description: `Changes nothing: proves that a node does its part, by services, logins and connections to the
 primary's MongoDB and RabbitMQ, consumers, mounts.`,
-				Settings: action.With([]action.Setting{role()}, Setting("primary"), onSecondary("directories", "mount_options")),
+				Settings: action.With([]action.Setting{role()}, Kept("primary"), onSecondary("directories", "mount_options")),
 				Rows: []action.Row{{Host: "any", Changes: "nothing. Services active; logins to MongoDB and RabbitMQ work; somebody takes " +
 					"actions from the queue; on a secondary also the mounts, and the primary's kernel knows its connections"}},
 			},
@@ -172,7 +170,8 @@ primary's MongoDB and RabbitMQ, consumers, mounts.`,
 				}
 				return somePrimary(v)
 			},
-			Build: buildVerify,
+			Placed: true,
+			Build:  buildVerify,
 		},
 		{
 			Spec: action.Spec{
@@ -184,9 +183,55 @@ StackStorm can run nothing, for want of its broker or database. rollback takes i
 				Rows: []action.Row{{Host: "any", Changes: "`/usr/local/lib/st2ha/st2ha-watch` and `st2ha-watchdog.service`, enabled and " +
 					"started: see [Healing](healing.md)"}},
 			},
-			Role:  Any,
-			Build: buildWatchdog,
-			Kinds: kinds(of[step.MakeDir], of[step.FileChange], of[service.Reload], of[service.Start], of[service.Restart]),
+			Role:   Any,
+			Placed: true,
+			Build:  buildWatchdog,
+			Kinds:  kinds(of[step.MakeDir], of[step.FileChange], of[service.Reload], of[service.Start], of[service.Restart]),
+		},
+	}
+}
+
+// Workflows are the actions that run the steps on the nodes of a cluster.
+func Workflows() []action.Spec {
+	last := []action.Setting{
+		{
+			Name: "keep_on_failure", Default: false,
+			Help: `Leave what was changed as it is when a step fails, to look around; rollback undoes it later.`,
+		},
+		{Name: "dry_run", Default: false, Help: `Run the whole workflow, change nothing, and return every diff.`},
+		{Name: "run", Default: "", Help: `Name of the run on the nodes, for rollback. Empty means the execution's id.`},
+	}
+	return []action.Spec{
+		{
+			Name: "prepare_primary", Workflow: true,
+			Description: `On the primary: configure_mongodb, configure_st2, configure_rabbitmq, export_nfs and the restart of
+the st2 services, in this order. When one fails, what was changed is undone.`,
+			Settings: slices.Concat(
+				Kept("primary", "secondaries", "directories", "replace_bind_ip", "allow_unauthenticated"),
+				[]action.Setting{updatePassword()},
+				Kept("rabbitmq_user", "rabbitmq_vhost"),
+				[]action.Setting{{
+					Name: "restart_primary", Default: true,
+					Help: `Restart the primary's st2 services at the end; deferred when this workflow runs on it.`,
+				}},
+				last),
+			Rows: []action.Row{{Host: "primary", Changes: "workflow: `configure_mongodb`, `configure_st2`, `configure_rabbitmq`, " +
+				"`export_nfs`, and `restart_st2` if wanted"}},
+		},
+		{
+			Name: "join_secondary", Workflow: true,
+			Description: `On the primary and the secondaries: preflight of all nodes, prepare_primary on the primary, then on
+the secondaries in parallel configure_st2, mount_nfs, restart_st2 and verify_node, and last the
+primary's restart. When a step fails, what was changed on all nodes is undone in reverse order. A
+second run changes nothing.`,
+			Settings: slices.Concat(
+				Kept("primary", "secondaries", "directories", "mount_options", "replace_bind_ip", "allow_unauthenticated"),
+				[]action.Setting{updatePassword()},
+				Kept("rabbitmq_user", "rabbitmq_vhost", "keep_sensors"),
+				last),
+			Rows: []action.Row{{Host: "all", Changes: "workflow: `preflight`, `prepare_primary`, then on all secondaries side by side " +
+				"`configure_st2`, `mount_nfs`, `restart_st2`, `verify_node`; then `restart_st2` and `verify_node` of the primary, and " +
+				"`install_watchdog` on all nodes. The node that it runs on is restarted last of all, after the workflow"}},
 		},
 	}
 }
@@ -437,8 +482,8 @@ configs below /opt/stackstorm.`,
 	}
 }
 
-// Setting are settings that are kept, by their names.
-func Setting(names ...string) []action.Setting {
+// Kept are settings of the pack's configuration, by their names.
+func Kept(names ...string) []action.Setting {
 	var list []action.Setting
 	all := Settings()
 	for _, name := range names {
@@ -449,11 +494,15 @@ func Setting(names ...string) []action.Setting {
 
 // onSecondary are settings that are kept and that only secondaries need, by their names.
 func onSecondary(names ...string) []action.Setting {
-	list := Setting(names...)
+	list := Kept(names...)
 	for i := range list {
 		list[i].Only = string(Secondary)
 	}
 	return list
+}
+
+func updatePassword() action.Setting {
+	return action.Setting{Name: "update_password", Default: false, Help: `Set the password of a RabbitMQ user that exists with another one.`}
 }
 
 func role() action.Setting {
