@@ -3,6 +3,8 @@ package main
 import (
 	"embed"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -11,6 +13,7 @@ import (
 	"st2ha/internal/action"
 	"st2ha/internal/cli"
 	"st2ha/internal/join"
+	"st2ha/internal/watch"
 )
 
 // The templates read like the files that they make. What stands between << and >> comes from the program.
@@ -21,9 +24,13 @@ var templates embed.FS
 // generate returns the text of each file below the pack's directory, by its name there.
 func generate(pack string) (map[string]string, error) {
 	g := &generator{files: map[string]string{}}
-	for _, a := range append(cli.Actions(), join.Workflows()...) {
+	actions := append(cli.Actions(), join.Workflows()...)
+	for _, a := range actions {
 		g.file("actions/"+a.Name+".yaml", "action.yaml", newPage(a))
 	}
+	kept := cli.Settings()
+	g.file("config.schema.yaml", "config.schema.yaml", newRows(append(slices.Clone(kept), watch.Settings()...)))
+	g.tables(pack, "docs/reference.md", map[string]any{"actions": actions, "settings": newRows(kept)})
 	return g.files, g.err
 }
 
@@ -41,6 +48,36 @@ func (g *generator) file(name, from string, data any) {
 	if g.files[name], g.err = fill(from, nil, data); g.err != nil {
 		g.err = fmt.Errorf("make %s: %w", name, g.err)
 	}
+}
+
+// tables makes the parts of a page of the documentation that stand between <!-- generated: NAME --> and <!-- end -->,
+// each of the template NAME.md and its data.
+func (g *generator) tables(pack, name string, data map[string]any) {
+	if g.err != nil {
+		return
+	}
+	old, err := os.ReadFile(filepath.Join(pack, name))
+	if err != nil {
+		g.err = err // it names the file
+		return
+	}
+	text := string(old)
+	for table, rows := range data {
+		begin := "<!-- generated: " + table + " -->\n"
+		before, rest, found := strings.Cut(text, begin)
+		_, after, ended := strings.Cut(rest, "<!-- end -->\n")
+		if !found || !ended {
+			g.err = fmt.Errorf("%s has no lines %q and, after it, %q", name, strings.TrimSpace(begin), "<!-- end -->")
+			return
+		}
+		made, err := fill(table+".md", nil, rows)
+		if err != nil {
+			g.err = fmt.Errorf("make the table %s of %s: %w", table, name, err)
+			return
+		}
+		text = before + begin + made + "<!-- end -->\n" + after
+	}
+	g.files[name] = text
 }
 
 // fill is the text that a template makes of data.
@@ -113,6 +150,35 @@ func newParameter(s action.Setting, workflow bool) parameter {
 		p.Default = scalar(s.Default)
 	}
 	return p
+}
+
+// row is a setting as the pack's configuration and the documentation have it.
+type row struct {
+	action.Setting
+	Type    string
+	Lines   bool     // more than one, of what is said of it
+	List    []string // the default, of a list
+	Default string   // else
+	Shown   string   // the default in a table
+	Joins   bool     // join_secondary has a parameter of that name
+}
+
+func newRows(settings []action.Setting) []row {
+	workflows := join.Workflows()
+	whole := workflows[len(workflows)-1].Settings
+	var rows []row
+	for _, s := range settings {
+		r := row{Setting: s, Type: kind(s), Lines: strings.Contains(s.Kept, "\n"), Default: scalar(s.Default), Shown: fmt.Sprint(s.Default),
+			Joins: slices.ContainsFunc(whole, func(other action.Setting) bool { return other.Name == s.Name })}
+		if list, ok := s.Default.([]string); ok {
+			r.List, r.Default, r.Shown = list, "[]", "[]"
+			if len(list) > 0 {
+				r.Shown = strings.Join(list, "`, `")
+			}
+		}
+		rows = append(rows, r)
+	}
+	return rows
 }
 
 // kind is a setting's type as JSON schemas have it.
