@@ -28,6 +28,11 @@ func generate(pack string) (map[string]string, error) {
 	for _, a := range actions {
 		g.file("actions/"+a.Name+".yaml", "action.yaml", newPage(a))
 	}
+	for _, w := range join.Workflows() {
+		if g.err == nil {
+			g.files["workflows/"+w.Name+".yaml"], g.err = workflow{w}.text()
+		}
+	}
 	kept := cli.Settings()
 	g.file("config.schema.yaml", "config.schema.yaml", newRows(append(slices.Clone(kept), watch.Settings()...)))
 	g.tables(pack, "docs/reference.md", map[string]any{"actions": actions, "settings": newRows(kept)})
@@ -84,11 +89,22 @@ func (g *generator) tables(pack, name string, data map[string]any) {
 func fill(name string, funcs template.FuncMap, data any) (string, error) {
 	all := template.New(name).Delims("<<", ">>").Option("missingkey=error").
 		Funcs(template.FuncMap{"indent": indent, "join": strings.Join}).Funcs(funcs)
-	if _, err := all.ParseFS(templates, "templates/"+name); err != nil {
+	text, err := templates.ReadFile("templates/" + name)
+	if err != nil {
+		return "", err
+	}
+	if funcs != nil {
+		common, err := templates.ReadFile("templates/workflows/common.yaml")
+		if err != nil {
+			return "", err
+		}
+		text = append(common, text...)
+	}
+	if _, err := all.Parse(string(text)); err != nil {
 		return "", err
 	}
 	var b strings.Builder
-	err := all.Execute(&b, data)
+	err = all.Execute(&b, data)
 	return b.String(), err
 }
 

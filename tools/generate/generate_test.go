@@ -20,7 +20,7 @@ func TestGenerated(t *testing.T) {
 		require.NoError(t, err)
 		assert.True(t, string(old) == text, "%s is not what the program says: run go generate ./...", name)
 	}
-	for _, kind := range []string{"actions"} {
+	for _, kind := range []string{"actions", "workflows"} {
 		found, err := filepath.Glob(pack + "/" + kind + "/*.yaml")
 		require.NoError(t, err)
 		require.NotEmpty(t, found)
