@@ -41,7 +41,8 @@ func TestValues(t *testing.T) {
 
 	require.Equal(t, 24, v.With("port", 24).Int("port"))
 	require.Equal(t, 23, v.Int("port"))
-	other := v.For([]Setting{{Name: "port", Default: 1}, {Name: "path", Default: "/"}, {Name: "new", Default: true}}, map[string]any{"path": "/given"})
+	other := v.For([]Setting{{Name: "port", Default: 1}, {Name: "path", Default: "/"}, {Name: "new", Default: true}},
+		map[string]any{"path": "/given"})
 	require.Equal(t, 23, other.Int("port"))
 	require.Equal(t, "/given", other.String("path"))
 	require.True(t, other.Bool("new"))

@@ -53,8 +53,11 @@ func hostSetting() action.Setting {
 others are reached over SSH.`}
 }
 
+// runner runs a step on a host.
+type runner func(context.Context, *common, step.Step, host.Host, action.Values) (step.Result, error)
+
 // stepCommand makes a step a command, which runs it on one host with do.
-func stepCommand(s join.Spec, do func(context.Context, *common, step.Step, host.Host, action.Values) (step.Result, error)) command {
+func stepCommand(s join.Spec, do runner) command {
 	spec := s.Spec
 	spec.Settings = action.With([]action.Setting{hostSetting()}, s.Settings)
 	return command{Spec: spec, exec: func(ctx context.Context, c *common, v action.Values) (step.Result, error) {

@@ -83,7 +83,8 @@ func (c crashHost) Remove(ctx context.Context, path string) error {
 }
 
 // reads are the programs that change nothing that matters.
-var reads = []string{"exportfs -v", "getent ", "rabbitmqctl --quiet export_definitions", "systemctl is-", "systemctl show", "systemctl reset-failed"}
+var reads = []string{"exportfs -v", "getent ", "rabbitmqctl --quiet export_definitions",
+	"systemctl is-", "systemctl show", "systemctl reset-failed"}
 
 func (c crashHost) Run(ctx context.Context, stdin []byte, argv ...string) ([]byte, error) {
 	line := strings.Join(argv, " ")

@@ -34,9 +34,10 @@ const (
 )
 
 // gate is what the command prints through. StackStorm's runner stores each
-// line of an action in the database, and fails the action if it cannot; one that
-// cannot be published over the broker is lost to who follows the output. So the gate is shut before the command restarts one
-// of them, and opens when what it restarted is back and its clients know.
+// line of an action in the database, and fails the action if it cannot; one
+// that cannot be published over the broker is lost to who follows the output.
+// So the gate is shut before the command restarts one of them, and opens when
+// what it restarted is back and its clients know.
 type gate struct {
 	to io.Writer
 

@@ -37,7 +37,8 @@ func TestGuardTells(t *testing.T) {
 	}))
 	t.Cleanup(api.Close)
 	env := map[string]string{"ST2_ACTION_API_URL": api.URL + "/v1", "ST2_ACTION_AUTH_TOKEN": "t0ken"}
-	c := &common{getenv: func(name string) string { return env[name] }, log: slog.New(slog.NewTextHandler(io.Discard, nil)), mask: step.NewMasker()}
+	c := &common{getenv: func(name string) string { return env[name] }, log: slog.New(slog.DiscardHandler),
+		mask: step.NewMasker()}
 	root := t.TempDir()
 	require.NoError(t, os.MkdirAll(root+"/var/lib/st2ha/heals", 0o755))
 	h := host.NewLocalAt("node2", root)
@@ -93,7 +94,8 @@ func TestAddressOf(t *testing.T) {
 	}
 	c := &common{opened: opened}
 	nodes := []string{"", "192.0.2.1", "192.0.2.2"}
-	for name, want := range map[string]string{"node2": "192.0.2.2", "NODE1": "192.0.2.1", "192.0.2.9": "192.0.2.9", "localhost": "localhost", "node3.invalid": "node3.invalid"} {
+	for name, want := range map[string]string{"node2": "192.0.2.2", "NODE1": "192.0.2.1", "192.0.2.9": "192.0.2.9",
+		"localhost": "localhost", "node3.invalid": "node3.invalid"} {
 		got, err := c.addressOf(t.Context(), name, nodes)
 		require.NoError(t, err)
 		require.Equal(t, want, got)
@@ -137,7 +139,8 @@ func TestSweepOneAtATime(t *testing.T) {
 	t.Cleanup(api.Close)
 	root := t.TempDir()
 	for name, text := range map[string]string{
-		"/etc/st2/st2.conf":         "[messaging]\nurl = amqp://" + backendtest.User + ":" + url.QueryEscape(backendtest.Password) + "@" + broker.Addr + "/\n",
+		"/etc/st2/st2.conf": "[messaging]\nurl = amqp://" + backendtest.User + ":" +
+			url.QueryEscape(backendtest.Password) + "@" + broker.Addr + "/\n",
 		"/proc/sys/kernel/hostname": "node1\n",
 		"/var/lib/st2ha/lock":       "",
 	} {
@@ -147,7 +150,8 @@ func TestSweepOneAtATime(t *testing.T) {
 	local := func() (host.Host, error) { return host.NewLocalAt("127.0.0.1", root), nil }
 	env := map[string]string{"ST2_ACTION_API_URL": api.URL + "/v1", "ST2_ACTION_AUTH_TOKEN": "t0ken"}
 	once := func(dry bool) step.Result {
-		c := &common{opened: map[string]func() (host.Host, error){"127.0.0.1": local}, getenv: func(name string) string { return env[name] }, start: time.Now(),
+		c := &common{opened: map[string]func() (host.Host, error){"127.0.0.1": local},
+			getenv: func(name string) string { return env[name] }, start: time.Now(),
 			log: slog.New(slog.DiscardHandler), mask: step.NewMasker(), run: "r1", dryRun: dry}
 		result, err := sweep(t.Context(), c, values(sweepCommand()))
 		if err != nil {
@@ -178,8 +182,10 @@ func TestSweepOneAtATime(t *testing.T) {
 	require.Contains(t, r.Findings[0].Message, "the last sweep was a moment ago (run r1 on node1, ")
 	require.Empty(t, once(true).Findings, "a dry run changes nothing, and needs no turn")
 	broker.Kill()
-	c := &common{opened: map[string]func() (host.Host, error){"127.0.0.1": local}, getenv: func(name string) string { return env[name] }, start: time.Now(),
+	c := &common{opened: map[string]func() (host.Host, error){"127.0.0.1": local},
+		getenv: func(name string) string { return env[name] }, start: time.Now(),
 		log: slog.New(slog.DiscardHandler), mask: step.NewMasker(), run: "r1"}
 	_, err = sweep(t.Context(), c, values(sweepCommand()))
-	require.ErrorContains(t, err, "127.0.0.1: whether another sweep is at work cannot be found out: RabbitMQ at "+broker.Addr)
+	require.ErrorContains(t, err,
+		"127.0.0.1: whether another sweep is at work cannot be found out: RabbitMQ at "+broker.Addr)
 }

@@ -95,7 +95,8 @@ func actions(t *testing.T) map[string]metadata {
 }
 
 // runnerParameters are those that a runner has of its own, and that an action's user may set if the action says nothing
-// of them: contrib/runners/local_runner/local_runner/runner.yaml:41-75, orquesta_runner/orquesta_runner/runner.yaml:7-16.
+// of them: contrib/runners/local_runner/local_runner/runner.yaml:41-75,
+// orquesta_runner/orquesta_runner/runner.yaml:7-16.
 var runnerParameters = map[string][]string{
 	"local-shell-script": {"debug", "content_version", "cwd", "env", "kwarg_op", "sudo", "sudo_password", "timeout"},
 	"orquesta":           {"notify"},
@@ -235,14 +236,16 @@ func TestSecretsInEnvironment(t *testing.T) {
 // What a command prints, whatever comes of it, is what its action's output
 // schema says: no field is missing, and none is there that it does not know.
 func TestOutputSchema(t *testing.T) {
-	full := step.Result{Changes: []step.ChangeSummary{{}}, Findings: []step.Finding{{Severity: step.Error}}, Error: &step.ErrorSummary{}}
+	full := step.Result{Changes: []step.ChangeSummary{{}}, Findings: []step.Finding{{Severity: step.Error}},
+		Error: &step.ErrorSummary{}}
 	text, err := json.Marshal(full)
 	require.NoError(t, err)
 	var printed []any
 	printed = append(printed, decode(t, text))
 	for _, cmd := range commands() {
 		var stdout bytes.Buffer
-		require.NotZero(t, Run(t.Context(), []string{cmd.Name, "--nonsense"}, func(string) string { return "" }, &stdout, io.Discard))
+		none := func(string) string { return "" }
+		require.NotZero(t, Run(t.Context(), []string{cmd.Name, "--nonsense"}, none, &stdout, io.Discard))
 		printed = append(printed, decode(t, stdout.Bytes()))
 		stdout.Reset()
 		// No address of any machine: documentation's, RFC 5737.
@@ -252,7 +255,7 @@ func TestOutputSchema(t *testing.T) {
 				args = append(args, "--"+name+"=192.0.2.1")
 			}
 		}
-		require.NotZero(t, Run(t.Context(), args, func(string) string { return "" }, &stdout, io.Discard))
+		require.NotZero(t, Run(t.Context(), args, none, &stdout, io.Discard))
 		printed = append(printed, decode(t, stdout.Bytes()))
 	}
 	for name, a := range actions(t) {
@@ -261,7 +264,8 @@ func TestOutputSchema(t *testing.T) {
 			continue // what workflows return is compared when they run, by test/workflow
 		}
 		for _, stdout := range printed {
-			a.Output.describes(t, name, map[string]any{"stdout": stdout, "stderr": "", "return_code": 3.0, "succeeded": false, "failed": true})
+			a.Output.describes(t, name, map[string]any{"stdout": stdout, "stderr": "", "return_code": 3.0,
+				"succeeded": false, "failed": true})
 		}
 	}
 }

@@ -47,11 +47,11 @@ func driftCommand() command {
 	return command{exec: drift, Spec: action.Spec{
 		Name:    "drift",
 		Summary: "all nodes are compared with what the join brought about, and all of it is proved again",
-		Description: `Changes nothing: compares the primary and the secondaries with what the join brought about, proves all of it
-again, and says at once what differs.`,
+		Description: "Changes nothing: compares the primary and the secondaries with what the join brought about, " +
+			"proves all of it\nagain, and says at once what differs.",
 		Settings: join.Foreseen(),
-		Rows: []action.Row{{Host: "all", Changes: "nothing. Compares all nodes with what the join brought about and proves it again, " +
-			"in a fraction of a second; what differs is a finding, exit code 3"}},
+		Rows: []action.Row{{Host: "all", Changes: "nothing. Compares all nodes with what the join brought about and proves " +
+			"it again, in a fraction of a second; what differs is a finding, exit code 3"}},
 	}}
 }
 

@@ -24,7 +24,8 @@ func TestUnsaid(t *testing.T) {
 	require.Contains(t, stderr.String(), "what was changed is in place")
 	require.Equal(t, 1, bytes.Count(stderr.Bytes(), []byte("\n")))
 	stderr.Reset()
-	require.Equal(t, fault.ExitPreflight, report(full, &stderr, step.NewMasker(), nil, fault.Preflight("x", "", "the reason")))
+	failed := fault.Preflight("x", "", "the reason")
+	require.Equal(t, fault.ExitPreflight, report(full, &stderr, step.NewMasker(), nil, failed))
 	require.Contains(t, stderr.String(), "the reason")
 }
 
@@ -50,7 +51,8 @@ func TestReportIsMasked(t *testing.T) {
 // What comes before the parameters are read, too: they may have been given the secret.
 func TestUsageIsMasked(t *testing.T) {
 	getenv := func(name string) string { return map[string]string{"ST2HA_RABBITMQ_PASSWORD": "hunter2"}[name] }
-	for _, args := range [][]string{{"hunter2"}, {"preflight", "--primary=192.168.0.1", "hunter2"}, {"preflight", "--nope=hunter2"}, {"preflight", "--wait=hunter2"}} {
+	for _, args := range [][]string{{"hunter2"}, {"preflight", "--primary=192.168.0.1", "hunter2"},
+		{"preflight", "--nope=hunter2"}, {"preflight", "--wait=hunter2"}} {
 		var stdout, stderr bytes.Buffer
 		require.Equal(t, fault.ExitUsage, Run(t.Context(), args, getenv, &stdout, &stderr), args)
 		require.NotContains(t, stdout.String()+stderr.String(), "hunter2", args)

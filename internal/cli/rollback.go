@@ -37,7 +37,10 @@ are restarted. The host does so itself once the action has ended, for StackStorm
 					return nil
 				},
 			},
-			{Name: "force", Default: false, Help: `Restore files that somebody else has changed since, too. Those later edits are lost.`},
+			{
+				Name: "force", Default: false,
+				Help: `Restore files that somebody else has changed since, too. Those later edits are lost.`,
+			},
 			{
 				Name: "at_once", Default: false,
 				Help: `Undo at once, as a workflow does that undoes its own steps. False hands it over to a systemd
@@ -69,7 +72,9 @@ func rollback(ctx context.Context, c *common, v action.Values) (step.Result, err
 // take from StackStorm's services the address that they know their database by,
 // or unmount the directory that this very program lies in; so an action that
 // did that itself could never have its result stored.
-func (c *common) handOver(ctx context.Context, h host.Host, o step.RollbackOptions, execution string) (step.Result, error) {
+func (c *common) handOver(ctx context.Context, h host.Host, o step.RollbackOptions, execution string) (
+	step.Result, error,
+) {
 	o.DryRun = true
 	result, err := step.Rollback(ctx, h, o)
 	result.DryRun = false
@@ -90,6 +95,7 @@ func (c *common) handOver(ctx context.Context, h host.Host, o step.RollbackOptio
 	result.Findings = append(result.Findings, step.Finding{Severity: step.Warning, Host: h.Name(), Check: "handed_over",
 		Message: "this is undone once the action has ended, by the unit " + rollbackUnit +
 			" of the host: it may take away what StackStorm itself stands on",
-		Fix: "journalctl -u " + rollbackUnit + " on " + h.Name() + " says how it went, rollback with dry_run=true what is left"})
+		Fix: "journalctl -u " + rollbackUnit + " on " + h.Name() + " says how it went, " +
+			"rollback with dry_run=true what is left"})
 	return result, nil
 }

@@ -199,7 +199,8 @@ func checkLists(set *pflag.FlagSet, args []string) error {
 			value = args[i+1]
 		}
 		flag := set.Lookup(name)
-		if strings.HasPrefix(arg, "--") && flag != nil && flag.Value.Type() == "stringSlice" && strings.ContainsAny(value, "\r\n") {
+		list := strings.HasPrefix(arg, "--") && flag != nil && flag.Value.Type() == "stringSlice"
+		if list && strings.ContainsAny(value, "\r\n") {
 			return fault.Usage("%s has a line break: it is a list with commas", name)
 		}
 	}
@@ -218,8 +219,10 @@ func checkNumbers(set *pflag.FlagSet) (err error) {
 
 // prepare reads the settings that all commands share, and opens the log.
 func (c *common) prepare(v action.Values, stderr io.Writer) error {
-	c.run, c.dryRun, c.verbose, c.wait, c.deadline = v.String("run"), v.Bool("dry_run"), v.Bool("verbose"), v.Int("wait"), v.Int("deadline")
-	c.ssh = host.SSHConfig{User: v.String("ssh_user"), Port: v.Int("ssh_port"), KeyFile: v.String("ssh_key"), KnownHosts: v.List("known_hosts")}
+	c.run, c.dryRun, c.verbose = v.String("run"), v.Bool("dry_run"), v.Bool("verbose")
+	c.wait, c.deadline = v.Int("wait"), v.Int("deadline")
+	c.ssh = host.SSHConfig{User: v.String("ssh_user"), Port: v.Int("ssh_port"), KeyFile: v.String("ssh_key"),
+		KnownHosts: v.List("known_hosts")}
 	level := slog.LevelInfo
 	if c.verbose {
 		level = slog.LevelDebug
@@ -275,12 +278,14 @@ func (c *common) close() {
 }
 
 func (c *common) options() step.Options {
-	return step.Options{Run: c.run, DryRun: c.dryRun, Wait: time.Duration(c.wait) * time.Second, Log: c.log, Mask: c.mask, Started: c.start, Hold: c.hold}
+	return step.Options{Run: c.run, DryRun: c.dryRun, Wait: time.Duration(c.wait) * time.Second, Log: c.log, Mask: c.mask,
+		Started: c.start, Hold: c.hold}
 }
 
 // result is that of a command which has not changed anything yet.
 func (c *common) result(name, address string) step.Result {
-	return step.Result{Step: name, Host: address, Run: c.run, DryRun: c.dryRun, Changes: []step.ChangeSummary{}, Findings: []step.Finding{}}
+	return step.Result{Step: name, Host: address, Run: c.run, DryRun: c.dryRun,
+		Changes: []step.ChangeSummary{}, Findings: []step.Finding{}}
 }
 
 // report prints the result, and an error for people, and returns the exit code.
@@ -296,8 +301,11 @@ func report(stdout, stderr io.Writer, mask *step.Masker, result any, err error) 
 	encoder := json.NewEncoder(stdout)
 	encoder.SetEscapeHTML(false)
 	if encodeErr := encoder.Encode(result); encodeErr != nil && err == nil {
-		err = &fault.Error{Exit: fault.ExitUnsaid, Code: "unsaid", Hint: "see /var/lib/st2ha/runs on the host for what was changed; run it again with a standard output that takes the result",
-			Err: fmt.Errorf("all was done, what was changed is in place, and only its result could not be printed: %w", encodeErr)}
+		err = &fault.Error{Exit: fault.ExitUnsaid, Code: "unsaid",
+			Hint: "see /var/lib/st2ha/runs on the host for what was changed; " +
+				"run it again with a standard output that takes the result",
+			Err: fmt.Errorf("all was done, what was changed is in place, and only its result could not be printed: %w",
+				encodeErr)}
 	}
 	if err == nil {
 		return fault.ExitDone
@@ -315,9 +323,17 @@ func report(stdout, stderr io.Writer, mask *step.Masker, result any, err error) 
 }
 
 func usage(w io.Writer) {
-	fmt.Fprintln(w, "st2ha COMMAND [--parameter=value …]\n\nEach command is an action of the pack st2ha, with the same parameters:")
+	fmt.Fprint(w, `st2ha COMMAND [--parameter=value …]
+
+Each command is an action of the pack st2ha, with the same parameters:
+`)
 	for _, cmd := range commands() {
 		fmt.Fprintf(w, "  %-19s %s\n", cmd.Name, cmd.Summary)
 	}
-	fmt.Fprintln(w, "\nst2ha COMMAND --help lists the parameters. Secrets come in the environment:\nST2HA_RABBITMQ_PASSWORD. It prints one JSON object; logs go to stderr.\nExit codes: 0 done, 1 failed and undone, 2 usage, 3 preflight, 4 undo failed as well,\n5 done, but the result could not be printed.")
+	fmt.Fprint(w, `
+st2ha COMMAND --help lists the parameters. Secrets come in the environment:
+ST2HA_RABBITMQ_PASSWORD. It prints one JSON object; logs go to stderr.
+Exit codes: 0 done, 1 failed and undone, 2 usage, 3 preflight, 4 undo failed as well,
+5 done, but the result could not be printed.
+`)
 }

@@ -36,9 +36,9 @@ func Steps() []Spec {
 				Description: `On the primary: net.bindIp of /etc/mongod.conf (bind_ip of an ini-style file) gains the address, and
 mongod is restarted.`,
 				Settings: Kept("replace_bind_ip", "allow_unauthenticated"),
-				Rows: []action.Row{{Host: "primary", Changes: "`net.bindIp` in `/etc/mongod.conf` (or ini-style `bind_ip`, there or in " +
-					"`/etc/mongodb.conf`) gains the address, and for an IPv6 one `net.ipv6` is set; MongoDB restarted. Refuses to " +
-					"expose a MongoDB without authorization"}},
+				Rows: []action.Row{{Host: "primary", Changes: "`net.bindIp` in `/etc/mongod.conf` (or ini-style `bind_ip`, " +
+					"there or in `/etc/mongodb.conf`) gains the address, and for an IPv6 one `net.ipv6` is set; MongoDB " +
+					"restarted. Refuses to expose a MongoDB without authorization"}},
 			},
 			Role: Primary, Foreseen: Primary,
 			Build: buildMongoDB,
@@ -64,8 +64,9 @@ others is later on the machine that runs the action, inline on others.`,
 				Rows: []action.Row{
 					{With: "role=primary", Host: "primary",
 						Changes: "`[database] host` in `/etc/st2/st2.conf` names the primary's address; st2 restarted"},
-					{With: "role=secondary", Host: "secondary", Changes: "`[database]` as the primary's, `[messaging] url` to the primary; " +
-						"`[sensorcontainer]` with an empty partition and `[timersengine] enable = False`, unless `keep_sensors`; st2 restarted"},
+					{With: "role=secondary", Host: "secondary",
+						Changes: "`[database]` as the primary's, `[messaging] url` to the primary; `[sensorcontainer]` with an empty " +
+							"partition and `[timersengine] enable = False`, unless `keep_sensors`; st2 restarted"},
 				},
 			},
 			Role: Any, Foreseen: Any,
@@ -83,8 +84,9 @@ permissions for the secondaries. It is restarted if the listener changes.`,
 				Settings: action.With(Kept("secondaries", "rabbitmq_user", "rabbitmq_password", "rabbitmq_vhost", "rabbitmq_port",
 					"permission_configure", "permission_write", "permission_read"),
 					[]action.Setting{updatePassword()}),
-				Rows: []action.Row{{Host: "primary", Changes: "where the broker binds loopback: `rabbitmq-env.conf`, the `rabbitmq.conf` " +
-					"that it reads, and a restart, after which it is looked at where it listens; the vhost, the user, its permissions"}},
+				Rows: []action.Row{{Host: "primary", Changes: "where the broker binds loopback: `rabbitmq-env.conf`, the " +
+					"`rabbitmq.conf` that it reads, and a restart, after which it is looked at where it listens; the vhost, the " +
+					"user, its permissions"}},
 			},
 			Role: Primary, Foreseen: Primary,
 			Check: checkRabbitMQ,
@@ -99,8 +101,8 @@ permissions for the secondaries. It is restarted if the listener changes.`,
 				Description: `On the primary: the NFS server is installed if missing, /etc/exports gains the directories for the
 secondaries, and the server exports them.`,
 				Settings: Kept("secondaries", "directories"),
-				Rows: []action.Row{{Host: "primary", Changes: "the NFS server's package if missing; `/etc/exports`; the server enabled and " +
-					"started; `exportfs -ra`"}},
+				Rows: []action.Row{{Host: "primary", Changes: "the NFS server's package if missing; `/etc/exports`; the server " +
+					"enabled and started; `exportfs -ra`"}},
 			},
 			Role: Primary, Foreseen: Primary,
 			Check: someSecondaries,
@@ -114,8 +116,8 @@ secondaries, and the server exports them.`,
 				Description: `On a secondary: the NFS client is installed if missing, /etc/fstab gains the primary's directories,
 what the mounts would hide is kept aside, and PID 1 mounts them.`,
 				Settings: Kept("primary", "directories", "mount_options"),
-				Rows: []action.Row{{Host: "secondary", Changes: "the NFS client's package if missing; `/etc/fstab`; what the mounts would " +
-					"hide is kept aside; mounted by systemd"}},
+				Rows: []action.Row{{Host: "secondary", Changes: "the NFS client's package if missing; `/etc/fstab`; what the " +
+					"mounts would hide is kept aside; mounted by systemd"}},
 			},
 			Role: Secondary, Foreseen: Secondary,
 			Check: somePrimary,
@@ -160,8 +162,9 @@ others is later on the machine that runs the action, inline on others.`,
 				Description: `Changes nothing: proves that a node does its part, by services, logins and connections to the
 primary's MongoDB and RabbitMQ, consumers, mounts.`,
 				Settings: action.With([]action.Setting{role()}, Kept("primary"), onSecondary("directories", "mount_options")),
-				Rows: []action.Row{{Host: "any", Changes: "nothing. Services active; logins to MongoDB and RabbitMQ work; somebody takes " +
-					"actions from the queue; on a secondary also the mounts, and the primary's kernel knows its connections"}},
+				Rows: []action.Row{{Host: "any", Changes: "nothing. Services active; logins to MongoDB and RabbitMQ work; " +
+					"somebody takes actions from the queue; on a secondary also the mounts, and the primary's kernel knows its " +
+					"connections"}},
 			},
 			Role: Any, Proof: true,
 			Check: func(v action.Values) error {
@@ -180,8 +183,8 @@ primary's MongoDB and RabbitMQ, consumers, mounts.`,
 				Description: `On a node: the program st2ha-watch is copied to /usr/local/lib/st2ha and run by systemd as
 st2ha-watchdog.service. It watches the backends of this node and heals them also while
 StackStorm can run nothing, for want of its broker or database. rollback takes it away again.`,
-				Rows: []action.Row{{Host: "any", Changes: "`/usr/local/lib/st2ha/st2ha-watch` and `st2ha-watchdog.service`, enabled and " +
-					"started: see [Healing](healing.md)"}},
+				Rows: []action.Row{{Host: "any", Changes: "`/usr/local/lib/st2ha/st2ha-watch` and `st2ha-watchdog.service`, " +
+					"enabled and started: see [Healing](healing.md)"}},
 			},
 			Role:   Any,
 			Placed: true,
@@ -215,8 +218,8 @@ the st2 services, in this order. When one fails, what was changed is undone.`,
 					Help: `Restart the primary's st2 services at the end; deferred when this workflow runs on it.`,
 				}},
 				last),
-			Rows: []action.Row{{Host: "primary", Changes: "workflow: `configure_mongodb`, `configure_st2`, `configure_rabbitmq`, " +
-				"`export_nfs`, and `restart_st2` if wanted"}},
+			Rows: []action.Row{{Host: "primary", Changes: "workflow: `configure_mongodb`, `configure_st2`, " +
+				"`configure_rabbitmq`, `export_nfs`, and `restart_st2` if wanted"}},
 		},
 		{
 			Name: "join_secondary", Workflow: true,
@@ -229,9 +232,10 @@ second run changes nothing.`,
 				[]action.Setting{updatePassword()},
 				Kept("rabbitmq_user", "rabbitmq_vhost", "keep_sensors"),
 				last),
-			Rows: []action.Row{{Host: "all", Changes: "workflow: `preflight`, `prepare_primary`, then on all secondaries side by side " +
-				"`configure_st2`, `mount_nfs`, `restart_st2`, `verify_node`; then `restart_st2` and `verify_node` of the primary, and " +
-				"`install_watchdog` on all nodes. The node that it runs on is restarted last of all, after the workflow"}},
+			Rows: []action.Row{{Host: "all", Changes: "workflow: `preflight`, `prepare_primary`, then on all secondaries side " +
+				"by side `configure_st2`, `mount_nfs`, `restart_st2`, `verify_node`; then `restart_st2` and `verify_node` of the " +
+				"primary, and `install_watchdog` on all nodes. The node that it runs on is restarted last of all, after the " +
+				"workflow"}},
 		},
 	}
 }
@@ -273,14 +277,15 @@ func checkST2(v action.Values) error {
 		return err
 	}
 	if v.String("role") == stackstorm.RoleSecondary && v.String("rabbitmq_password") == "" {
-		return fault.Usage("rabbitmq_password is missing: set it in the pack's configuration, or in the environment as ST2HA_RABBITMQ_PASSWORD")
+		return fault.Usage("rabbitmq_password is missing: set it in the pack's configuration, " +
+			"or in the environment as ST2HA_RABBITMQ_PASSWORD")
 	}
 	return nil
 }
 
 func buildST2(ctx context.Context, c Cluster, v action.Values) (step.Step, error) {
-	s := &stackstorm.Configure{Role: v.String("role"), PrimaryAddress: v.String("primary"), KeepSensors: v.Bool("keep_sensors"),
-		Restart: stackstorm.When(v.String("restart")), Run: c.Run}
+	s := &stackstorm.Configure{Role: v.String("role"), PrimaryAddress: v.String("primary"),
+		KeepSensors: v.Bool("keep_sensors"), Restart: stackstorm.When(v.String("restart")), Run: c.Run}
 	if s.Role == stackstorm.RolePrimary {
 		return s, nil
 	}
@@ -292,10 +297,13 @@ func buildST2(ctx context.Context, c Cluster, v action.Values) (step.Step, error
 }
 
 func rabbitMQ(v action.Values) *rabbitmq.Configure {
-	return &rabbitmq.Configure{Port: v.Int("rabbitmq_port"), User: v.String("rabbitmq_user"), Password: v.String("rabbitmq_password"),
-		VHost: v.String("rabbitmq_vhost"), UpdatePassword: v.Bool("update_password"), Within: RabbitMQTime, TLS: stackstorm.NodeTLS,
+	return &rabbitmq.Configure{
+		Port: v.Int("rabbitmq_port"), VHost: v.String("rabbitmq_vhost"),
+		User: v.String("rabbitmq_user"), Password: v.String("rabbitmq_password"), UpdatePassword: v.Bool("update_password"),
 		Permissions: rabbitmq.Permissions{Configure: v.String("permission_configure"), Write: v.String("permission_write"),
-			Read: v.String("permission_read")}}
+			Read: v.String("permission_read")},
+		Within: RabbitMQTime, TLS: stackstorm.NodeTLS,
+	}
 }
 
 func checkRabbitMQ(v action.Values) error {
@@ -395,7 +403,8 @@ func Settings() []action.Setting {
 		},
 		{
 			Name: "rabbitmq_password", Default: "", Secret: true,
-			Kept: `Password of that user. No control characters such as a newline; everything else is encoded where it has to be.`,
+			Kept: "Password of that user. No control characters such as a newline; everything else is encoded where it has " +
+				"to be.",
 			Docs: "its password. Secret, never a parameter. No control characters",
 			Check: func(v action.Values) error {
 				return stackstorm.ValidateSecret("rabbitmq_password", v.String("rabbitmq_password"))
@@ -411,8 +420,8 @@ func Settings() []action.Setting {
 			Name: "rabbitmq_port", Default: 0, Unit: action.Port,
 			Help: `TCP port of RabbitMQ's AMQP listener (0: as RabbitMQ's own files have it).`,
 			Kept: `TCP port of RabbitMQ's AMQP listener. 0 means the one that RabbitMQ's own files name, or its default, 5672.`,
-			Docs: "TCP port of the AMQP listener; 0: as RabbitMQ's own files have it. Where StackStorm speaks TLS to RabbitMQ, " +
-				"that listener's",
+			Docs: "TCP port of the AMQP listener; 0: as RabbitMQ's own files have it. Where StackStorm speaks TLS to " +
+				"RabbitMQ, that listener's",
 		},
 		{
 			Name: "permission_configure", Default: ".*",
@@ -443,14 +452,16 @@ func Settings() []action.Setting {
 			Help:       `Listen on the address only, not on loopback as well.`,
 			InWorkflow: `Have mongod listen on the primary's address only, not on loopback as well.`,
 			Kept:       `Have mongod listen on the primary's address only, not on loopback as well.`,
-			Docs: "MongoDB listens on the primary's address only, no longer on loopback. The primary's StackStorm has no database " +
-				"then until it is restarted, so its own runner refuses: start such a join on the secondary, or its steps from a shell",
+			Docs: "MongoDB listens on the primary's address only, no longer on loopback. The primary's StackStorm has no " +
+				"database then until it is restarted, so its own runner refuses: start such a join on the secondary, or its " +
+				"steps from a shell",
 		},
 		{
 			Name: "allow_unauthenticated", Default: false,
 			Help: `Expose mongod also if it asks for no login. Everybody who reaches the address can then read and
 change StackStorm's data.`,
-			Kept: `Expose mongod also if it asks for no login. Everybody who reaches the address can then read and change StackStorm's data.`,
+			Kept: "Expose mongod also if it asks for no login. Everybody who reaches the address can then read and change " +
+				"StackStorm's data.",
 			Docs: "expose MongoDB also if it asks for no login",
 		},
 		{
@@ -458,8 +469,9 @@ change StackStorm's data.`,
 			Help: `Leave the secondary's sensors and timers running beside the primary's: each event then fires
 twice unless sensors are partitioned by hand.`,
 			InWorkflow: `Leave the secondary's sensors and timers running beside the primary's.`,
-			Kept:       `Leave a secondary's sensors and timers running beside the primary's. Each event then fires twice unless sensors are partitioned by hand.`,
-			Docs:       "leave the secondary's sensors and timers on: each event fires twice, unless you partition by hand",
+			Kept: "Leave a secondary's sensors and timers running beside the primary's. Each event then fires twice unless " +
+				"sensors are partitioned by hand.",
+			Docs: "leave the secondary's sensors and timers on: each event fires twice, unless you partition by hand",
 		},
 		{
 			Name: "directories", Default: []string{},
@@ -467,15 +479,17 @@ twice unless sensors are partitioned by hand.`,
 where it exists, configs below /opt/stackstorm.`,
 			InWorkflow: `Directories to share, absolute paths. Empty means packs, virtualenvs and, where it exists,
 configs below /opt/stackstorm.`,
-			Kept: `Directories to share, absolute paths. Empty means packs, virtualenvs and, where it exists, configs below /opt/stackstorm.`,
+			Kept: "Directories to share, absolute paths. Empty means packs, virtualenvs and, where it exists, configs below " +
+				"/opt/stackstorm.",
 			Docs: "directories to share. Empty means `packs`, `virtualenvs` and, where the primary has it, `configs` below " +
 				"`/opt/stackstorm`",
 			Check: func(v action.Values) error { return nfs.Validate(v.List("directories")) },
 		},
 		{
 			Name: "mount_options", Default: nfs.DefaultMountOptions,
-			Help:  `Options of the mounts in /etc/fstab, see nfs(5).`,
-			Kept:  `Options of the mounts in /etc/fstab of the secondaries, see nfs(5). The default lets a node boot while the primary is away, and mounts when it is back.`,
+			Help: `Options of the mounts in /etc/fstab, see nfs(5).`,
+			Kept: "Options of the mounts in /etc/fstab of the secondaries, see nfs(5). The default lets a node boot while " +
+				"the primary is away, and mounts when it is back.",
 			Docs:  "options in the secondaries' `/etc/fstab`, see nfs(5)",
 			Check: func(v action.Values) error { return nfs.ValidateOptions(v.String("mount_options")) },
 		},
@@ -502,7 +516,8 @@ func onSecondary(names ...string) []action.Setting {
 }
 
 func updatePassword() action.Setting {
-	return action.Setting{Name: "update_password", Default: false, Help: `Set the password of a RabbitMQ user that exists with another one.`}
+	return action.Setting{Name: "update_password", Default: false,
+		Help: `Set the password of a RabbitMQ user that exists with another one.`}
 }
 
 func role() action.Setting {

@@ -184,7 +184,8 @@ func newRows(settings []action.Setting) []row {
 	whole := workflows[len(workflows)-1].Settings
 	var rows []row
 	for _, s := range settings {
-		r := row{Setting: s, Type: kind(s), Lines: strings.Contains(s.Kept, "\n"), Default: scalar(s.Default), Shown: fmt.Sprint(s.Default),
+		r := row{Setting: s, Type: kind(s), Lines: strings.Contains(s.Kept, "\n"),
+			Default: scalar(s.Default), Shown: fmt.Sprint(s.Default),
 			Joins: slices.ContainsFunc(whole, func(other action.Setting) bool { return other.Name == s.Name })}
 		if list, ok := s.Default.([]string); ok {
 			r.List, r.Default, r.Shown = list, "[]", "[]"

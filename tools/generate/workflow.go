@@ -38,15 +38,16 @@ func (w workflow) text() (string, error) {
 	}
 	undoing, _, _ := strings.Cut(without, "\n  report:\n") // what comes then is not the join's work
 	var names []string
-	for _, found := range regexp.MustCompile(`(?m)^  (\w+):\n(?:    with: .*\n)?    action: `).FindAllStringSubmatch(undoing, -1) {
+	named := regexp.MustCompile(`(?m)^  (\w+):\n(?:    with: .*\n)?    action: `)
+	for _, found := range named.FindAllStringSubmatch(undoing, -1) {
 		names = append(names, found[1])
 	}
 	return fill(from, w.funcs(fold(names)), nil)
 }
 
 func (w workflow) funcs(tasks string) template.FuncMap {
-	return template.FuncMap{"inputs": w.inputs, "passes": w.passes, "settings": w.settings, "steps": steps, "task": newTask,
-		"tasks": func() string { return tasks }}
+	return template.FuncMap{"inputs": w.inputs, "passes": w.passes, "settings": w.settings, "steps": steps,
+		"task": newTask, "tasks": func() string { return tasks }}
 }
 
 // fold are names with commas, in the lines of the expression that has them.
