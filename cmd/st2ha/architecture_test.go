@@ -56,10 +56,12 @@ func TestArchitecture(t *testing.T) {
 	for name, all := range imported {
 		slices.Sort(all)
 		require.Contains(t, order, name, "a package that the map does not have")
-		require.Equal(t, strings.Join(all, " "), strings.Join(said[name], " "), "what %s imports, and what the map says", name)
+		require.Equal(t, strings.Join(all, " "), strings.Join(said[name], " "),
+			"what %s imports, and what the map says", name)
 		for _, below := range all {
 			require.NotContains(t, forTests, below, "%s imports what is for tests", name)
-			require.Less(t, slices.Index(order, name), slices.Index(order, below), "%s imports %s: imports go downwards", name, below)
+			require.Less(t, slices.Index(order, name), slices.Index(order, below),
+				"%s imports %s: imports go downwards", name, below)
 		}
 	}
 	require.Len(t, imported, len(order), "the map has packages that are no more")

@@ -40,7 +40,8 @@ ip link add near type veth peer name far netns $far
 ip address add 10.213.0.1/30 dev near; ip link set near up
 nsenter --target=$far --net sh -euc 'ip address add 10.213.0.2/30 dev far; ip link set far up; ip link set lo up'
 for key in host user; do ssh-keygen -q -t ed25519 -N '' -f "$1/$key"; done
-printf '%s\n' "HostKey $1/host" "AuthorizedKeysFile $1/user.pub" 'PidFile none' 'StrictModes no' 'UsePAM no' 'ListenAddress 10.213.0.2' 'LogLevel QUIET' > "$1/sshd_config"
+printf '%s\n' "HostKey $1/host" "AuthorizedKeysFile $1/user.pub" 'PidFile none' 'StrictModes no' 'UsePAM no' \
+  'ListenAddress 10.213.0.2' 'LogLevel QUIET' > "$1/sshd_config"
 echo "10.213.0.2 $(cut -d' ' -f1,2 "$1/host.pub")" > "$1/known_hosts"
 nsenter --target=$far --net /usr/sbin/sshd -D -f "$1/sshd_config" & sshd=$!
 trap 'kill $far $sshd' EXIT
@@ -91,7 +92,8 @@ func (r *room) sh(t *testing.T, line string) string {
 
 func (r *room) reset(t *testing.T) {
 	t.Helper()
-	r.sh(t, "rm -rf /var/lib/st2ha; rm -f /etc/st2/* /etc/st2/.*conf*; printf '%s' '"+st2conf+"' > /etc/st2/st2.conf; chown 1:2 /etc/st2/st2.conf; chmod 640 /etc/st2/st2.conf")
+	r.sh(t, "rm -rf /var/lib/st2ha; rm -f /etc/st2/* /etc/st2/.*conf*; printf '%s' '"+st2conf+"' > /etc/st2/st2.conf; "+
+		"chown 1:2 /etc/st2/st2.conf; chmod 640 /etc/st2/st2.conf")
 }
 
 // files are those of /etc with modes, owners and sums.
@@ -115,7 +117,8 @@ type running struct {
 func (r *room) start(t *testing.T, env, line string) *running {
 	t.Helper()
 	run := &running{}
-	run.Cmd = exec.Command("nsenter", append([]string{"--target=" + r.pid, "--mount", "--net", "--", r.binary}, strings.Fields(line)...)...)
+	run.Cmd = exec.Command("nsenter", append([]string{"--target=" + r.pid, "--mount", "--net", "--", r.binary},
+		strings.Fields(line)...)...)
 	run.Env = append(os.Environ(), strings.Fields(env)...)
 	run.Stdout, run.Stderr = &run.stdout, &run.stderr
 	require.NoError(t, run.Start())
@@ -128,7 +131,8 @@ func (r *room) run(t *testing.T, env, line string) (died bool) {
 	t.Helper()
 	run := r.start(t, env, line)
 	err := run.Wait()
-	if status, ok := run.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signaled() && status.Signal() == syscall.SIGKILL {
+	status, ok := run.ProcessState.Sys().(syscall.WaitStatus)
+	if ok && status.Signaled() && status.Signal() == syscall.SIGKILL {
 		return true
 	}
 	require.NoError(t, err, "%s: %s", line, &run.stderr)
@@ -171,7 +175,8 @@ func (r *room) killed(t *testing.T, configure, rollback string) {
 	dies := func(n int, line, where string) bool {
 		t.Helper()
 		died := r.run(t, fmt.Sprintf("ST2HA_CRASH_AT=%d", n), line)
-		require.Eventually(t, func() bool { return r.left() == "" }, 10*time.Second, 10*time.Millisecond, "%s: %s goes on", where, r.left())
+		require.Eventually(t, func() bool { return r.left() == "" }, 10*time.Second, 10*time.Millisecond,
+			"%s: %s goes on", where, r.left())
 		require.Contains(t, []string{first, joined}, r.files(t), where)
 		r.sh(t, "test ! -e /var/lib/st2ha/lock || flock --nonblock /var/lib/st2ha/lock true")
 		return died
@@ -227,7 +232,8 @@ func (r *room) left() string {
 			continue
 		}
 		argv, _ := os.ReadFile(p + "/cmdline")
-		if line := strings.ReplaceAll(string(argv), "\x00", " "); line != "" && !strings.Contains(line, "sshd -D") && !strings.Contains(line, "[listener]") {
+		line := strings.ReplaceAll(string(argv), "\x00", " ")
+		if line != "" && !strings.Contains(line, "sshd -D") && !strings.Contains(line, "[listener]") {
 			found = append(found, line)
 		}
 	}

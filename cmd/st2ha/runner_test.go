@@ -122,7 +122,8 @@ func TestTheRunnersDatabaseIsRestarted(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(func() { mongod.Kill() })
 	_, port, _ := net.SplitHostPort(mongod.Addr)
-	require.NoError(t, os.WriteFile(dir+"/etc/st2/st2.conf", []byte("[database]\nhost = 127.0.0.1\nport = "+port+"\n"), 0o644))
+	conf := "[database]\nhost = 127.0.0.1\nport = " + port + "\n"
+	require.NoError(t, os.WriteFile(dir+"/etc/st2/st2.conf", []byte(conf), 0o644))
 
 	// systemctl of a unit of Type=simple: it returns before the server answers.
 	for _, fifo := range []string{"ask", "told"} {
@@ -152,7 +153,8 @@ esac
 
 	action := func(line string) *exec.Cmd {
 		cmd := exec.Command("unshare", append([]string{"--mount", "--propagation=private", "sh", "-euc",
-			`mount --bind "$1/etc" /etc; mount --bind "$1/lib" /var/lib; mount --bind "$1/sbin" /usr/local/sbin; shift; exec st2ha "$@"`, "sh", dir},
+			`mount --bind "$1/etc" /etc; mount --bind "$1/lib" /var/lib; mount --bind "$1/sbin" /usr/local/sbin
+shift; exec st2ha "$@"`, "sh", dir},
 			strings.Fields(line)...)...)
 		cmd.Env = append(os.Environ(), "ST2_ACTION_EXECUTION_ID=6527242448d1e4e9ef404ebb")
 		return cmd

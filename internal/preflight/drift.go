@@ -58,9 +58,9 @@ func differs(ctx context.Context, n *Node, s step.Step, within time.Duration) []
 	if err == nil && step.Refuse(found) == nil {
 		changes, err = s.Plan(ctx, n.Host)
 		for _, c := range changes {
-			found = append(found, step.Finding{Severity: step.Error, Host: n.Address, Check: "drift",
-				Message: fmt.Sprintf("%s: %s %s: %s", s.Name(), c.Kind(), c.Target(), c.Diff()),
-				Fix:     "find out who changed it; st2 run st2ha.join_secondary brings it about again"})
+			found = append(found, n.finding(step.Error, "drift",
+				fmt.Sprintf("%s: %s %s: %s", s.Name(), c.Kind(), c.Target(), c.Diff()),
+				"find out who changed it; st2 run st2ha.join_secondary sets it again"))
 		}
 		if err == nil && len(changes) == 0 {
 			ctx, cancel := context.WithTimeout(ctx, within)

@@ -48,7 +48,8 @@ func TestDrift(t *testing.T) {
 				return fault.Failed("login", "look at the log", "no login: %w", ctx.Err())
 			}},
 		}},
-		{Address: "192.168.0.101", Err: fault.Preflight("unreachable", "try ssh", "no way there"), Steps: []step.Step{&fixed{verify: never}}},
+		{Address: "192.168.0.101", Err: fault.Preflight("unreachable", "try ssh", "no way there"),
+			Steps: []step.Step{&fixed{verify: never}}},
 	}
 	var got []string
 	for _, f := range Drift(t.Context(), nodes, 20*time.Millisecond) {

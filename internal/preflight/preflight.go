@@ -85,7 +85,9 @@ func Run(ctx context.Context, nodes []*Node, ports Ports) []step.Finding {
 	all := slices.Concat(found...)
 	all = append(all, compare(nodes, known)...)
 	all = append(all, reachable(ctx, nodes, ports)...)
-	slices.SortStableFunc(all, func(a, b step.Finding) int { return strings.Compare(string(a.Severity), string(b.Severity)) })
+	slices.SortStableFunc(all, func(a, b step.Finding) int {
+		return strings.Compare(string(a.Severity), string(b.Severity))
+	})
 	return all
 }
 
@@ -100,7 +102,12 @@ func of(n *Node, name string, err error) step.Finding {
 	if fix == "" {
 		fix = "mend the cause, then run preflight again"
 	}
-	return step.Finding{Severity: step.Error, Host: n.Address, Check: code, Message: strings.TrimPrefix(f.Error(), n.Address+": "), Fix: fix}
+	return n.finding(step.Error, code, strings.TrimPrefix(f.Error(), n.Address+": "), fix)
+}
+
+// finding is one of the node's.
+func (n *Node) finding(severity step.Severity, check, message, fix string) step.Finding {
+	return step.Finding{Severity: severity, Host: n.Address, Check: check, Message: message, Fix: fix}
 }
 
 // single makes the checks that need one node only. Where the connection is lost
@@ -133,7 +140,8 @@ func single(ctx context.Context, n *Node) (f facts, all []step.Finding) {
 		found, err := l.look()
 		if errors.Is(err, host.ErrDisconnected) {
 			lost := of(n, "connection", err)
-			lost.Check, lost.Fix = "connection", "see whether the node and its sshd are up, then run preflight again: it has not seen all of the node"
+			lost.Check = "connection"
+			lost.Fix = "see whether the node and its sshd are up, then run preflight again: not all of the node was checked"
 			return f, append(all, lost)
 		}
 		all = append(all, found...)
@@ -188,9 +196,9 @@ func address(ctx context.Context, n *Node) ([]step.Finding, error) {
 		}
 		own = append(own, ip)
 	}
-	return []step.Finding{{Severity: step.Error, Host: n.Address, Check: "address",
-		Message: fmt.Sprintf("%s is none of the node's addresses (%s)", n.Address, strings.Join(own, ", ")),
-		Fix:     "give an address that the node itself has and the other nodes reach"}}, nil
+	return []step.Finding{n.finding(step.Error, "address",
+		fmt.Sprintf("%s is none of the node's addresses (%s)", n.Address, strings.Join(own, ", ")),
+		"give an address that the node itself has and that the other nodes can reach")}, nil
 }
 
 // ran says whether err is a program that ran, and ended with another status
@@ -201,13 +209,15 @@ func ran(err error) bool { return errors.As(err, new(*host.ExitError)) }
 // no interpreter's start.
 func stackstorm(ctx context.Context, n *Node) (version string, found []step.Finding, err error) {
 	const fix = "install StackStorm on it first: the same version on all nodes"
-	out, err := n.Host.Run(ctx, nil, "find", "/opt/stackstorm/st2/lib", "-path", "*/st2common/__init__.py", "-size", "-64k")
+	out, err := n.Host.Run(ctx, nil, "find", "/opt/stackstorm/st2/lib", "-path", "*/st2common/__init__.py",
+		"-size", "-64k")
 	path, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
 	switch {
 	case err != nil && !ran(err):
 		return "", nil, fmt.Errorf("%s: look for StackStorm: %w", n.Address, err)
 	case err != nil, path == "":
-		return "", []step.Finding{{Severity: step.Error, Host: n.Address, Check: "stackstorm", Message: "StackStorm is not installed in /opt/stackstorm/st2", Fix: fix}}, nil
+		const message = "StackStorm is not installed in /opt/stackstorm/st2"
+		return "", []step.Finding{n.finding(step.Error, "stackstorm", message, fix)}, nil
 	}
 	f, err := n.Host.ReadFile(ctx, path)
 	if err != nil {
@@ -215,7 +225,7 @@ func stackstorm(ctx context.Context, n *Node) (version string, found []step.Find
 	}
 	m := regexp.MustCompile(`__version__\s*=\s*["']([^"']+)`).FindSubmatch(f.Data)
 	if m == nil {
-		return "", nil, fmt.Errorf("%s: %s names no version", n.Address, path)
+		return "", nil, fmt.Errorf("%s: %s does not say which version of StackStorm it is", n.Address, path)
 	}
 	return string(m[1]), nil, nil
 }
@@ -232,8 +242,8 @@ func ids(ctx context.Context, n *Node) (uid, gid int, found []step.Finding, err 
 		}
 		fields := strings.Split(strings.TrimSpace(string(out)), ":")
 		if err != nil || len(fields) < 3 {
-			return uid, gid, []step.Finding{{Severity: step.Error, Host: n.Address, Check: "ids", Message: fmt.Sprintf("%s has no entry %s", q.database, q.name),
-				Fix: "install StackStorm on the node first; its packages create it"}}, nil
+			return uid, gid, []step.Finding{n.finding(step.Error, "ids", fmt.Sprintf("%s has no entry %s", q.database, q.name),
+				"install StackStorm on the node first; its packages create it")}, nil
 		}
 		if *q.into, err = strconv.Atoi(fields[2]); err != nil {
 			return uid, gid, nil, fmt.Errorf("%s: %s %s: %w", n.Address, q.database, q.name, err)
@@ -255,9 +265,10 @@ func key(ctx context.Context, n *Node) (path, sum string, found []step.Finding, 
 	}
 	f, err := n.Host.ReadFile(ctx, path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return path, "", []step.Finding{{Severity: step.Warning, Host: n.Address, Check: "datastore_key",
-			Message: fmt.Sprintf("%s names %s as [keyvalue] encryption_key_path, which does not exist: the node can read no encrypted value", st2.ConfPath, path),
-			Fix:     "copy the file from the primary, with its owner and mode, and restart the st2 services"}}, nil
+		message := fmt.Sprintf("%s names %s as [keyvalue] encryption_key_path, which does not exist: "+
+			"the node can read no encrypted value", st2.ConfPath, path)
+		return path, "", []step.Finding{n.finding(step.Warning, "datastore_key", message,
+			"copy the file from the primary, with its owner and mode, and restart the st2 services")}, nil
 	}
 	if err != nil {
 		return path, "", nil, err
@@ -272,17 +283,19 @@ func compareKey(n *Node, a, b facts) []step.Finding {
 	case a.key == b.key:
 		return nil
 	case b.keyPath == "":
-		message = "no [keyvalue] encryption_key_path is set, and the primary has one: what is encrypted in the datastore, this node cannot read"
+		message = "no [keyvalue] encryption_key_path is set, and the primary has one: " +
+			"what is encrypted in the datastore, this node cannot read"
 		fix = "set it in " + st2.ConfPath + " as on the primary, and copy the file from there, with its owner and mode"
 	case a.key == "":
-		message = b.keyPath + " is a key that the primary does not have: what this node encrypts in the datastore, the primary cannot read"
+		message = b.keyPath + " is a key that the primary does not have: " +
+			"what this node encrypts in the datastore, the primary cannot read"
 		fix = "give the primary the same key, or take it from this node"
 	case b.key == "":
 		return nil // key has said so
 	default:
 		message = b.keyPath + " is not the primary's: what one node encrypts in the datastore, this one cannot read"
 	}
-	return []step.Finding{{Severity: step.Warning, Host: n.Address, Check: "datastore_key", Message: message, Fix: fix}}
+	return []step.Finding{n.finding(step.Warning, "datastore_key", message, fix)}
 }
 
 // coordination reads where StackStorm's services have their locks, if st2.conf
@@ -298,10 +311,12 @@ func coordination(ctx context.Context, n *Node) (read bool, locks string, found 
 	if !n.Primary {
 		return true, locks, nil
 	}
-	const fix = "have a Redis that all nodes reach, and set [coordination] url to it on all nodes; until then use no concurrency policies that must hold"
-	const so = "services of different nodes do not wait for each other, so that concurrency policies and workflows may let too much run at once"
+	const fix = "install a Redis that all nodes can reach, and set [coordination] url to it on all nodes; " +
+		"until then do not rely on concurrency policies"
+	const so = "services of different nodes do not wait for each other, " +
+		"so that concurrency policies and workflows may let too much run at once"
 	warn := func(message string) []step.Finding {
-		return []step.Finding{{Severity: step.Warning, Host: n.Address, Check: "coordination", Message: message + ": " + so, Fix: fix}}
+		return []step.Finding{n.finding(step.Warning, "coordination", message+": "+so, fix)}
 	}
 	switch {
 	case locks == "":
@@ -320,7 +335,8 @@ func ownLocks(locks string) bool {
 		return false
 	}
 	ip := net.ParseIP(u.Hostname())
-	return u.Scheme == "file" || u.Scheme == "ipc" || u.Scheme == "zake" || u.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
+	return slices.Contains([]string{"file", "ipc", "zake"}, u.Scheme) || u.Hostname() == "localhost" ||
+		ip != nil && ip.IsLoopback()
 }
 
 // compareLocks reports a node whose services have their locks elsewhere than those of the first.
@@ -332,9 +348,10 @@ func compareLocks(n *Node, first, own facts) []step.Finding {
 	if here == "" {
 		here = "not set"
 	}
-	return []step.Finding{{Severity: step.Warning, Host: n.Address, Check: "coordination",
-		Message: fmt.Sprintf("[coordination] url of %s is %s here and %s on the primary: the nodes do not wait for each other", st2.ConfPath, here, first.locks),
-		Fix:     "set it as on the primary, and restart the st2 services"}}
+	message := fmt.Sprintf("[coordination] url of %s is %s here and %s on the primary: "+
+		"the nodes do not wait for each other", st2.ConfPath, here, first.locks)
+	return []step.Finding{n.finding(step.Warning, "coordination", message,
+		"set it as on the primary, and restart the st2 services")}
 }
 
 // content reads where StackStorm looks for packs and what belongs to them; of
@@ -362,9 +379,10 @@ func content(ctx context.Context, n *Node) (settings []st2.ContentSetting, found
 			} else if err != nil {
 				return settings, nil, err
 			}
-			found = append(found, step.Finding{Severity: step.Warning, Host: n.Address, Check: "content",
-				Message: fmt.Sprintf("%s of %s has StackStorm use %s, which is not shared: the other nodes do not see what lies there", setting.Name, st2.ConfPath, dir),
-				Fix:     "give directories=" + strings.Join(append(slices.Clone(shared), dir), ",") + ", or have the same there on all nodes by other means"})
+			message := fmt.Sprintf("%s of %s has StackStorm use %s, which is not shared: "+
+				"the other nodes do not see what lies there", setting.Name, st2.ConfPath, dir)
+			found = append(found, n.finding(step.Warning, "content", message, "give directories="+
+				strings.Join(append(slices.Clone(shared), dir), ",")+", or keep its content the same on all nodes by other means"))
 		}
 	}
 	return settings, found, nil
@@ -402,8 +420,8 @@ func disk(ctx context.Context, n *Node) ([]step.Finding, error) {
 		}
 		seen[fields[5]] = true
 		if free, err := strconv.ParseInt(fields[3], 10, 64); err == nil && free < minFreeKiB {
-			found = append(found, step.Finding{Severity: step.Error, Host: n.Address, Check: "disk",
-				Message: fmt.Sprintf("%s has %d MiB left of the %d MiB needed", fields[5], free/1024, minFreeKiB/1024), Fix: "make room there"})
+			message := fmt.Sprintf("%s has %d MiB left of the %d MiB needed", fields[5], free/1024, minFreeKiB/1024)
+			found = append(found, n.finding(step.Error, "disk", message, "remove files there, or make the file system larger"))
 		}
 	}
 	return found, nil
@@ -414,8 +432,8 @@ func lock(ctx context.Context, n *Node) ([]step.Finding, error) {
 	release, err := step.TryLock(ctx, n.Host, "preflight")
 	var held *host.LockedError
 	if errors.As(err, &held) {
-		return []step.Finding{{Severity: step.Error, Host: n.Address, Check: "locked", Message: "another run is in progress: " + held.Holder,
-			Fix: "wait for it to end"}}, nil
+		message := "another run is in progress: " + held.Holder
+		return []step.Finding{n.finding(step.Error, "locked", message, "wait for it to end")}, nil
 	}
 	if err != nil {
 		return nil, err
@@ -447,16 +465,18 @@ func compare(nodes []*Node, known []facts) []step.Finding {
 			continue
 		}
 		add := func(check, fix, format string, args ...any) {
-			found = append(found, step.Finding{Severity: step.Error, Host: n.Address, Check: check, Message: fmt.Sprintf(format, args...), Fix: fix})
+			found = append(found, n.finding(step.Error, check, fmt.Sprintf(format, args...), fix))
 		}
 		if a, b := theirs.version, own.version; a != "" && b != "" && a != b {
 			add("version", "install StackStorm "+a+" on it", "StackStorm is %s here and %s on the primary", b, a)
 		}
 		if a, b := theirs.uid, own.uid; a != 0 && b != 0 && a != b {
-			add("ids", fmt.Sprintf("stop the st2 services, then: usermod -u %d st2, and chown what it owns", a), "user st2 has uid %d here and %d on the primary; NFS compares numbers", b, a)
+			add("ids", fmt.Sprintf("stop the st2 services, then: usermod -u %d st2, and chown what it owns", a),
+				"user st2 has uid %d here and %d on the primary; NFS compares numbers", b, a)
 		}
 		if a, b := theirs.gid, own.gid; a != 0 && b != 0 && a != b {
-			add("ids", fmt.Sprintf("groupmod -g %d st2packs, and chgrp what it owns", a), "group st2packs has gid %d here and %d on the primary; NFS compares numbers", b, a)
+			add("ids", fmt.Sprintf("groupmod -g %d st2packs, and chgrp what it owns", a),
+				"group st2packs has gid %d here and %d on the primary; NFS compares numbers", b, a)
 		}
 		found = append(found, compareKey(n, theirs, own)...)
 		found = append(found, compareLocks(n, theirs, own)...)
@@ -464,14 +484,15 @@ func compare(nodes []*Node, known []facts) []step.Finding {
 			if len(theirs.content) == 0 || slices.Equal(here.Directories, theirs.content[i].Directories) {
 				continue
 			}
-			found = append(found, step.Finding{Severity: step.Warning, Host: n.Address, Check: "content",
-				Message: fmt.Sprintf("%s of %s is not the primary's: content is looked for in %s here, and in %s there", here.Name, st2.ConfPath,
-					list(here.Directories), list(theirs.content[i].Directories)),
-				Fix: "set it as on the primary, and restart the st2 services"})
+			message := fmt.Sprintf("%s of %s is not the primary's: content is looked for in %s here, and in %s there",
+				here.Name, st2.ConfPath, list(here.Directories), list(theirs.content[i].Directories))
+			found = append(found, n.finding(step.Warning, "content", message,
+				"set it as on the primary, and restart the st2 services"))
 		}
 		skew := (own.clock - theirs.clock).Abs() - own.accuracy - theirs.accuracy
 		if skew > maxClockSkew {
-			add("clock", "have a time service (chrony, systemd-timesyncd) run on both nodes", "the clock differs from the primary's by %s", skew.Round(10*time.Millisecond))
+			add("clock", "run a time service (chrony, systemd-timesyncd) on both nodes",
+				"the clock differs from the primary's by %s", skew.Round(10*time.Millisecond))
 		}
 	}
 	return found
@@ -522,9 +543,9 @@ func reachable(ctx context.Context, nodes []*Node, ports Ports) []step.Finding {
 				}
 				mutex.Lock()
 				defer mutex.Unlock()
-				found = append(found, step.Finding{Severity: step.Error, Host: n.Address, Check: "firewall",
-					Message: fmt.Sprintf("%s is not reachable from here: %v", addr, err),
-					Fix:     fmt.Sprintf("let TCP from %s to port %d through the firewalls between the nodes and on the primary", n.Address, port)})
+				found = append(found, n.finding(step.Error, "firewall", fmt.Sprintf("%s is not reachable from here: %v", addr, err),
+					fmt.Sprintf("let TCP from %s to port %d through the firewalls between the nodes and on the primary",
+						n.Address, port)))
 			}()
 		}
 	}

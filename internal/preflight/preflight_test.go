@@ -48,11 +48,13 @@ func newMachine(t *testing.T, name string) *machine {
 	t.Helper()
 	const version = "/opt/stackstorm/st2/lib/python3.10/site-packages/st2common/__init__.py"
 	m := &machine{root: t.TempDir(), answers: map[string]string{
-		"getent passwd st2":      "st2:x:998:998::/home/st2:/bin/false\n",
-		"getent group st2packs":  "st2packs:x:999:st2\n",
-		"find /opt/stackstorm":   version + "\n",
-		"ip -oneline":            "1: lo    inet 127.0.0.1/8 scope host lo\n2: eth0    inet " + name + "/24 brd 192.168.0.255 scope global eth0\n2: eth0    inet6 2001:db8::" + name[len(name)-1:] + "/64 scope global\n",
-		"df ":                    "Filesystem 1024-blocks Used Available Capacity Mounted on\n/dev/sda1 1000000 1 999999 1% /\n/dev/sda1 1000000 1 999999 1% /\n",
+		"getent passwd st2":     "st2:x:998:998::/home/st2:/bin/false\n",
+		"getent group st2packs": "st2packs:x:999:st2\n",
+		"find /opt/stackstorm":  version + "\n",
+		"ip -oneline": "1: lo    inet 127.0.0.1/8 scope host lo\n2: eth0    inet " + name + "/24 brd " +
+			"192.168.0.255 scope global eth0\n2: eth0    inet6 2001:db8::" + name[len(name)-1:] + "/64 scope global\n",
+		"df ": "Filesystem 1024-blocks Used Available Capacity Mounted on\n/dev/sda1 1000000 1 999999 " +
+			"1% /\n/dev/sda1 1000000 1 999999 1% /\n",
 		"date +%s.%N":            fmt.Sprintf("%d.%09d\n", time.Now().Unix(), time.Now().Nanosecond()),
 		"getent ahosts node.one": name + " STREAM node.one\n",
 	}}
@@ -72,10 +74,13 @@ func TestCompare(t *testing.T) {
 		{"equal", func(*facts) {}, ""},
 		{"version", func(f *facts) { f.version = "3.7.0" }, "version: StackStorm is 3.7.0 here and 3.8.1 on the primary"},
 		{"version unknown", func(f *facts) { f.version = "" }, ""},
-		{"uid", func(f *facts) { f.uid = 997 }, "ids: user st2 has uid 997 here and 998 on the primary; NFS compares numbers"},
-		{"gid", func(f *facts) { f.gid = 1000 }, "ids: group st2packs has gid 1000 here and 999 on the primary; NFS compares numbers"},
+		{"uid", func(f *facts) { f.uid = 997 }, "ids: user st2 has uid 997 here and 998 on the primary; NFS compares " +
+			"numbers"},
+		{"gid", func(f *facts) { f.gid = 1000 }, "ids: group st2packs has gid 1000 here and 999 on the primary; NFS " +
+			"compares numbers"},
 		{"ids unknown", func(f *facts) { f.uid, f.gid = 0, 0 }, ""},
-		{"clock ahead", func(f *facts) { f.clock = 2100 * time.Millisecond }, "clock: the clock differs from the primary's by 2.1s"},
+		{"clock ahead", func(f *facts) { f.clock = 2100 * time.Millisecond }, "clock: the clock differs from the " +
+			"primary's by 2.1s"},
 		{"clock behind", func(f *facts) { f.clock = -time.Hour }, "clock: the clock differs from the primary's by 1h0m0s"},
 		{"clock within", func(f *facts) { f.clock = 2 * time.Second }, ""},
 		{"clock measured badly", func(f *facts) { f.clock, f.accuracy = 3*time.Second, 1500*time.Millisecond }, ""},
@@ -100,7 +105,8 @@ func TestCompare(t *testing.T) {
 			require.NotEmpty(t, found[0].Fix)
 		})
 	}
-	require.Empty(t, compare([]*Node{{Primary: true}, {Host: host.NewLocal("x")}}, make([]facts, 2)), "no primary to compare with")
+	require.Empty(t, compare([]*Node{{Primary: true}, {Host: host.NewLocal("x")}}, make([]facts, 2)), "no primary to "+
+		"compare with")
 	require.Empty(t, compare([]*Node{{Primary: true, Host: host.NewLocal("x")}, {}}, make([]facts, 2)))
 }
 
@@ -140,7 +146,8 @@ func TestSingle(t *testing.T) {
 		want  []string
 	}{
 		{"all is well", func(*testing.T, *machine, *Node) {}, nil},
-		{"by IPv6", func(_ *testing.T, _ *machine, n *Node) { n.Address = "2001:db8::0" }, []string{"error 2001:db8::0 address: 2001:db8::0 is none of the node's addresses (192.168.0.100, 2001:db8::0)"}[:0]},
+		{"by IPv6", func(_ *testing.T, _ *machine, n *Node) { n.Address = "2001:db8::0" }, []string{"error 2001:db8::0 " +
+			"address: 2001:db8::0 is none of the node's addresses (192.168.0.100, 2001:db8::0)"}[:0]},
 		{"by name", func(_ *testing.T, _ *machine, n *Node) { n.Address = "node.one" }, nil},
 		{"another's address", func(_ *testing.T, m *machine, n *Node) { n.Address = "192.168.0.9" },
 			[]string{"error 192.168.0.9 address: 192.168.0.9 is none of the node's addresses (192.168.0.100, 2001:db8::0)"}},
@@ -156,12 +163,14 @@ func TestSingle(t *testing.T) {
 		{"no group", func(_ *testing.T, m *machine, _ *Node) { delete(m.answers, "getent group st2packs") },
 			[]string{"error 192.168.0.100 ids: group has no entry st2packs"}},
 		{"disk full", func(_ *testing.T, m *machine, _ *Node) {
-			m.answers["df "] = "Filesystem 1024-blocks Used Available Capacity Mounted on\n/dev/sda1 1 1 51200 1% /\n/dev/sda1 1 1 51200 1% /\n/dev/sdb1 1 1 999999 1% /opt\n"
+			m.answers["df "] = "Filesystem 1024-blocks Used Available Capacity Mounted on\n/dev/sda1 1 1 51200 1% " +
+				"/\n/dev/sda1 1 1 51200 1% /\n/dev/sdb1 1 1 999999 1% /opt\n"
 		}, []string{"error 192.168.0.100 disk: / has 50 MiB left of the 100 MiB needed"}},
 		{"several at once", func(_ *testing.T, m *machine, _ *Node) {
 			delete(m.answers, "getent passwd st2")
 			m.answers["find /opt/stackstorm"] = ""
-		}, []string{"error 192.168.0.100 stackstorm: StackStorm is not installed in /opt/stackstorm/st2", "error 192.168.0.100 ids: passwd has no entry st2"}},
+		}, []string{"error 192.168.0.100 stackstorm: StackStorm is not installed in /opt/stackstorm/st2", "error " +
+			"192.168.0.100 ids: passwd has no entry st2"}},
 		{"no clock", func(_ *testing.T, m *machine, _ *Node) { delete(m.answers, "date +%s.%N") },
 			[]string{"error 192.168.0.100 clock: clock: date ended with status 2"}},
 		{"another run", func(t *testing.T, m *machine, _ *Node) {
@@ -171,10 +180,12 @@ func TestSingle(t *testing.T) {
 			t.Cleanup(release)
 		}, []string{"error 192.168.0.100 locked: another run is in progress: run other"}},
 		{"a step that refuses", func(_ *testing.T, _ *machine, n *Node) {
-			n.Steps = []step.Step{&fakeStep{findings: []step.Finding{{Severity: step.Error, Host: a, Check: "x", Message: "y"}}, plan: errors.New("not planned")}, &fakeStep{}}
+			refused := []step.Finding{{Severity: step.Error, Host: a, Check: "x", Message: "y"}}
+			n.Steps = []step.Step{&fakeStep{findings: refused, plan: errors.New("not planned")}, &fakeStep{}}
 		}, []string{"error 192.168.0.100 x: y"}},
 		{"a step that warns and cannot be planned", func(_ *testing.T, _ *machine, n *Node) {
-			n.Steps = []step.Step{&fakeStep{findings: []step.Finding{{Severity: step.Warning, Host: a, Check: "x", Message: "y"}}, plan: fault.Preflight("unparsable", "mend it", "line 3")}}
+			warned := []step.Finding{{Severity: step.Warning, Host: a, Check: "x", Message: "y"}}
+			n.Steps = []step.Step{&fakeStep{findings: warned, plan: fault.Preflight("unparsable", "mend it", "line 3")}}
 		}, []string{"warning 192.168.0.100 x: y", "error 192.168.0.100 unparsable: line 3"}},
 		{"a step that cannot be checked", func(_ *testing.T, _ *machine, n *Node) {
 			n.Steps = []step.Step{&fakeStep{check: errors.New("no")}}
@@ -302,7 +313,8 @@ func TestContent(t *testing.T) {
 	var err error
 	known[0].content, found, err = content(t.Context(), nodes[0])
 	require.NoError(t, err)
-	require.Equal(t, []string{"warning 192.168.0.100 content: [content] packs_base_paths of /etc/st2/st2.conf has StackStorm use /opt/ours, " +
+	require.Equal(t, []string{"warning 192.168.0.100 content: [content] packs_base_paths of /etc/st2/st2.conf has " +
+		"StackStorm use /opt/ours, " +
 		"which is not shared: the other nodes do not see what lies there"}, said(found))
 	require.Contains(t, found[0].Fix, "directories=/opt/stackstorm/packs,/opt/stackstorm/virtualenvs,/opt/ours")
 	nodes[0].Directories = []string{"/opt/stackstorm/packs", "/opt/stackstorm/virtualenvs", "/opt/ours"}
@@ -314,9 +326,13 @@ func TestContent(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, found)
 	require.Equal(t, []string{
-		"warning 192.168.0.101 content: [system] base_path of /etc/st2/st2.conf is not the primary's: content is looked for in /srv/st2/virtualenvs, /srv/st2/configs here, and in /opt/stackstorm/virtualenvs, /opt/stackstorm/configs there",
-		"warning 192.168.0.101 content: [content] system_packs_base_path of /etc/st2/st2.conf is not the primary's: content is looked for in /srv/st2/packs here, and in /opt/stackstorm/packs there",
-		"warning 192.168.0.101 content: [content] packs_base_paths of /etc/st2/st2.conf is not the primary's: content is looked for in no directory here, and in /opt/ours, /opt/gone, /opt/stackstorm/packs/more there",
+		"warning 192.168.0.101 content: [system] base_path of /etc/st2/st2.conf is not the primary's: content is looked " +
+			"for in /srv/st2/virtualenvs, /srv/st2/configs here, and in /opt/stackstorm/virtualenvs, " +
+			"/opt/stackstorm/configs there",
+		"warning 192.168.0.101 content: [content] system_packs_base_path of /etc/st2/st2.conf is not the primary's: " +
+			"content is looked for in /srv/st2/packs here, and in /opt/stackstorm/packs there",
+		"warning 192.168.0.101 content: [content] packs_base_paths of /etc/st2/st2.conf is not the primary's: content is " +
+			"looked for in no directory here, and in /opt/ours, /opt/gone, /opt/stackstorm/packs/more there",
 	}, said(compare(nodes, known)))
 }
 
@@ -339,13 +355,21 @@ func TestKeys(t *testing.T) {
 		primary, secondary map[string]string // files
 		want               string
 	}{
-		"the same":                {map[string]string{shared: "k"}, map[string]string{shared: "k"}, ""},
-		"the same elsewhere":      {map[string]string{shared: "k"}, map[string]string{"/srv/key": "k", shared: "old"}, ""},
-		"none":                    {nil, nil, ""},
-		"not named, though there": {map[string]string{shared: "k"}, nil, "warning 192.168.0.101 datastore_key: no [keyvalue] encryption_key_path is set, and the primary has one: what is encrypted in the datastore, this node cannot read"},
-		"another":                 {map[string]string{"/srv/key": "k"}, map[string]string{"/srv/key": "l"}, "warning 192.168.0.101 datastore_key: /srv/key is not the primary's: what one node encrypts in the datastore, this one cannot read"},
-		"the primary has none":    {nil, map[string]string{shared: "l"}, "warning 192.168.0.101 datastore_key: " + shared + " is a key that the primary does not have: what this node encrypts in the datastore, the primary cannot read"},
-		"missing":                 {map[string]string{shared: "k"}, map[string]string{"/srv/gone": ""}, "warning 192.168.0.101 datastore_key: /etc/st2/st2.conf names /srv/gone as [keyvalue] encryption_key_path, which does not exist: the node can read no encrypted value"},
+		"the same":           {map[string]string{shared: "k"}, map[string]string{shared: "k"}, ""},
+		"the same elsewhere": {map[string]string{shared: "k"}, map[string]string{"/srv/key": "k", shared: "old"}, ""},
+		"none":               {nil, nil, ""},
+		"not named, though there": {map[string]string{shared: "k"}, nil, "warning 192.168.0.101 datastore_key: no " +
+			"[keyvalue] encryption_key_path is set, and the primary has one: what is encrypted in the datastore, this node " +
+			"cannot read"},
+		"another": {map[string]string{"/srv/key": "k"}, map[string]string{"/srv/key": "l"}, "warning " +
+			"192.168.0.101 datastore_key: /srv/key is not the primary's: what one node encrypts in the datastore, this one " +
+			"cannot read"},
+		"the primary has none": {nil, map[string]string{shared: "l"}, "warning 192.168.0.101 datastore_key: " +
+			"" + shared + " is a key that the primary does not have: what this node encrypts in the datastore, the primary " +
+			"cannot read"},
+		"missing": {map[string]string{shared: "k"}, map[string]string{"/srv/gone": ""}, "warning " +
+			"192.168.0.101 datastore_key: /etc/st2/st2.conf names /srv/gone as [keyvalue] encryption_key_path, which does " +
+			"not exist: the node can read no encrypted value"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			nodes := []*Node{{Address: "192.168.0.100", Primary: true}, {Address: "192.168.0.101"}}
@@ -380,14 +404,20 @@ func TestKeys(t *testing.T) {
 
 // Without a coordinator that all nodes share, their services do not wait for each other.
 func TestCoordination(t *testing.T) {
-	const so = ": services of different nodes do not wait for each other, so that concurrency policies and workflows may let too much run at once"
+	const so = ": services of different nodes do not wait for each other, so that concurrency policies and workflows " +
+		"may let too much run at once"
 	for _, tc := range []struct{ primary, secondary, want string }{
 		{"redis://:s3cret@192.168.0.5:6379/1", "redis://192.168.0.5:6379", ""},
 		{"", "", "warning 192.168.0.100 coordination: [coordination] url is not set in /etc/st2/st2.conf" + so},
-		{"redis://:s3cret@127.0.0.1:6379", "redis://127.0.0.1:6379", "warning 192.168.0.100 coordination: [coordination] url of /etc/st2/st2.conf is redis://127.0.0.1:6379, which is each node's own" + so},
-		{"file:///tmp", "", "warning 192.168.0.100 coordination: [coordination] url of /etc/st2/st2.conf is file://, which is each node's own" + so},
-		{"redis://:s3cret@192.168.0.5:6379", "redis://localhost", "warning 192.168.0.101 coordination: [coordination] url of /etc/st2/st2.conf is redis://localhost here and redis://192.168.0.5:6379 on the primary: the nodes do not wait for each other"},
-		{"redis://192.168.0.5:6379", "", "warning 192.168.0.101 coordination: [coordination] url of /etc/st2/st2.conf is not set here and redis://192.168.0.5:6379 on the primary: the nodes do not wait for each other"},
+		{"redis://:s3cret@127.0.0.1:6379", "redis://127.0.0.1:6379", "warning 192.168.0.100 coordination: [coordination] " +
+			"url of /etc/st2/st2.conf is redis://127.0.0.1:6379, which is each node's own" + so},
+		{"file:///tmp", "", "warning 192.168.0.100 coordination: [coordination] url of /etc/st2/st2.conf is file://, " +
+			"which is each node's own" + so},
+		{"redis://:s3cret@192.168.0.5:6379", "redis://localhost", "warning 192.168.0.101 coordination: [coordination] " +
+			"url of /etc/st2/st2.conf is redis://localhost here and redis://192.168.0.5:6379 on the primary: the nodes do " +
+			"not wait for each other"},
+		{"redis://192.168.0.5:6379", "", "warning 192.168.0.101 coordination: [coordination] url of /etc/st2/st2.conf is " +
+			"not set here and redis://192.168.0.5:6379 on the primary: the nodes do not wait for each other"},
 	} {
 		nodes := []*Node{{Address: "192.168.0.100", Primary: true}, {Address: "192.168.0.101"}}
 		for i, address := range []string{tc.primary, tc.secondary} {
