@@ -3,7 +3,11 @@ package join
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/spf13/pflag"
@@ -75,8 +79,18 @@ func TestNodes(t *testing.T) {
 		}
 		return all
 	}
-	primary := []string{"configure_mongodb", "configure_st2", "configure_rabbitmq", "export_nfs"}
-	secondary := []string{"configure_st2", "mount_nfs", "restart_st2"}
+	foreseen := func(role Role) (all []string) {
+		for _, s := range Steps() {
+			if s.Foreseen.has(role) {
+				all = append(all, s.Name)
+			}
+		}
+		return all
+	}
+	primary, secondary := foreseen(Primary), foreseen(Secondary)
+	require.Subset(t, primary, []string{"configure_mongodb", "configure_st2", "configure_rabbitmq", "export_nfs"})
+	require.Subset(t, secondary, []string{"configure_st2", "mount_nfs", "restart_st2"})
+	require.NotContains(t, primary, "restart_st2", "it is the last act of a join, and verify_node says that it is to come")
 	require.Equal(t, [][]string{primary, secondary, secondary}, names(cluster(t), false))
 	require.Equal(t, [][]string{primary, secondary, secondary}, names(cluster(t, "192.0.2.3"), false),
 		"a node that is away is left out of the logins")
@@ -103,10 +117,26 @@ func TestNodesAreNotAskedInVain(t *testing.T) {
 	}
 }
 
-// What a journal can hold can be read back.
+// What a journal can hold can be read back: all changes that other packages can see. The others heal, and are not noted.
 func TestKinds(t *testing.T) {
-	require.Len(t, Kinds(), 14)
-	for kind, empty := range Kinds() {
+	kinds := Kinds()
+	for kind, empty := range kinds {
 		require.Equal(t, kind, empty().Kind())
 	}
+	files, err := filepath.Glob("../*/*.go")
+	require.NoError(t, err)
+	found := 0
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		change := regexp.MustCompile(`(?m)^func \(\w+ \*([A-Z]\w*)\) Kind\(\) string \{ return "(\w+)" \}`)
+		for _, m := range change.FindAllStringSubmatch(string(text), -1) {
+			found++
+			require.Contains(t, kinds, m[2], "%s of %s is in no step's Kinds", m[1], file)
+		}
+	}
+	require.Equal(t, len(kinds), found)
 }
