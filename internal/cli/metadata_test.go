@@ -150,13 +150,6 @@ func flagsOf(cmd command) *pflag.FlagSet {
 	return set
 }
 
-func yamlText(t *testing.T, v any) string {
-	t.Helper()
-	b, err := yaml.Marshal(v)
-	require.NoError(t, err)
-	return strings.TrimSpace(string(b))
-}
-
 func TestActions(t *testing.T) {
 	byName := map[string]command{}
 	for _, cmd := range commands() {

@@ -23,21 +23,21 @@ const (
 	Primary   Role = stackstorm.RolePrimary
 	Secondary Role = stackstorm.RoleSecondary
 	Any       Role = "any"
-	None      Role = ""
 )
 
-// has says whether nodes of a role are meant.
-func (r Role) has(role Role) bool { return r == Any || r == role }
+// Has says whether nodes of a role are meant.
+func (r Role) Has(role Role) bool { return r == Any || r == role }
 
 // Spec is a step, before it is made for a node.
 type Spec struct {
 	action.Spec
 	Role Role
-	// Foreseen are the nodes for which preflight and drift look at it, and Proof says that drift alone does.
+	// Placed says that the workflows' templates have it where it belongs; else it follows the step before it. Of such
+	// a step, Foreseen are the nodes for which preflight and drift look at it as they do at all others, and Proof says
+	// that drift alone does.
+	Placed   bool
 	Foreseen Role
 	Proof    bool
-	// Placed says that the workflows' templates have it where it belongs; else it follows the step before it.
-	Placed bool
 	// Given is what the join itself says of its settings.
 	Given map[string]any
 	// Check refuses values that do not go together. Nothing has been asked of any host by then.
@@ -46,6 +46,14 @@ type Spec struct {
 	Build func(ctx context.Context, c Cluster, v action.Values) (step.Step, error)
 	// Kinds are the changes that it can leave in a journal.
 	Kinds []func() step.Change
+}
+
+// foreseen says whether preflight and drift look at it on nodes of a role.
+func (s Spec) foreseen(role Role) bool {
+	if s.Placed {
+		return s.Foreseen.Has(role)
+	}
+	return s.Role.Has(role)
 }
 
 // Cluster is the node that a step is made for, and the way to the others.
@@ -91,7 +99,7 @@ func Kinds() step.Kinds {
 func Foreseen() []action.Setting {
 	all := Kept("primary", "secondaries")
 	for _, s := range Steps() {
-		if s.Foreseen == None {
+		if !s.foreseen(Primary) && !s.foreseen(Secondary) {
 			continue
 		}
 		for _, setting := range s.Settings {
@@ -127,7 +135,7 @@ func Nodes(ctx context.Context, c Cluster, v action.Values, proofs bool) ([]*pre
 	}
 	for _, s := range Steps() {
 		for _, role := range []Role{Primary, Secondary} {
-			if s.Foreseen.has(role) && s.Check != nil {
+			if s.foreseen(role) && s.Check != nil {
 				if err := s.Check(s.valuesFor(role, v)); err != nil {
 					return nil, err
 				}
@@ -154,7 +162,7 @@ func Nodes(ctx context.Context, c Cluster, v action.Values, proofs bool) ([]*pre
 		}
 		c.Node = n.Address
 		for _, s := range Steps() {
-			if !s.Foreseen.has(role) && !(proofs && s.Proof) {
+			if !s.foreseen(role) && !(proofs && s.Proof) {
 				continue
 			}
 			built, err := s.Build(ctx, c, s.valuesFor(role, v))

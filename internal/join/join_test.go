@@ -81,7 +81,7 @@ func TestNodes(t *testing.T) {
 	}
 	foreseen := func(role Role) (all []string) {
 		for _, s := range Steps() {
-			if s.Foreseen.has(role) {
+			if s.foreseen(role) {
 				all = append(all, s.Name)
 			}
 		}

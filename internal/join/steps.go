@@ -40,7 +40,7 @@ mongod is restarted.`,
 					"there or in `/etc/mongodb.conf`) gains the address, and for an IPv6 one `net.ipv6` is set; MongoDB " +
 					"restarted. Refuses to expose a MongoDB without authorization"}},
 			},
-			Role: Primary, Foreseen: Primary,
+			Role:  Primary,
 			Build: buildMongoDB,
 			Kinds: kinds(of[step.FileChange], of[service.Restart]),
 		},
@@ -69,7 +69,7 @@ others is later on the machine that runs the action, inline on others.`,
 							"partition and `[timersengine] enable = False`, unless `keep_sensors`; st2 restarted"},
 				},
 			},
-			Role: Any, Foreseen: Any,
+			Role:  Any,
 			Given: map[string]any{"restart": string(stackstorm.Later)},
 			Check: checkST2,
 			Build: buildST2,
@@ -88,7 +88,7 @@ permissions for the secondaries. It is restarted if the listener changes.`,
 					"`rabbitmq.conf` that it reads, and a restart, after which it is looked at where it listens; the vhost, the " +
 					"user, its permissions"}},
 			},
-			Role: Primary, Foreseen: Primary,
+			Role:  Primary,
 			Check: checkRabbitMQ,
 			Build: buildRabbitMQ,
 			Kinds: kinds(of[step.FileChange], of[service.Restart],
@@ -104,7 +104,7 @@ secondaries, and the server exports them.`,
 				Rows: []action.Row{{Host: "primary", Changes: "the NFS server's package if missing; `/etc/exports`; the server " +
 					"enabled and started; `exportfs -ra`"}},
 			},
-			Role: Primary, Foreseen: Primary,
+			Role:  Primary,
 			Check: someSecondaries,
 			Build: buildExport,
 			Kinds: kinds(of[service.Package], of[step.FileChange], of[service.Start], of[nfs.Reexport]),
@@ -119,7 +119,7 @@ what the mounts would hide is kept aside, and PID 1 mounts them.`,
 				Rows: []action.Row{{Host: "secondary", Changes: "the NFS client's package if missing; `/etc/fstab`; what the " +
 					"mounts would hide is kept aside; mounted by systemd"}},
 			},
-			Role: Secondary, Foreseen: Secondary,
+			Role:  Secondary,
 			Check: somePrimary,
 			Build: buildMount,
 			Kinds: kinds(of[service.Package], of[step.FileChange], of[service.Reload], of[nfs.Aside], of[step.MakeDir],
@@ -149,11 +149,10 @@ others is later on the machine that runs the action, inline on others.`,
 				Rows: []action.Row{{Host: "any", Changes: "st2 services restarted, if a change calls for it or with `force`"}},
 			},
 			// The primary's is the last act of a join, and verify_node says that it is still to come.
-			Role: Any, Foreseen: Secondary,
-			Given:  map[string]any{"restart": string(stackstorm.Auto), "force": false, "delay": 15},
-			Placed: true,
-			Build:  buildRestart,
-			Kinds:  kinds(of[stackstorm.Restart]),
+			Role: Any, Placed: true, Foreseen: Secondary,
+			Given: map[string]any{"restart": string(stackstorm.Auto), "force": false, "delay": 15},
+			Build: buildRestart,
+			Kinds: kinds(of[stackstorm.Restart]),
 		},
 		{
 			Spec: action.Spec{
@@ -166,15 +165,14 @@ primary's MongoDB and RabbitMQ, consumers, mounts.`,
 					"somebody takes actions from the queue; on a secondary also the mounts, and the primary's kernel knows its " +
 					"connections"}},
 			},
-			Role: Any, Proof: true,
+			Role: Any, Placed: true, Proof: true,
 			Check: func(v action.Values) error {
 				if v.String("role") == stackstorm.RolePrimary {
 					return nil
 				}
 				return somePrimary(v)
 			},
-			Placed: true,
-			Build:  buildVerify,
+			Build: buildVerify,
 		},
 		{
 			Spec: action.Spec{
@@ -186,10 +184,9 @@ StackStorm can run nothing, for want of its broker or database. rollback takes i
 				Rows: []action.Row{{Host: "any", Changes: "`/usr/local/lib/st2ha/st2ha-watch` and `st2ha-watchdog.service`, " +
 					"enabled and started: see [Healing](healing.md)"}},
 			},
-			Role:   Any,
-			Placed: true,
-			Build:  buildWatchdog,
-			Kinds:  kinds(of[step.MakeDir], of[step.FileChange], of[service.Reload], of[service.Start], of[service.Restart]),
+			Role: Any, Placed: true,
+			Build: buildWatchdog,
+			Kinds: kinds(of[step.MakeDir], of[step.FileChange], of[service.Reload], of[service.Start], of[service.Restart]),
 		},
 	}
 }

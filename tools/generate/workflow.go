@@ -52,15 +52,18 @@ func (w workflow) funcs(tasks string) template.FuncMap {
 
 // fold are names with commas, in the lines of the expression that has them.
 func fold(names []string) string {
-	const before, width = len("      true => dict(host => ctx().get(primary, ''), step => ["), 136
-	text, column := "", before
+	const before, after, width = "      true => dict(host => ctx().get(primary, ''), step => [", "].where(", 136
+	text, column := "", len(before)
 	for i, name := range names {
-		if i < len(names)-1 {
+		room := width
+		if i == len(names)-1 {
+			room -= len(after)
+		} else {
 			name += ","
 		}
 		switch {
 		case i == 0:
-		case column+1+len(name) > width:
+		case column+1+len(name) > room:
 			text, column = text+"\n      ", 6
 		default:
 			text, column = text+" ", column+1
@@ -74,7 +77,7 @@ func fold(names []string) string {
 func steps(role join.Role) []place {
 	var all []place
 	for _, s := range join.Steps() {
-		if s.Placed || s.Role != role && s.Role != join.Any {
+		if s.Placed || !s.Role.Has(role) {
 			continue
 		}
 		if len(all) > 0 {
