@@ -34,7 +34,7 @@ func healingSteps() []join.Spec {
 		{
 			Spec: action.Spec{
 				Name:    "restart_backend",
-				Summary: "a backend that does not answer on its host is restarted there",
+				Summary: "restarts a backend that does not answer on its host",
 				Description: `On a host: the unit of MongoDB, RabbitMQ, Redis or the NFS server is restarted, if the backend
 does not answer there. At most 3 times in 10 minutes, then it gives up and says so.`,
 				Settings: []action.Setting{
@@ -63,7 +63,7 @@ address.`,
 		{
 			Spec: action.Spec{
 				Name:    "recover_nfs_mount",
-				Summary: "an NFS mount that is missing or hangs works again",
+				Summary: "repairs an NFS mount that is missing or hangs",
 				Description: `On a node: an NFS mount that /etc/fstab names works again. One that is missing is mounted by
 systemd. One that hangs while its server answers gets time to heal itself, as a hard mount does;
 it is never unmounted by force.`,
@@ -97,7 +97,7 @@ there have not saved may be lost.`,
 		{
 			Spec: action.Spec{
 				Name:    "re_export",
-				Summary: "what /etc/exports names is exported again",
+				Summary: "exports again what /etc/exports names",
 				Description: `On the primary: what /etc/exports names is exported again, and the NFS server is started if it
 is down. The file is not edited: what was taken out of it is withdrawn on purpose.`,
 				Settings: []action.Setting{{
@@ -113,7 +113,7 @@ is down. The file is not edited: what was taken out of it is withdrawn on purpos
 		{
 			Spec: action.Spec{
 				Name:    "recover_st2_services",
-				Summary: "st2 services that are down or deaf are restarted, and no others",
+				Summary: "restarts st2 services that are down or get no messages, and no others",
 				Description: `On a node: exactly those st2 services are restarted that are not active, or that are deaf:
 connected to no broker, or with a queue that nobody consumes. This node's own action runners are
 restarted after the action has ended.`,
@@ -268,7 +268,7 @@ func (c *common) tell(ctx context.Context, e heal.Event) {
 		err = api.Trigger(ctx, "st2ha."+e.Event, e)
 	}
 	if err != nil {
-		c.log.Warn("trigger not dispatched", "trigger", "st2ha."+e.Event, "why", c.mask.Mask(err.Error()))
+		c.log.Warn("StackStorm was not told", "trigger", "st2ha."+e.Event, "why", c.mask.Mask(err.Error()))
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 func maintenanceCommand() command {
 	return command{exec: maintenance, Spec: action.Spec{
 		Name:    "maintenance",
-		Summary: "healing on a node is silenced, or goes on again",
+		Summary: "stops healing on a node while people work there, or lets it go on",
 		Description: `On a node: healing is silenced while people work there, or goes on again. Rules and watchdog
 heed it. Watching goes on.`,
 		Settings: []action.Setting{

@@ -15,7 +15,7 @@ import (
 func preflightCommand() command {
 	return command{exec: lookBefore, Spec: action.Spec{
 		Name:    "preflight",
-		Summary: "all nodes are looked at, and everything that stands against a join is said at once",
+		Summary: "checks all nodes, and reports at once whatever would make a join fail",
 		Description: `Changes nothing: looks at the primary and the secondaries and says at once everything that stands
 against a join, each finding with its fix.`,
 		Settings: action.With(join.Foreseen(), join.Kept("mongodb_port")),
@@ -46,7 +46,7 @@ const driftTime = 15 * time.Second
 func driftCommand() command {
 	return command{exec: drift, Spec: action.Spec{
 		Name:    "drift",
-		Summary: "all nodes are compared with what the join brought about, and all of it is proved again",
+		Summary: "compares all nodes with what the join made of them, and checks again that all of it works",
 		Description: "Changes nothing: compares the primary and the secondaries with what the join brought about, " +
 			"proves all of it\nagain, and says at once what differs.",
 		Settings: join.Foreseen(),

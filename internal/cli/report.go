@@ -15,7 +15,7 @@ import (
 func reportCommand() command {
 	return command{exec: tellPeople, Spec: action.Spec{
 		Name:    "report",
-		Summary: "a line goes to the system log: what a person has to look at",
+		Summary: "writes a line to the system log, for a person to look at",
 		Description: `Changes nothing: a line goes to the system log of the machine that runs the action, with the tag
 st2ha: what a person has to look at. Put an action of your own in its place, in a rule, for mail
 or chat.`,
@@ -29,7 +29,7 @@ func tellPeople(ctx context.Context, c *common, v action.Values) (step.Result, e
 	result := c.result("report", here)
 	message := strings.Join(strings.Fields(c.mask.Mask(v.String("message"))), " ")
 	if message == "" {
-		return result, fault.Usage("message is missing")
+		return result, fault.Usage("message is missing: give the line to write")
 	}
 	result.Findings = append(result.Findings,
 		step.Finding{Severity: step.Warning, Host: here, Check: "report", Message: message})
@@ -41,7 +41,7 @@ func tellPeople(ctx context.Context, c *common, v action.Values) (step.Result, e
 		return result, err
 	}
 	if _, err := h.Run(ctx, nil, "logger", "--tag", "st2ha", "--priority", "user.err", "--", message); err != nil {
-		return result, fault.Failed("report", "look at the system log's service", "%s: logger: %w", here, err)
+		return result, fault.Failed("report", "see whether the system log's service runs: systemctl status systemd-journald", "%s: logger: %w", here, err)
 	}
 	result.Millis = time.Since(c.start).Milliseconds()
 	return result, nil

@@ -22,7 +22,7 @@ const handOverDelay = 10 * time.Second
 func rollbackCommand() command {
 	return command{exec: rollback, Spec: action.Spec{
 		Name:    "rollback",
-		Summary: "what st2ha did to a host is undone, newest first",
+		Summary: "undoes what st2ha did to a host, newest first",
 		Description: `On a host: what st2ha did there is undone byte for byte, newest first, and the services concerned
 are restarted. The host does so itself once the action has ended, for StackStorm may stand on it.`,
 		Settings: []action.Setting{
@@ -93,8 +93,8 @@ func (c *common) handOver(ctx context.Context, h host.Host, o step.RollbackOptio
 		return result, err
 	}
 	result.Findings = append(result.Findings, step.Finding{Severity: step.Warning, Host: h.Name(), Check: "handed_over",
-		Message: "this is undone once the action has ended, by the unit " + rollbackUnit +
-			" of the host: it may take away what StackStorm itself stands on",
+		Message: "the unit " + rollbackUnit + " of the host undoes this once the action has ended, " +
+			"for it may stop what StackStorm itself needs",
 		Fix: "journalctl -u " + rollbackUnit + " on " + h.Name() + " says how it went, " +
 			"rollback with dry_run=true what is left"})
 	return result, nil

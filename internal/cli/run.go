@@ -68,7 +68,7 @@ func Run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return report(nil, err)
 	}
 	if set.NArg() > 0 {
-		return report(nil, fault.Usage("%s: %q is one word too many: parameters are --name=value", cmd.Name, set.Arg(0)))
+		return report(nil, fault.Usage("%s: %q is one word too many: write parameters as --name=value", cmd.Name, set.Arg(0)))
 	}
 	if err := c.prepare(values, stderr); err != nil {
 		return report(nil, err)
@@ -118,7 +118,7 @@ func find(args []string) (cmd command, rest []string, err error) {
 		}
 		return cmd, nil, fault.Usage("there is no command %q: st2ha --help lists them", a)
 	}
-	return cmd, nil, fault.Usage("no command is given: st2ha --help lists them")
+	return cmd, nil, fault.Usage("no command is given: st2ha --help lists the commands")
 }
 
 // flags are a command's, named as the action's parameters, and the values that they are given.
@@ -201,7 +201,7 @@ func checkLists(set *pflag.FlagSet, args []string) error {
 		flag := set.Lookup(name)
 		list := strings.HasPrefix(arg, "--") && flag != nil && flag.Value.Type() == "stringSlice"
 		if list && strings.ContainsAny(value, "\r\n") {
-			return fault.Usage("%s has a line break: it is a list with commas", name)
+			return fault.Usage("%s has a line break: write a list in one line, with commas", name)
 		}
 	}
 	return nil
@@ -237,7 +237,7 @@ func (c *common) prepare(v action.Values, stderr io.Writer) error {
 		c.run = step.NewRun(c.start)
 	}
 	if c.wait < 0 || c.deadline < 1 {
-		return fault.Usage("wait %d and deadline %d are seconds: 0 or more, 1 or more", c.wait, c.deadline)
+		return fault.Usage("wait %d and deadline %d are seconds: wait must be 0 or more, deadline 1 or more", c.wait, c.deadline)
 	}
 	if !step.ValidRun(c.run) {
 		return fault.Usage("run must be at most 64 letters, digits, _ and -, not %q", c.run)
@@ -328,7 +328,7 @@ func usage(w io.Writer) {
 Each command is an action of the pack st2ha, with the same parameters:
 `)
 	for _, cmd := range commands() {
-		fmt.Fprintf(w, "  %-19s %s\n", cmd.Name, cmd.Summary)
+		fmt.Fprintf(w, "  %-20s %s\n", cmd.Name, cmd.Summary)
 	}
 	fmt.Fprint(w, `
 st2ha COMMAND --help lists the parameters. Secrets come in the environment:

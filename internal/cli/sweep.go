@@ -19,8 +19,8 @@ import (
 func sweepCommand() command {
 	return command{exec: sweep, Spec: action.Spec{
 		Name: "sweep_executions",
-		Summary: "executions whose runner is gone are ended, so that what waits for them goes on; " +
-			"what else stands still is reported",
+		Summary: "ends executions whose runner is gone, so that what waits for them goes on; " +
+			"reports what else stands still",
 		Description: `On the whole cluster: running executions whose runner is gone are abandoned, so that what waits
 for them goes on. Workflows all of whose tasks have ended, and requested or scheduled executions
 that later ones have overtaken, are reported; with cancel they are cancelled, if nothing can move

@@ -32,7 +32,7 @@ func Steps() []Spec {
 		{
 			Spec: action.Spec{
 				Name:    "configure_mongodb",
-				Summary: "mongod of the primary listens on its address",
+				Summary: "makes mongod of the primary listen on its address",
 				Description: `On the primary: net.bindIp of /etc/mongod.conf (bind_ip of an ini-style file) gains the address, and
 mongod is restarted.`,
 				Settings: Kept("replace_bind_ip", "allow_unauthenticated"),
@@ -47,7 +47,7 @@ mongod is restarted.`,
 		{
 			Spec: action.Spec{
 				Name:    "configure_st2",
-				Summary: "st2.conf points to the primary's backends",
+				Summary: "makes st2.conf point to the primary's backends",
 				Description: `On a node: /etc/st2/st2.conf points to the primary's MongoDB and, on a secondary, to its RabbitMQ; a
 secondary leaves sensors and timers to the primary. The st2 services are restarted.`,
 				Settings: action.With([]action.Setting{role()}, Kept("primary"),
@@ -78,7 +78,7 @@ others is later on the machine that runs the action, inline on others.`,
 		{
 			Spec: action.Spec{
 				Name:    "configure_rabbitmq",
-				Summary: "RabbitMQ of the primary listens on its address and has a user for the secondaries",
+				Summary: "makes RabbitMQ of the primary listen on its address, with a user for the secondaries",
 				Description: `On the primary: RabbitMQ listens on the address beside loopback, and has a vhost and a user with
 permissions for the secondaries. It is restarted if the listener changes.`,
 				Settings: action.With(Kept("secondaries", "rabbitmq_user", "rabbitmq_password", "rabbitmq_vhost", "rabbitmq_port",
@@ -97,7 +97,7 @@ permissions for the secondaries. It is restarted if the listener changes.`,
 		{
 			Spec: action.Spec{
 				Name:    "export_nfs",
-				Summary: "the primary exports StackStorm's content to the secondaries",
+				Summary: "exports StackStorm's content from the primary to the secondaries",
 				Description: `On the primary: the NFS server is installed if missing, /etc/exports gains the directories for the
 secondaries, and the server exports them.`,
 				Settings: Kept("secondaries", "directories"),
@@ -112,7 +112,7 @@ secondaries, and the server exports them.`,
 		{
 			Spec: action.Spec{
 				Name:    "mount_nfs",
-				Summary: "a secondary mounts StackStorm's content from the primary",
+				Summary: "mounts StackStorm's content from the primary on a secondary",
 				Description: `On a secondary: the NFS client is installed if missing, /etc/fstab gains the primary's directories,
 what the mounts would hide is kept aside, and PID 1 mounts them.`,
 				Settings: Kept("primary", "directories", "mount_options"),
@@ -128,7 +128,7 @@ what the mounts would hide is kept aside, and PID 1 mounts them.`,
 		{
 			Spec: action.Spec{
 				Name:        "restart_st2",
-				Summary:     "st2 services are restarted if a change calls for it",
+				Summary:     "restarts the st2 services if a change calls for it",
 				Description: `On a node: the st2 services are restarted if a change calls for it.`,
 				Settings: []action.Setting{
 					{
@@ -157,7 +157,7 @@ others is later on the machine that runs the action, inline on others.`,
 		{
 			Spec: action.Spec{
 				Name:    "verify_node",
-				Summary: "a node is proved to do its part",
+				Summary: "checks that a node does its part",
 				Description: `Changes nothing: proves that a node does its part, by services, logins and connections to the
 primary's MongoDB and RabbitMQ, consumers, mounts.`,
 				Settings: action.With([]action.Setting{role()}, Kept("primary"), onSecondary("directories", "mount_options")),
@@ -177,7 +177,7 @@ primary's MongoDB and RabbitMQ, consumers, mounts.`,
 		{
 			Spec: action.Spec{
 				Name:    "install_watchdog",
-				Summary: "a node watches and heals its own backends, also while StackStorm cannot",
+				Summary: "installs a program that watches and heals a node's backends, also while StackStorm is down",
 				Description: `On a node: the program st2ha-watch is copied to /usr/local/lib/st2ha and run by systemd as
 st2ha-watchdog.service. It watches the backends of this node and heals them also while
 StackStorm can run nothing, for want of its broker or database. rollback takes it away again.`,
