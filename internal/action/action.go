@@ -41,7 +41,7 @@ type Setting struct {
 	Kept string
 	// Docs is its meaning in docs/reference.md.
 	Docs string
-	// Only is the role of the nodes that need it, empty: any.
+	// Only is the role (what the setting of that name says) of the nodes that need it; empty: any.
 	Only string
 
 	Secret   bool

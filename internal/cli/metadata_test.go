@@ -145,6 +145,16 @@ func TestCommands(t *testing.T) {
 	}
 }
 
+// What the tables of the documentation say of each.
+func TestDocs(t *testing.T) {
+	for _, a := range Actions() {
+		require.NotEmpty(t, a.Rows, a.Name)
+	}
+	for _, s := range Settings() {
+		require.NotEmpty(t, s.Docs, s.Name)
+	}
+}
+
 func flagsOf(cmd command) *pflag.FlagSet {
 	set, _ := flags(cmd, func(string) string { return "" })
 	return set

@@ -18,7 +18,7 @@ func preflightCommand() command {
 		Summary: "checks all nodes, and reports at once whatever would make a join fail",
 		Description: `Changes nothing: looks at the primary and the secondaries and says at once everything that stands
 against a join, each finding with its fix.`,
-		Settings: action.With(join.Foreseen(), join.Kept("mongodb_port")),
+		Settings: action.With(join.NodesSettings(), join.Kept("mongodb_port")),
 		Rows:     []action.Row{{Host: "all", Changes: "nothing. Looks at all nodes at once; every finding names its fix"}},
 	}}
 }
@@ -49,7 +49,7 @@ func driftCommand() command {
 		Summary: "compares all nodes with what the join made of them, and checks again that all of it works",
 		Description: "Changes nothing: compares the primary and the secondaries with what the join brought about, " +
 			"proves all of it\nagain, and says at once what differs.",
-		Settings: join.Foreseen(),
+		Settings: join.NodesSettings(),
 		Rows: []action.Row{{Host: "all", Changes: "nothing. Compares all nodes with what the join brought about and proves " +
 			"it again, in a fraction of a second; what differs is a finding, exit code 3"}},
 	}}

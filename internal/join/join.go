@@ -95,8 +95,9 @@ func Kinds() step.Kinds {
 	return kinds
 }
 
-// Foreseen are the settings of all steps that preflight and drift look at, but for those that the join gives itself.
-func Foreseen() []action.Setting {
+// NodesSettings are those that Nodes reads: of all steps that preflight and drift look at, but for what the join gives
+// itself.
+func NodesSettings() []action.Setting {
 	all := Kept("primary", "secondaries")
 	for _, s := range Steps() {
 		if !s.foreseen(Primary) && !s.foreseen(Secondary) {
@@ -121,31 +122,16 @@ func (s Spec) valuesFor(role Role, v action.Values) action.Values {
 // Nodes opens all nodes of a join, the primary first, and makes the steps that each is in for, with those that only
 // prove if proofs says so. What cannot be reached is noted in its node; a setting that is wrong is an error.
 func Nodes(ctx context.Context, c Cluster, v action.Values, proofs bool) ([]*preflight.Node, error) {
-	addresses := append([]string{v.String("primary")}, v.List("secondaries")...)
-	if err := host.CheckAddress("primary", addresses[0]); err != nil {
+	addresses, err := addresses(v)
+	if err != nil {
 		return nil, err
 	}
-	for i, address := range addresses {
-		if slices.Contains(addresses[:i], address) {
-			return nil, fault.Usage("%s is given twice: each node joins once, and not to itself", address)
-		}
-	}
-	if err := someSecondaries(v); err != nil {
+	if err := check(v); err != nil {
 		return nil, err
-	}
-	for _, s := range Steps() {
-		for _, role := range []Role{Primary, Secondary} {
-			if s.foreseen(role) && s.Check != nil {
-				if err := s.Check(s.valuesFor(role, v)); err != nil {
-					return nil, err
-				}
-			}
-		}
 	}
 	for _, address := range addresses {
 		go c.Open(ctx, address)
 	}
-	c.Whole = true
 	var nodes []*preflight.Node
 	for i, address := range addresses {
 		n := &preflight.Node{Address: address, Primary: i == 0, Directories: v.List("directories")}
@@ -155,22 +141,61 @@ func Nodes(ctx context.Context, c Cluster, v action.Values, proofs bool) ([]*pre
 	if nodes[0].Host == nil {
 		return nodes, nil // the secondaries' steps read it, and its own cannot run
 	}
+	c.Whole = true
 	for _, n := range nodes {
 		role := Secondary
 		if n.Primary {
 			role = Primary
 		}
 		c.Node = n.Address
-		for _, s := range Steps() {
-			if !s.foreseen(role) && !(proofs && s.Proof) {
-				continue
-			}
-			built, err := s.Build(ctx, c, s.valuesFor(role, v))
-			if err != nil {
-				return nil, err
-			}
-			n.Steps = append(n.Steps, built)
+		if n.Steps, err = steps(ctx, c, role, v, proofs); err != nil {
+			return nil, err
 		}
 	}
 	return nodes, nil
+}
+
+// addresses are those of all nodes, the primary's first.
+func addresses(v action.Values) ([]string, error) {
+	if err := somePrimary(v); err != nil {
+		return nil, err
+	}
+	all := append([]string{v.String("primary")}, v.List("secondaries")...)
+	for i, address := range all {
+		if slices.Contains(all[:i], address) {
+			return nil, fault.Usage("%s is given twice: each node joins once, and not to itself", address)
+		}
+	}
+	return all, someSecondaries(v)
+}
+
+// check refuses values that do not go together for a step on the nodes of any role.
+func check(v action.Values) error {
+	for _, s := range Steps() {
+		for _, role := range []Role{Primary, Secondary} {
+			if !s.foreseen(role) || s.Check == nil {
+				continue
+			}
+			if err := s.Check(s.valuesFor(role, v)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// steps makes the steps that a node of that role is in for.
+func steps(ctx context.Context, c Cluster, role Role, v action.Values, proofs bool) ([]step.Step, error) {
+	var all []step.Step
+	for _, s := range Steps() {
+		if !s.foreseen(role) && !(proofs && s.Proof) {
+			continue
+		}
+		built, err := s.Build(ctx, c, s.valuesFor(role, v))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, built)
+	}
+	return all, nil
 }

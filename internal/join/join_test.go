@@ -48,7 +48,7 @@ func TestStepsAreMadeOfTheirSettings(t *testing.T) {
 		}
 		for _, role := range []Role{Primary, Secondary} {
 			for _, whole := range []bool{false, true} {
-				v := values(t, Foreseen(), "--primary=192.0.2.1", "--secondaries=192.0.2.2,192.0.2.3")
+				v := values(t, NodesSettings(), "--primary=192.0.2.1", "--secondaries=192.0.2.2,192.0.2.3")
 				own := s.valuesFor(role, v)
 				require.NoError(t, own.Check(), s.Name)
 				if s.Check != nil {
@@ -66,7 +66,7 @@ func TestStepsAreMadeOfTheirSettings(t *testing.T) {
 
 // What preflight and drift look at is what runs, in the order in which it runs.
 func TestNodes(t *testing.T) {
-	v := values(t, Foreseen(), "--primary=192.0.2.1", "--secondaries=192.0.2.2,192.0.2.3")
+	v := values(t, NodesSettings(), "--primary=192.0.2.1", "--secondaries=192.0.2.2,192.0.2.3")
 	names := func(c Cluster, proofs bool) (all [][]string) {
 		nodes, err := Nodes(t.Context(), c, v, proofs)
 		require.NoError(t, err)
@@ -110,7 +110,7 @@ func TestNodesAreNotAskedInVain(t *testing.T) {
 		{"--primary=192.0.2.1", "--secondaries=192.0.2.2,192.0.2.2"},
 		{"--primary=192.0.2.1", "--secondaries=192.0.2.2", "--rabbitmq_user=guest"},
 	} {
-		_, err := Nodes(t.Context(), c, values(t, Foreseen(), flags...), true)
+		_, err := Nodes(t.Context(), c, values(t, NodesSettings(), flags...), true)
 		var f *fault.Error
 		require.ErrorAs(t, err, &f, flags)
 		require.Equal(t, fault.ExitUsage, f.Exit, flags)

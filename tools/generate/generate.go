@@ -25,13 +25,14 @@ var templates embed.FS
 func generate(pack string) (map[string]string, error) {
 	g := &generator{files: map[string]string{}}
 	actions := append(cli.Actions(), join.Workflows()...)
+	for _, w := range join.Workflows() {
+		name := "workflows/" + w.Name + ".yaml"
+		if g.files[name], g.err = (workflow{w}).text(); g.err != nil {
+			return nil, fmt.Errorf("make %s: %w", name, g.err)
+		}
+	}
 	for _, a := range actions {
 		g.file("actions/"+a.Name+".yaml", "action.yaml", newPage(a))
-	}
-	for _, w := range join.Workflows() {
-		if g.err == nil {
-			g.files["workflows/"+w.Name+".yaml"], g.err = workflow{w}.text()
-		}
 	}
 	kept := cli.Settings()
 	g.file("config.schema.yaml", "config.schema.yaml", newRows(append(slices.Clone(kept), watch.Settings()...)))
@@ -50,7 +51,7 @@ func (g *generator) file(name, from string, data any) {
 	if g.err != nil {
 		return
 	}
-	if g.files[name], g.err = fill(from, nil, data); g.err != nil {
+	if g.files[name], g.err = fill(data, nil, from); g.err != nil {
 		g.err = fmt.Errorf("make %s: %w", name, g.err)
 	}
 }
@@ -75,7 +76,7 @@ func (g *generator) tables(pack, name string, data map[string]any) {
 			g.err = fmt.Errorf("%s has no lines %q and, after it, %q", name, strings.TrimSpace(begin), "<!-- end -->")
 			return
 		}
-		made, err := fill(table+".md", nil, rows)
+		made, err := fill(rows, nil, table+".md")
 		if err != nil {
 			g.err = fmt.Errorf("make the table %s of %s: %w", table, name, err)
 			return
@@ -85,27 +86,23 @@ func (g *generator) tables(pack, name string, data map[string]any) {
 	g.files[name] = text
 }
 
-// fill is the text that a template makes of data.
-func fill(name string, funcs template.FuncMap, data any) (string, error) {
-	all := template.New(name).Delims("<<", ">>").Option("missingkey=error").
+// fill is the text that templates, one after the other, make of data.
+func fill(data any, funcs template.FuncMap, names ...string) (string, error) {
+	all := template.New(names[0]).Delims("<<", ">>").Option("missingkey=error").
 		Funcs(template.FuncMap{"indent": indent, "join": strings.Join}).Funcs(funcs)
-	text, err := templates.ReadFile("templates/" + name)
-	if err != nil {
-		return "", err
-	}
-	if funcs != nil {
-		common, err := templates.ReadFile("templates/workflows/common.yaml")
+	var source, made strings.Builder
+	for _, name := range names {
+		text, err := templates.ReadFile("templates/" + name)
 		if err != nil {
-			return "", err
+			return "", err // it names the file
 		}
-		text = append(common, text...)
+		source.Write(text)
 	}
-	if _, err := all.Parse(string(text)); err != nil {
+	if _, err := all.Parse(source.String()); err != nil {
 		return "", err
 	}
-	var b strings.Builder
-	err = all.Execute(&b, data)
-	return b.String(), err
+	err := all.Execute(&made, data)
+	return made.String(), err
 }
 
 // indent begins each line but the first with n spaces.

@@ -31,8 +31,8 @@ type place struct {
 
 // text fills the workflow's template. The list of tasks is made from what it comes to without one.
 func (w workflow) text() (string, error) {
-	from := "workflows/" + w.Name + ".yaml"
-	without, err := fill(from, w.funcs(""), nil)
+	from := []string{"workflows/common.yaml", "workflows/" + w.Name + ".yaml"}
+	without, err := fill(nil, w.funcs(""), from...)
 	if err != nil {
 		return "", err
 	}
@@ -42,7 +42,7 @@ func (w workflow) text() (string, error) {
 	for _, found := range named.FindAllStringSubmatch(undoing, -1) {
 		names = append(names, found[1])
 	}
-	return fill(from, w.funcs(fold(names)), nil)
+	return fill(nil, w.funcs(fold(names)), from...)
 }
 
 func (w workflow) funcs(tasks string) template.FuncMap {
