@@ -63,8 +63,14 @@ const (
 	Port    Unit = "TCP port"
 )
 
-// Text is the help in one line.
-func (s Setting) Text() string { return strings.ReplaceAll(s.Help, "\n", " ") }
+// Usage is the help of the flag, in one line.
+func (s Setting) Usage() string {
+	text := strings.ReplaceAll(s.Help, "\n", " ")
+	if s.Enum != nil {
+		text += " One of " + strings.Join(s.Enum, ", ") + "."
+	}
+	return text
+}
 
 // Variable is where a secret comes from.
 func (s Setting) Variable() string { return "ST2HA_" + strings.ToUpper(s.Name) }

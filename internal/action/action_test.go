@@ -33,6 +33,7 @@ func TestValues(t *testing.T) {
 	v := Flags(set, settings(), getenv)
 	require.Nil(t, set.Lookup("some_password"), "a secret is no flag")
 	require.Equal(t, "two lines", set.Lookup("force").Usage)
+	require.Equal(t, "x One of primary, secondary.", set.Lookup("role").Usage)
 	require.NoError(t, set.Parse([]string{"--nodes=c,d", "--force", "--port=23", "--path=/x"}))
 	require.Equal(t, []string{"c", "d"}, v.List("nodes"))
 	require.Equal(t, 23, v.Int("port"))

@@ -24,13 +24,13 @@ func Flags(set *pflag.FlagSet, settings []Setting, getenv func(string) string) V
 				v.set(s.Name, getenv(s.Variable()))
 				continue
 			}
-			v.values[s.Name] = set.String(s.Name, d, s.Text())
+			v.values[s.Name] = set.String(s.Name, d, s.Usage())
 		case bool:
-			v.values[s.Name] = set.Bool(s.Name, d, s.Text())
+			v.values[s.Name] = set.Bool(s.Name, d, s.Usage())
 		case int:
-			v.values[s.Name] = set.Int(s.Name, d, s.Text())
+			v.values[s.Name] = set.Int(s.Name, d, s.Usage())
 		case []string:
-			v.values[s.Name] = set.StringSlice(s.Name, d, s.Text())
+			v.values[s.Name] = set.StringSlice(s.Name, d, s.Usage())
 		default:
 			panic(fmt.Sprintf("setting %s: a flag cannot be a %T", s.Name, d))
 		}
