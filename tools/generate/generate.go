@@ -34,9 +34,10 @@ func generate(pack string) (map[string]string, error) {
 	for _, a := range actions {
 		g.file("actions/"+a.Name+".yaml", "action.yaml", newPage(a))
 	}
-	kept := cli.Settings()
-	g.file("config.schema.yaml", "config.schema.yaml", newRows(append(slices.Clone(kept), watch.Settings()...)))
-	g.tables(pack, "docs/reference.md", map[string]any{"actions": actions, "settings": newRows(kept)})
+	kept, watching := newRows(cli.Settings()), newRows(watch.Settings())
+	g.file("config.schema.yaml", "config.schema.yaml", slices.Concat(kept, watching))
+	g.tables(pack, "docs/reference.md", map[string]any{"actions": actions, "settings": kept})
+	g.tables(pack, "docs/watching.md", map[string]any{"watching": watching})
 	return g.files, g.err
 }
 
@@ -194,6 +195,9 @@ func newRows(settings []action.Setting) []row {
 	}
 	return rows
 }
+
+// Meaning is what config.schema.yaml says, in one line.
+func (r row) Meaning() string { return strings.ReplaceAll(r.Kept, "\n", " ") }
 
 // kind is a setting's type as JSON schemas have it.
 func kind(s action.Setting) string {
