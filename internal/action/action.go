@@ -75,8 +75,8 @@ func (s Setting) Usage() string {
 // Variable is where a secret comes from.
 func (s Setting) Variable() string { return "ST2HA_" + strings.ToUpper(s.Name) }
 
-// With are those settings of more than one list, each once, in the order of the lists.
-func With(lists ...[]Setting) []Setting {
+// Union are the settings of more than one list, each once, in the order of the lists.
+func Union(lists ...[]Setting) []Setting {
 	var all []Setting
 	for _, s := range slices.Concat(lists...) {
 		if !slices.ContainsFunc(all, func(other Setting) bool { return other.Name == s.Name }) {

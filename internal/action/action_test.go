@@ -84,7 +84,7 @@ func TestWords(t *testing.T) {
 	require.Equal(t, "on", Or([]string{"on"}))
 	require.Equal(t, "on or off", Or([]string{"on", "off"}))
 	require.Equal(t, "a, b or c", Or([]string{"a", "b", "c"}))
-	both := With([]Setting{{Name: "a", Help: "1"}, {Name: "b"}}, []Setting{{Name: "a", Help: "2"}, {Name: "c"}})
+	both := Union([]Setting{{Name: "a", Help: "1"}, {Name: "b"}}, []Setting{{Name: "a", Help: "2"}, {Name: "c"}})
 	require.Len(t, both, 3)
 	require.Equal(t, "1", both[0].Help)
 }

@@ -30,7 +30,7 @@ func commands() []command {
 func Actions() []action.Spec {
 	var all []action.Spec
 	for _, cmd := range commands() {
-		cmd.Settings = action.With(cmd.Settings, commonSettings(cmd.Heals))
+		cmd.Settings = action.Union(cmd.Settings, commonSettings(cmd.Heals))
 		all = append(all, cmd.Spec)
 	}
 	return all
@@ -59,7 +59,7 @@ type runner func(context.Context, *common, step.Step, host.Host, action.Values) 
 // stepCommand makes a step a command, which runs it on one host with do.
 func stepCommand(s join.Spec, do runner) command {
 	spec := s.Spec
-	spec.Settings = action.With([]action.Setting{hostSetting()}, s.Settings)
+	spec.Settings = action.Union([]action.Setting{hostSetting()}, s.Settings)
 	return command{Spec: spec, exec: func(ctx context.Context, c *common, v action.Values) (step.Result, error) {
 		address, failed := v.String("host"), c.result(s.Name, v.String("host"))
 		if err := host.CheckAddress("host", address); err != nil {

@@ -18,7 +18,7 @@ func preflightCommand() command {
 		Summary: "checks all nodes, and reports at once whatever would make a join fail",
 		Description: `Changes nothing: looks at the primary and the secondaries and says at once everything that stands
 against a join, each finding with its fix.`,
-		Settings: action.With(join.NodesSettings(), join.Kept("mongodb_port")),
+		Settings: action.Union(join.NodesSettings(), join.Kept("mongodb_port")),
 		Rows:     []action.Row{{Host: "all", Changes: "nothing. Looks at all nodes at once; every finding names its fix"}},
 	}}
 }

@@ -109,7 +109,7 @@ func NodesSettings() []action.Setting {
 			}
 		}
 	}
-	return action.With(all)
+	return action.Union(all)
 }
 
 // valuesFor are a step's values on a node of that role.

@@ -50,7 +50,7 @@ mongod is restarted.`,
 				Summary: "makes st2.conf point to the primary's backends",
 				Description: `On a node: /etc/st2/st2.conf points to the primary's MongoDB and, on a secondary, to its RabbitMQ; a
 secondary leaves sensors and timers to the primary. The st2 services are restarted.`,
-				Settings: action.With([]action.Setting{role()}, Kept("primary"),
+				Settings: action.Union([]action.Setting{role()}, Kept("primary"),
 					onSecondary("rabbitmq_user", "rabbitmq_password", "rabbitmq_vhost", "rabbitmq_port", "keep_sensors"),
 					[]action.Setting{{
 						Name: "restart", Default: string(stackstorm.Auto),
@@ -81,7 +81,7 @@ others is later on the machine that runs the action, inline on others.`,
 				Summary: "makes RabbitMQ of the primary listen on its address, with a user for the secondaries",
 				Description: `On the primary: RabbitMQ listens on the address beside loopback, and has a vhost and a user with
 permissions for the secondaries. It is restarted if the listener changes.`,
-				Settings: action.With(Kept("secondaries", "rabbitmq_user", "rabbitmq_password", "rabbitmq_vhost", "rabbitmq_port",
+				Settings: action.Union(Kept("secondaries", "rabbitmq_user", "rabbitmq_password", "rabbitmq_vhost", "rabbitmq_port",
 					"permission_configure", "permission_write", "permission_read"),
 					[]action.Setting{updatePassword()}),
 				Rows: []action.Row{{Host: "primary", Changes: "where the broker binds loopback: `rabbitmq-env.conf`, the " +
@@ -160,7 +160,7 @@ others is later on the machine that runs the action, inline on others.`,
 				Summary: "checks that a node does its part",
 				Description: `Changes nothing: proves that a node does its part, by services, logins and connections to the
 primary's MongoDB and RabbitMQ, consumers, mounts.`,
-				Settings: action.With([]action.Setting{role()}, Kept("primary"), onSecondary("directories", "mount_options")),
+				Settings: action.Union([]action.Setting{role()}, Kept("primary"), onSecondary("directories", "mount_options")),
 				Rows: []action.Row{{Host: "any", Changes: "nothing. Services active; logins to MongoDB and RabbitMQ work; " +
 					"somebody takes actions from the queue; on a secondary also the mounts, and the primary's kernel knows its " +
 					"connections"}},
