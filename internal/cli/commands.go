@@ -17,6 +17,9 @@ type command struct {
 	exec func(ctx context.Context, c *common, v action.Values) (step.Result, error)
 }
 
+// settings are all that the command can be told.
+func (c command) settings() []action.Setting { return action.Union(c.Settings, commonSettings(c.Heals)) }
+
 // commands are the actions, in the order of a join, and then what mends its faults.
 func commands() []command {
 	all := []command{preflightCommand()}
@@ -30,7 +33,7 @@ func commands() []command {
 func Actions() []action.Spec {
 	var all []action.Spec
 	for _, cmd := range commands() {
-		cmd.Settings = action.Union(cmd.Settings, commonSettings(cmd.Heals))
+		cmd.Settings = cmd.settings()
 		all = append(all, cmd.Spec)
 	}
 	return all

@@ -125,7 +125,7 @@ func find(args []string) (cmd command, rest []string, err error) {
 func flags(cmd command, getenv func(string) string) (*pflag.FlagSet, action.Values) {
 	set := pflag.NewFlagSet(cmd.Name, pflag.ContinueOnError)
 	set.SortFlags = false
-	return set, action.Flags(set, action.Union(cmd.Settings, commonSettings(cmd.Heals)), getenv)
+	return set, action.Flags(set, cmd.settings(), getenv)
 }
 
 // commonSettings are those of all commands.
