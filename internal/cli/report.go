@@ -41,7 +41,8 @@ func tellPeople(ctx context.Context, c *common, v action.Values) (step.Result, e
 		return result, err
 	}
 	if _, err := h.Run(ctx, nil, "logger", "--tag", "st2ha", "--priority", "user.err", "--", message); err != nil {
-		return result, fault.Failed("report", "see whether the system log's service runs: systemctl status systemd-journald", "%s: logger: %w", here, err)
+		return result, fault.Failed("report", "see whether the system log's service runs: systemctl status systemd-journald",
+			"%s: logger: %w", here, err)
 	}
 	result.Millis = time.Since(c.start).Milliseconds()
 	return result, nil

@@ -237,7 +237,8 @@ func (c *common) prepare(v action.Values, stderr io.Writer) error {
 		c.run = step.NewRun(c.start)
 	}
 	if c.wait < 0 || c.deadline < 1 {
-		return fault.Usage("wait %d and deadline %d are seconds: wait must be 0 or more, deadline 1 or more", c.wait, c.deadline)
+		return fault.Usage("wait %d and deadline %d are seconds: wait must be 0 or more, deadline 1 or more",
+			c.wait, c.deadline)
 	}
 	if !step.ValidRun(c.run) {
 		return fault.Usage("run must be at most 64 letters, digits, _ and -, not %q", c.run)

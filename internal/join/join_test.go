@@ -117,7 +117,8 @@ func TestNodesAreNotAskedInVain(t *testing.T) {
 	}
 }
 
-// What a journal can hold can be read back: all changes that other packages can see. The others heal, and are not noted.
+// What a journal can hold can be read back: all changes that other packages can see. The others heal, and no journal
+// has them.
 func TestKinds(t *testing.T) {
 	kinds := Kinds()
 	for kind, empty := range kinds {

@@ -1,5 +1,5 @@
 // Generate writes what follows from the pack's own data: actions/*.yaml, workflows/*.yaml, config.schema.yaml, and the
-// tables of docs/reference.md and docs/watching.md. Run it as "go generate ./..." after a change of a step or a setting.
+// tables of docs/reference.md and docs/watching.md. Run "go generate ./..." after a change of a step or a setting.
 package main
 
 import (
