@@ -18,7 +18,9 @@ type command struct {
 }
 
 // settings are all that the command can be told.
-func (c command) settings() []action.Setting { return action.Union(c.Settings, commonSettings(c.Heals)) }
+func (c command) settings() []action.Setting {
+	return action.Union(c.Settings, commonSettings(c.Heals))
+}
 
 // commands are the actions, in the order of a join, and then what mends its faults.
 func commands() []command {
