@@ -157,8 +157,8 @@ func TestEnvReads(t *testing.T) {
 	for key, line := range map[string]int{"HOST": 3, "H": 8} {
 		_, ok, err = f.Lookup("", key)
 		assert.True(t, ok)
-		refused(t, err, line, "for the shell")
-		refused(t, f.Set("", key, "x"), line, "for the shell")
+		refused(t, err, line, "only a shell")
+		refused(t, f.Set("", key, "x"), line, "only a shell")
 	}
 	refused(t, f.Delete("", "A"), 4, "shares its line")
 
@@ -170,7 +170,7 @@ func TestEnvReads(t *testing.T) {
 	for src, msg := range map[string]string{
 		"eval X=1\n": "shell code", "A=1 cmd\n": "another word", "unset A\n": "shell code",
 		"A=1; B=2\n": "shell code", "cat <<X\nX\n": "shell code", "A='x\n": "not closed",
-		"A=$(echo \"x\")\n": "not followed", "A=`x\n": "expansion", "A=\\": "backslash",
+		"A=$(echo \"x\")\n": "does not read", "A=`x\n": "expansion", "A=\\": "backslash",
 		"export $X\n": "another word", "export 'A=1'\n": "another word", "\"A\"=1\n": "shell code",
 		"A=\x01\n": "control",
 	} {
@@ -198,7 +198,7 @@ func TestINISetWritesWhatTheStyleCanHold(t *testing.T) {
 		{confedit.OSLO, "[a]\n", "x", "", "a]", "k", "name of a section"},
 		{confedit.OSLO, "[a]\n", "x", "", "a", "k=", "name of an option"},
 		{confedit.Mongo, "k = v\n", "x#y", "", "", "k", "#"},
-		{confedit.Mongo, "k = v\n", "x ", "", "", "k", "blanks"},
+		{confedit.Mongo, "k = v\n", "x ", "", "", "k", "spaces"},
 		{confedit.Rabbit, "k = v\n", "x#y", "", "", "k", "#"},
 		{confedit.Rabbit, "k = v\n", "", "", "", "k", "empty"},
 		{confedit.Rabbit, "k = v\n", "x", "", "a", "k", "no sections"},
@@ -406,8 +406,8 @@ func TestLargeFiles(t *testing.T) {
 func TestReadOSLO(t *testing.T) {
 	f, err := confedit.ReadOSLO([]byte("stray = 1\n[database]\nhost = a\nwhat is this\n  more of it\nport = 1\nnul\x00 = 1\n = 2\n[messaging\nurl = x\nnonsense\n[timer]\nenable = False\n"))
 	require.EqualError(t, err, "line 1: option stray before the first section; line 4: neither an option, a section nor a comment; "+
-		"line 5: a line that starts with a blank continues an option, and there is none before it; line 7: NUL byte; "+
-		"line 8: a line that starts with a blank continues an option, and there is none before it; "+
+		"line 5: a line that starts with a space continues an option, but there is no option before it; line 7: NUL byte; "+
+		"line 8: a line that starts with a space continues an option, but there is no option before it; "+
 		"line 9: section header without a name or its closing bracket; line 11: neither an option, a section nor a comment")
 	require.Equal(t, []string{"host", "port"}, f.Keys("database"))
 	require.Equal(t, []string{"enable"}, f.Keys("timer"))

@@ -46,7 +46,7 @@ func (f *INI) parseEnv() error {
 					return err
 				}
 			case eq == "":
-				return refuse(line, "an assignment and another word")
+				return refuse(line, "an assignment with another word after it")
 			}
 			if eq == "" {
 				break
@@ -57,7 +57,7 @@ func (f *INI) parseEnv() error {
 				value: w.text[len(eq):],
 			}
 			if w.odd || strings.HasPrefix(raw[len(eq):], "~") {
-				o.odd = "its value is for the shell to say"
+				o.odd = "only a shell can say its value"
 				o.value = raw[len(eq):]
 			}
 			f.opts = append(f.opts, o)
@@ -97,7 +97,7 @@ func (w shellWord) raw(src []byte) string { return string(src[w.start:w.end]) }
 // around them conditional.
 func (s *shell) plain(words []shellWord, line int) error {
 	if len(words) > 1 && strings.HasPrefix(words[1].text, "=") {
-		return refuse(line, "blanks around the = of an assignment")
+		return refuse(line, "spaces around the = of an assignment")
 	}
 	cmd := words[0]
 	known := []string{"ulimit", "umask", "echo", "true", ":", "mkdir", "chown", "chmod", "logger"}
@@ -146,7 +146,7 @@ func (s *shell) word() (shellWord, error) {
 			w.end, w.text = s.pos, text.String()
 			return w, nil
 		case strings.IndexByte(";&|()<>", c) >= 0:
-			return w, s.refuse(s.pos, "shell code (%c) that is not followed", c)
+			return w, s.refuse(s.pos, "shell code (%c) that st2ha does not read", c)
 		case c == '\r':
 			return w, s.refuse(s.pos, "CR LF: the shell takes the CR for part of the value")
 		case c < ' ' || c == 0x7f:
@@ -236,7 +236,7 @@ func (s *shell) expansion() error {
 	}
 	for ; s.pos < len(s.src) && s.src[s.pos] != closing; s.pos++ {
 		if strings.IndexByte("\n\r'\"\\({`$", s.src[s.pos]) >= 0 {
-			return s.refuse(open, "an expansion that is not followed")
+			return s.refuse(open, "an expansion that st2ha does not read")
 		}
 	}
 	if s.pos == len(s.src) {

@@ -136,7 +136,7 @@ func (p *erlang) term(depth int) (Term, error) {
 		t.Kind = Other
 		err = p.binary()
 	case bytes.HasPrefix(p.src[p.pos:], []byte("#{")):
-		return t, p.refuse("a map, which is not followed")
+		return t, p.refuse("a map, which st2ha does not read")
 	case c == '$':
 		t.Kind = Number
 		if p.pos++; p.pos == len(p.src) {
@@ -159,7 +159,7 @@ func (p *erlang) term(depth int) (Term, error) {
 		}
 		t.Text = string(p.src[start:p.pos])
 	default:
-		return t, p.refuse("no Erlang term")
+		return t, p.refuse("not an Erlang term")
 	}
 	return t, err
 }

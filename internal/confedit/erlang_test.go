@@ -34,8 +34,8 @@ func TestParseErlang(t *testing.T) {
 		"[\n{a, b}\n{c, d}].":       "line 3: neither a comma nor a ] after an item",
 		"[{a, \"b}].":               "line 1: a quote that is not closed",
 		"[{a, <<1}].":               "line 1: a binary that is not closed",
-		"\n[{a, #{}}].":             "line 2: a map, which is not followed",
-		"[A].":                      "line 1: no Erlang term",
+		"\n[{a, #{}}].":             "line 2: a map, which st2ha does not read",
+		"[A].":                      "line 1: not an Erlang term",
 		"[$":                        "line 1: a $ without its character",
 		strings.Repeat("[", 100000): "line 1: Erlang terms that are not closed, or nest too deeply",
 	} {

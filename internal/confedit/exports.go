@@ -167,7 +167,7 @@ func exportWords(src []byte, phys []span, n int) ([]exportWord, int, *Error) {
 			return nil, n, refuse(n+1, "CR LF after a backslash, which does not continue the line")
 		}
 		if crlf && len(words) == 0 && !comment {
-			return nil, n, refuse(n+1, "empty line that ends in CR LF: exportfs reads no further")
+			return nil, n, refuse(n+1, "empty line that ends in CR LF: exportfs stops reading here")
 		}
 		if !continued {
 			return words, n, nil
@@ -264,7 +264,7 @@ func AddExport(src []byte, path, client string, options []string) ([]byte, error
 		if sameSet(c.Options, options) {
 			return src, nil
 		}
-		return nil, refuse(c.Line, "exports %s to %s already with (%s), wanted is (%s)",
+		return nil, refuse(c.Line, "already exports %s to %s with (%s), and (%s) is wanted",
 			path, client, strings.Join(c.Options, ","), strings.Join(options, ","))
 	}
 	word := client + "(" + strings.Join(options, ",") + ")"
@@ -283,7 +283,7 @@ func AddExport(src []byte, path, client string, options []string) ([]byte, error
 	}
 	c := findExport(after, path, client)
 	if c == nil || !sameSet(c.Options, options) || !slices.Equal(others(after, path, client), others(parsed, path, client)) {
-		return nil, refuse(lineAt(out, e.start), "the export of %s to %s does not come out as wanted", path, client)
+		return nil, refuse(lineAt(out, e.start), "the export of %s to %s cannot be written as wanted", path, client)
 	}
 	return out, nil
 }
@@ -375,11 +375,11 @@ func checkExport(path, client string, options []string) error {
 	case client[0] == '-':
 		return refuse(0, "export client %q starts with a dash", client)
 	case strings.ContainsAny(client, special) || checkValue("", client) != nil:
-		return refuse(0, "export client %q has a character that exports cannot hold", client)
+		return refuse(0, "export client %q has a character that /etc/exports cannot have", client)
 	}
 	for _, o := range options {
 		if o == "" || strings.ContainsAny(o, special) || checkValue("", o) != nil {
-			return refuse(0, "export option %q is empty or has a character that exports cannot hold", o)
+			return refuse(0, "export option %q is empty or has a character that /etc/exports cannot have", o)
 		}
 	}
 	return nil

@@ -85,10 +85,10 @@ func parseMount(src []byte, line int, fields []span) (mountLine, *Error) {
 		}
 	}
 	if len(fields) < 3 {
-		return mountLine{}, refuse(line, "%d fields where fstab has 4 to 6", len(fields))
+		return mountLine{}, refuse(line, "%d fields, and fstab has 4 to 6", len(fields))
 	}
 	if len(fields) > 6 && raw(6)[0] != '#' {
-		return mountLine{}, refuse(line, "%d fields where fstab has 4 to 6; is there a space in one of them? (write \\040)", len(fields))
+		return mountLine{}, refuse(line, "%d fields, and fstab has 4 to 6; is there a space in one of them? (write \\040)", len(fields))
 	}
 	m := mountLine{Mount: Mount{
 		Line:   line,
@@ -176,7 +176,7 @@ func AddMount(src []byte, m Mount) ([]byte, error) {
 			return out, nil
 		}
 	}
-	return nil, refuse(0, "the entry for %s does not come out as wanted", m.Target)
+	return nil, refuse(0, "the entry for %s cannot be written as wanted", m.Target)
 }
 
 // OtherOptions returns the entry whose options AddMount would replace, or nil.

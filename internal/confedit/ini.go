@@ -287,7 +287,7 @@ func (f *INI) sameOthers(g *INI, section, key string) bool {
 }
 
 func (f *INI) twice(all []*iniOption) *Error {
-	return refuse(all[1].line, "%s is set again, as on line %d already", all[1].key, all[0].line)
+	return refuse(all[1].line, "%s is set twice: also on line %d", all[1].key, all[0].line)
 }
 
 // norm is a section's name as it is compared.
@@ -384,13 +384,13 @@ func (f *INI) format(key, value string, old []byte) (string, error) {
 		return value, nil
 	case Mongo:
 		if !trimmed || strings.Contains(value, "#") {
-			return "", refuse(0, "the value of %s has a # or blanks at an end, which mongod would drop", key)
+			return "", refuse(0, "the value of %s has a # or spaces at an end, which mongod would drop", key)
 		}
 		return value, nil
 	case Rabbit:
 		// Releases before 3.13 take quotes literally, so none are added.
 		if n == 0 || !trimmed || strings.ContainsAny(value, "#'") {
-			return "", refuse(0, "the value of %s is empty, or has a #, a quote or blanks at an end, which RabbitMQ would not read", key)
+			return "", refuse(0, "the value of %s is empty, or has a #, a quote or spaces at an end, which RabbitMQ would not read", key)
 		}
 		if quote == '\'' {
 			value = "'" + value + "'"
@@ -547,7 +547,7 @@ func (f *INI) parseOSLO() (odd []*Error) {
 		switch {
 		case isBlank(text[0]):
 			if cur == nil {
-				stumble(refuse(n+1, "a line that starts with a blank continues an option, and there is none before it"))
+				stumble(refuse(n+1, "a line that starts with a space continues an option, but there is no option before it"))
 				continue
 			}
 			cur.value += "\n" + strings.TrimLeftFunc(text, unicode.IsSpace)
@@ -652,7 +652,7 @@ func (f *INI) parseRabbit() error {
 		}
 		key, value, ok := strings.Cut(text, "=")
 		if strings.HasPrefix(text, "include ") || strings.HasPrefix(text, "include\t") {
-			return refuse(n+1, "include of another file, which is not followed")
+			return refuse(n+1, "include of another file, which st2ha does not read")
 		}
 		key = strings.TrimRight(key, " \t")
 		if !ok || !rabbitKey(key) {
@@ -662,7 +662,7 @@ func (f *INI) parseRabbit() error {
 		if strings.HasPrefix(value, "'") {
 			inner, rest, closed := strings.Cut(value[1:], "'")
 			if rest = strings.TrimLeft(rest, " \t"); !closed || rest != "" && rest[0] != '#' {
-				return refuse(n+1, "single quotes that do not enclose the value")
+				return refuse(n+1, "single quotes that are not around the whole value")
 			}
 			line := whole[:len(whole)-len(value)+len(inner)+2]
 			o := f.add("", key, "'"+inner+"'", n+1, l, line)

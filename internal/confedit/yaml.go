@@ -115,7 +115,7 @@ func parseYAML(whole []byte) (*yamlDoc, error) {
 	// YAML 1.1 and 1.2 differ on these line breaks, and so would the lines here.
 	for _, c := range []string{"\u0085", "\u2028", "\u2029"} {
 		if i := bytes.Index(d.src, []byte(c)); i >= 0 {
-			return nil, refuse(lineAt(d.src, i), "a line break (U+%04X) that not all readers of YAML take for one", []rune(c)[0])
+			return nil, refuse(lineAt(d.src, i), "a character (U+%04X) that only some YAML readers take as a line break", []rune(c)[0])
 		}
 	}
 	if err := checkText(d.src); err != nil {
@@ -193,7 +193,7 @@ func (d *yamlDoc) follow(at yamlPlace, path []string, best *yamlPlace) error {
 	for i := 0; i+1 < len(at.section.Content); i += 2 {
 		key, value := at.section.Content[i], at.section.Content[i+1]
 		if key.Kind == yaml.AliasNode || key.Tag == "!!merge" {
-			return refuse(key.Line, "a merged or aliased key in a section that is looked at")
+			return refuse(key.Line, "a merged or aliased key, which st2ha does not read")
 		}
 		if key.Kind != yaml.ScalarNode {
 			continue
@@ -206,7 +206,7 @@ func (d *yamlDoc) follow(at yamlPlace, path []string, best *yamlPlace) error {
 			continue
 		}
 		if first := seen[key.Value]; first != nil {
-			return refuse(key.Line, "%s is there again, as on line %d already", key.Value, first.Line)
+			return refuse(key.Line, "%s is there twice: also on line %d", key.Value, first.Line)
 		}
 		seen[key.Value] = key
 		if value.Kind == yaml.AliasNode {
@@ -221,7 +221,7 @@ func (d *yamlDoc) follow(at yamlPlace, path []string, best *yamlPlace) error {
 			case value.Kind != yaml.ScalarNode:
 				return refuse(value.Line, "%s is a section, not a value", key.Value)
 			case best.key != nil:
-				return refuse(key.Line, "%s is there again, as on line %d already", strings.Join(path, "."), best.key.Line)
+				return refuse(key.Line, "%s is there twice: also on line %d", strings.Join(path, "."), best.key.Line)
 			}
 			*best = at
 			best.key, best.value = key, value
@@ -405,7 +405,7 @@ func (d *yamlDoc) flowInsertions(section *yaml.Node, missing []string, value str
 	}
 	open := d.offset(section)
 	if section.Kind != yaml.MappingNode || open >= len(d.src) || d.src[open] != '{' {
-		return nil, refuse(section.Line, "a section in braces that does not start with one")
+		return nil, refuse(section.Line, "a section in braces that does not begin with a brace")
 	}
 	if len(section.Content) == 0 {
 		return []edit{{open + 1, open + 1, text}}, nil

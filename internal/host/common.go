@@ -92,7 +92,7 @@ func fileError(host, doing, name string, err error) error {
 		return fault.Failed("disk_full", fmt.Sprintf("make room: df -h %s; df -i %s", dir, dir), "%s: %w; the file is as it was", at, err)
 	// SFTP has one status for EPERM and EACCES; root hardly ever gets the latter.
 	case !reading && errors.Is(err, fs.ErrPermission) && !errors.Is(err, syscall.EACCES):
-		return fault.Failed("immutable", fmt.Sprintf("if lsattr -d %s %s shows i or a: chattr -i -a; on NFS root may be squashed", name, dir), "%s: %w (immutable? see lsattr, chattr -i)", at, err)
+		return fault.Failed("immutable", fmt.Sprintf("if lsattr -d %s %s shows i or a, take it away with chattr -i -a; on NFS, the server may squash root", name, dir), "%s: %w (immutable? see lsattr, chattr -i)", at, err)
 	}
 	return fmt.Errorf("%s: %w", at, err)
 }

@@ -219,10 +219,10 @@ func TestDialSSHErrors(t *testing.T) {
 	is(t, try(func(c *host.SSHConfig) { c.KnownHosts = []string{known} }), "host_key_unknown", known)
 	rsa := "[127.0.0.1]:" + fmt.Sprint(server.Config.Port) + " ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAgQDCxbrbThbXZPyWJGTY48b7xKfKoQ7VUl8eK7JC9sbkzLJ1RYq0vbjJNBTGkmYHkZ0mbEhkpV7zmfyAzTrVkzlAoISVTfQmJhQPe2JvPUPAYgRjqVW9JhHf9jgUwkX4wa0VHKqHVSZwRRd7zWbQ8YVhHiC3ZFh6aJcbqDRr2uykmw==\n"
 	require.NoError(t, os.WriteFile(known, []byte(rsa), 0o600))
-	is(t, try(func(c *host.SSHConfig) { c.KnownHosts = []string{known} }), "host_key_changed", "no host key of a kind")
+	is(t, try(func(c *host.SSHConfig) { c.KnownHosts = []string{known} }), "host_key_changed", "no host key of a type")
 	authority := fmt.Sprintf("@cert-authority [127.0.0.1]:%d %s", server.Config.Port, ssh.MarshalAuthorizedKey(strange.PublicKey()))
 	require.NoError(t, os.WriteFile(known, []byte(authority), 0o600))
-	is(t, try(func(c *host.SSHConfig) { c.KnownHosts = []string{known} }), "host_key_changed", "no host key of a kind")
+	is(t, try(func(c *host.SSHConfig) { c.KnownHosts = []string{known} }), "host_key_changed", "no host key of a type")
 	// Missing files are skipped, as long as one knows the host.
 	require.NoError(t, try(func(c *host.SSHConfig) {
 		c.KnownHosts = append([]string{filepath.Join(dir, "missing")}, c.KnownHosts...)

@@ -178,7 +178,7 @@ func (s *SSH) startFiles(ctx context.Context) (*files, error) {
 		return nil, fmt.Errorf("start sftp-server on %s: %w", s.name, s.lost(err))
 	}
 	said, _, _ = strings.Cut(strings.TrimSpace(said), "\n")
-	return nil, fault.Preflight("ssh_session", fmt.Sprintf("see that ssh %s@%s true prints nothing and succeeds: a login shell that is nologin or whose .bashrc prints breaks it", s.user, s.name),
+	return nil, fault.Preflight("ssh_session", fmt.Sprintf("check that ssh %s@%s true prints nothing and succeeds: the login shell must not be nologin, and its .bashrc must print nothing", s.user, s.name),
 		"start sftp-server on %s: status %d: %s: %w", s.name, status, said, err)
 }
 
@@ -267,7 +267,7 @@ func (c *files) why(err error, dir string, need int) error {
 }
 
 // errNoPin is a server whose open files cannot be told apart.
-var errNoPin = errors.New("others than root can swap it, and the sftp-server's /proc/self/fd does not say what was opened")
+var errNoPin = errors.New("users other than root can replace it, and the sftp-server's /proc/self/fd does not say what was opened")
 
 // farWalk is one operation's way to the files of a server. SFTP has no
 // directory descriptors, but OpenSSH's server has, below /proc/self/fd. Where

@@ -124,7 +124,7 @@ func DialSSH(ctx context.Context, cfg SSHConfig) (*SSH, error) {
 			"log in to %s as %s with %s: %w", cfg.Addr, cfg.User, cfg.KeyFile, err)
 	case err != nil && strings.Contains(err.Error(), "no common algorithm for host key"):
 		return nil, fault.Preflight("host_key_changed", keyscan(cfg, "its fingerprint"),
-			"%s has no host key of a kind that %s lists for it: %w", cfg.Addr, strings.Join(cfg.KnownHosts, " or "), err)
+			"%s has no host key of a type that %s has for it: %w", cfg.Addr, strings.Join(cfg.KnownHosts, " or "), err)
 	case err != nil:
 		return nil, unreachable(cfg, err)
 	}
@@ -185,7 +185,7 @@ func readKey(file string) (ssh.Signer, error) {
 	var locked *ssh.PassphraseMissingError
 	switch {
 	case errors.As(err, &locked):
-		return nil, fault.Preflight("ssh_key", fmt.Sprintf("take a key without one, or remove it: ssh-keygen -p -N '' -f %s", file), "SSH key %s is protected by a passphrase", file)
+		return nil, fault.Preflight("ssh_key", fmt.Sprintf("use a key without a passphrase, or remove the passphrase: ssh-keygen -p -N '' -f %s", file), "SSH key %s is protected by a passphrase", file)
 	case err != nil:
 		return nil, fault.Preflight("ssh_key", fmt.Sprintf("see what the file is: ssh-keygen -l -f %s", file), "SSH key %s: %w", file, err)
 	}
@@ -228,7 +228,7 @@ func readKnownHosts(names []string) (*knownhosts.HostKeyDB, error) {
 	}
 	keys, err := knownhosts.NewDB(there...)
 	if err != nil {
-		return nil, fault.Preflight("host_key_unknown", "mend or remove the line", "read known hosts: %w", bare(err))
+		return nil, fault.Preflight("host_key_unknown", "correct or remove the line", "read known hosts: %w", bare(err))
 	}
 	return keys, nil
 }
@@ -696,7 +696,7 @@ func (s *SSH) Lock(ctx context.Context, name, note string) (func(), error) {
 	// flock(1) goes by the name, so only root may be able to swap it.
 	real, err := there(ctx, s, "lock", name, true, func(_ *files, p farPlace) (string, error) {
 		if !p.firm() {
-			return "", errors.New("others than root can write the directory it is in")
+			return "", errors.New("users other than root can write to its directory")
 		}
 		return p.real, nil
 	})

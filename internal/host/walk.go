@@ -189,4 +189,4 @@ func (e *foreignError) Error() string {
 
 // errSwapped is what others have put something else for, in the moment between
 // a look and an act.
-var errSwapped = errors.New("somebody put something else in its place meanwhile")
+var errSwapped = errors.New("somebody replaced it meanwhile")

@@ -68,5 +68,5 @@ func (c *boundedConn) Read(p []byte) (int, error) {
 
 func (c *boundedConn) excess(size int) error {
 	_ = c.Conn.Close()
-	return fmt.Errorf("what answers is no MongoDB: a message of %d bytes", size)
+	return fmt.Errorf("what answers is not MongoDB: a message of %d bytes", size)
 }

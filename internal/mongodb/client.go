@@ -127,7 +127,7 @@ func greet(conn net.Conn) error {
 		return err
 	}
 	if size < 16 || size > maxAnswer || operation != opMsg && operation != opReply {
-		return errors.New("what answers is no MongoDB")
+		return errors.New("what answers is not MongoDB")
 	}
 	_, err = io.CopyN(io.Discard, conn, int64(size)-16)
 	return err

@@ -222,7 +222,7 @@ func (s *Configure) Check(ctx context.Context, h host.Host) ([]step.Finding, err
 		if err != nil || !open {
 			return nil, nil //nolint:nilerr // one that does not answer is Plan's and Verify's concern
 		}
-		finding.Message = fmt.Sprintf("%s enables authorization, but the running mongod obeys clients that have not logged in", c.file.Path)
+		finding.Message = fmt.Sprintf("%s enables authorization, but the running mongod still takes commands from clients that have not logged in", c.file.Path)
 		finding.Fix = "restart mongod, then run this again; or accept it with allow_unauthenticated=true"
 	}
 	if s.AllowUnauthenticated || now == want {
@@ -241,7 +241,7 @@ func (s *Configure) keepsClients(ctx context.Context, h host.Host) error {
 	for _, server := range servers {
 		if name, _, _ := net.SplitHostPort(server); name != s.Address {
 			return fault.Preflight("replace_bind_ip", "start it on a secondary, run the steps of the primary from a shell, or leave replace_bind_ip out",
-				"%s: StackStorm reaches mongod at %s, where it would listen no more: this action's own result could not be stored", h.Name(), server)
+				"%s: StackStorm uses mongod at %s, where it would no longer listen: the result of this action could not be stored", h.Name(), server)
 		}
 	}
 	return nil

@@ -50,7 +50,7 @@ func (s *Export) Check(ctx context.Context, h host.Host) ([]step.Finding, error)
 		case err != nil:
 			return nil, err
 		case !info.Mode.IsDir():
-			findings = append(findings, step.Finding{Severity: step.Error, Host: h.Name(), Check: "directory", Message: dir + " is no directory",
+			findings = append(findings, step.Finding{Severity: step.Error, Host: h.Name(), Check: "directory", Message: dir + " is not a directory",
 				Fix: "take it out of the list of directories"})
 		}
 	}

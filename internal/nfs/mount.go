@@ -87,7 +87,7 @@ func (s *Mount) Check(ctx context.Context, h host.Host) ([]step.Finding, error) 
 		}
 		if info, err := h.Stat(ctx, dir); err == nil && !info.Mode.IsDir() {
 			findings = append(findings, step.Finding{Severity: step.Error, Host: h.Name(), Check: "mount",
-				Message: dir + " is no directory", Fix: "move it away"})
+				Message: dir + " is not a directory", Fix: "move it away"})
 		}
 		if hidden, err := s.hides(ctx, h, dir); err != nil {
 			return nil, err
@@ -382,7 +382,7 @@ func (m *MountUnit) Apply(ctx context.Context, h host.Host) error {
 	whole := ctx
 	ctx, cancel := context.WithTimeout(ctx, m.Within)
 	defer cancel()
-	const hint = "showmount -e, exportfs -v on the primary and a firewall on port 2049 are the places to look"
+	const hint = "look at showmount -e and exportfs -v on the primary, and at firewalls for port 2049"
 	if _, err := h.Run(ctx, nil, "systemctl", "start", m.unit()); err != nil {
 		if ctx.Err() != nil {
 			err = m.late(whole, h)

@@ -218,7 +218,7 @@ func TestExportPlan(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, findings, 2)
 	require.Contains(t, findings[0].Message, "/opt/none does not exist")
-	require.Contains(t, findings[1].Message, "/opt/file is no directory")
+	require.Contains(t, findings[1].Message, "/opt/file is not a directory")
 
 	// What a link leads to is what would be shared.
 	require.NoError(t, os.MkdirAll(m.root+"/root/own", 0o755))
@@ -314,7 +314,7 @@ func TestMountPlan(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, findings, 2)
 	require.Equal(t, "/opt/a is mounted from 10.0.0.1:/x already", findings[0].Message)
-	require.Equal(t, "/opt/c is no directory", findings[1].Message)
+	require.Equal(t, "/opt/c is not a directory", findings[1].Message)
 }
 
 func TestMountPlanWithoutPackage(t *testing.T) {

@@ -46,7 +46,7 @@ func Answers(ctx context.Context, h host.Host, address string) error {
 	case err != nil:
 		return err
 	case reply[1] != xid || reply[2] != 1:
-		return errors.New("what answers is no NFS server")
+		return errors.New("what answers is not an NFS server")
 	}
 	return nil
 }

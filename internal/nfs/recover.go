@@ -141,7 +141,7 @@ func (c *unhang) Apply(ctx context.Context, h host.Host) error {
 	err := step.Await(patience, 500*time.Millisecond, func(context.Context) (waiting, err error) {
 		return statfs(ctx, h, c.Directory), nil // a look of its own end: patience does not cut it off
 	}, func(seen error) error {
-		return fault.Failed("mount_hangs", "run it with detach=true to detach the mount and mount it anew; what writers there have not saved may be lost",
+		return fault.Failed("mount_hangs", "run it with detach=true to detach the mount and mount it anew; what programs have not saved there may be lost",
 			"%s: %s does not answer %s after its server does: %w", h.Name(), c.Directory, c.Patience, seen)
 	})
 	if err == nil || !c.Detach || ctx.Err() != nil {

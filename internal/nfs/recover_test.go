@@ -55,7 +55,7 @@ func TestAnswers(t *testing.T) {
 	h := host.NewLocal("localhost")
 	require.NoError(t, Answers(t.Context(), h, serve(t, "answers")))
 	require.ErrorContains(t, Answers(t.Context(), h, serve(t, "closes")), "connection ended")
-	require.ErrorContains(t, Answers(t.Context(), h, serve(t, "http")), "no NFS server")
+	require.ErrorContains(t, Answers(t.Context(), h, serve(t, "http")), "not an NFS server")
 	require.ErrorContains(t, Answers(t.Context(), h, serve(t, "silent")), "no answer within 3s")
 	require.ErrorContains(t, Answers(t.Context(), h, "127.0.0.1:1"), "connection refused")
 }

@@ -95,16 +95,16 @@ func judge(ctx context.Context, h host.Host, p Permissions) error {
 	out, err := h.Run(ctx, nil, "rabbitmqctl", "--quiet", "eval",
 		"[case re:compile(P) of {ok, _} -> ok; {error, {_, At}} -> At end || P <- ["+strings.Join(terms, ", ")+"]].")
 	if err != nil {
-		return fault.Preflight("rabbitmqctl", "", "%s: ask RabbitMQ about the permissions' patterns: %w", h.Name(), err)
+		return fault.Preflight("rabbitmqctl", "", "%s: ask RabbitMQ about the permission patterns: %w", h.Name(), err)
 	}
 	answers := strings.Split(strings.Trim(string(out), "[] \n"), ",")
 	if len(answers) != len(list) {
-		return fmt.Errorf("%s: RabbitMQ answered %q about the permissions' patterns", h.Name(), out)
+		return fmt.Errorf("%s: RabbitMQ answered %q about the permission patterns", h.Name(), out)
 	}
 	for i, name := range []string{"permission_configure", "permission_write", "permission_read"} {
-		if at := strings.TrimSpace(answers[i]); at != "ok" {
+		if position := strings.TrimSpace(answers[i]); position != "ok" {
 			return fault.Preflight("rabbitmq_permission", "see https://www.rabbitmq.com/access-control.html: the syntax is that of PCRE",
-				"%s: RabbitMQ takes %s %q for no regular expression, from its character %s on", h.Name(), name, list[i], at)
+				"%s: %s %q is not a regular expression for RabbitMQ, from its character %s on", h.Name(), name, list[i], position)
 		}
 	}
 	return nil

@@ -161,21 +161,21 @@ func (s *Configure) listener(ctx context.Context, h host.Host) ([]step.Change, e
 	case slices.ContainsFunc(secured, at):
 		l := secured[slices.IndexFunc(secured, at)]
 		return nil, f.refuse(fmt.Sprintf("add a listener for TLS at %s there by hand, restart RabbitMQ, then run this again", s.login(s.Address).Addr),
-			"%s binds TLS to %s", l.at, l)
+			"%s makes RabbitMQ listen for TLS on %s only", l.at, l)
 	case f.decides:
 		return nil, fault.Preflight("rabbitmq_classic_config", fmt.Sprintf("add {%q, %d} to tcp_listeners there by hand, restart RabbitMQ, then run this again", s.Address, s.Port),
-			"%s: %s binds RabbitMQ to %s, in Erlang terms, which are not edited", h.Name(), where(plain, f.terms+": tcp_listeners"), list(plain))
+			"%s: %s makes RabbitMQ listen on %s only, in Erlang terms, which st2ha does not edit", h.Name(), where(plain, f.terms+": tcp_listeners"), list(plain))
 	case environment && plain[0].port != s.Port && f.port.value != "":
-		return nil, f.refuse("leave rabbitmq_port out or set it to that port, or take the line out", "%s has the broker listen on port %d, not %d", f.port.at, plain[0].port, s.Port)
+		return nil, f.refuse("leave rabbitmq_port out or set it to that port, or take the line out", "%s makes RabbitMQ listen on port %d, not %d", f.port.at, plain[0].port, s.Port)
 	case environment && plain[0].port != s.Port:
 		return nil, f.refuse("leave rabbitmq_port out", "RabbitMQ listens on port %d, not %d", plain[0].port, s.Port)
 	case !slices.ContainsFunc(plain, at):
-		return nil, f.refuse("leave rabbitmq_port out or set it to that port, or change the line", "%s has the broker listen on port %d, not %d", plain[0].at, plain[0].port, s.Port)
+		return nil, f.refuse("leave rabbitmq_port out or set it to that port, or change the line", "%s makes RabbitMQ listen on port %d, not %d", plain[0].at, plain[0].port, s.Port)
 	case environment && !isLoopback(plain[0].host):
-		return nil, f.refuse("give that address as the primary's, or take the line out", "%s binds the broker to %s", plain[0].at, plain[0].host)
+		return nil, f.refuse("give that address as the primary's, or take the line out", "%s makes RabbitMQ listen on %s only", plain[0].at, plain[0].host)
 	case f.main == nil:
-		return nil, fault.Preflight("rabbitmq_classic_config", fmt.Sprintf("add {tcp_listeners, [{\"127.0.0.1\", %d}, {%q, %d}]} to rabbit there by hand, restart RabbitMQ, then run this again", s.Port, s.Address, s.Port),
-			"%s: %s is in Erlang terms, which are not edited", h.Name(), f.terms)
+		return nil, fault.Preflight("rabbitmq_classic_config", fmt.Sprintf("add {tcp_listeners, [{\"127.0.0.1\", %d}, {%q, %d}]} to the section rabbit there by hand, restart RabbitMQ, then run this again", s.Port, s.Address, s.Port),
+			"%s: %s is in Erlang terms, which st2ha does not edit", h.Name(), f.terms)
 	}
 	everywhere := func(l listener) bool { return l.port == s.Port && covers(l.host, "") }
 	s.opened = !slices.ContainsFunc(plain, everywhere) && !slices.ContainsFunc(secured, everywhere)
@@ -253,7 +253,7 @@ func (s *Configure) listen(ctx context.Context, f *files, environment bool) ([]s
 			return appendEdit(nil, step.EditFile(f.mainFile, f.mainExists, f.main.Bytes())), nil
 		}
 	}
-	return nil, f.refuse("take the line out, or add the listener there by hand", "%s replaces what %s says, and binds RabbitMQ to %s", plain[len(plain)-1].at, f.mainFile.Path, list(plain))
+	return nil, f.refuse("take the line out, or add the listener there by hand", "%s replaces what %s says, and makes RabbitMQ listen on %s only", plain[len(plain)-1].at, f.mainFile.Path, list(plain))
 }
 
 func isLoopback(name string) bool {

@@ -174,7 +174,7 @@ func (f *files) readMain(ctx context.Context) error {
 		return err
 	} else if exact {
 		if name = base; path.Ext(base) != ".conf" && path.Ext(base) != ".config" {
-			return f.refuse("give it a name that ends in .conf", "%s is RabbitMQ's configuration, and only its contents say in which format", base)
+			return f.refuse("give it a name that ends in .conf", "%s is RabbitMQ's configuration, and its name does not say in which format", base)
 		}
 	} else if classic, err := f.regular(ctx, base+".config"); err != nil {
 		return err
@@ -221,7 +221,7 @@ func (f *files) readMore(ctx context.Context) error {
 	}
 	dir, base := path.Split(pattern)
 	if strings.ContainsAny(dir, "*?[{") || strings.ContainsAny(base, "{}") || strings.Contains(base, "**") {
-		return f.refuse("name a directory, or a pattern such as "+morePath, "RABBITMQ_CONFIG_FILES is %s, a pattern that is not followed", pattern)
+		return f.refuse("name a directory, or a pattern such as "+morePath, "RABBITMQ_CONFIG_FILES is %s, a pattern that st2ha does not read", pattern)
 	}
 	names, err := f.host.ReadDir(ctx, path.Clean(dir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -291,7 +291,7 @@ func (f *files) listeners(ctx context.Context) (plain, secured []listener, off s
 	l := listener{host: f.address.value, port: defaultPort, at: f.address.at}
 	if f.port.value != "" {
 		if l.port, err = strconv.Atoi(f.port.value); err != nil {
-			return nil, nil, "", f.refuse("make it a number", "%s is no port", f.port.at)
+			return nil, nil, "", f.refuse("make it a number", "%s is not a port", f.port.at)
 		}
 	}
 	return []listener{l}, secured, "", nil
@@ -324,7 +324,7 @@ func (f *files) conf(kind string) ([]listener, error) {
 			l.host = strings.Trim(value[:max(at, 0)], "[]")
 			port, err := strconv.ParseUint(value[at+1:], 10, 16)
 			if err != nil {
-				return nil, f.refuse("make it PORT or ADDRESS:PORT", "%s is %s, which names no port", l.at, value)
+				return nil, f.refuse("make it PORT or ADDRESS:PORT", "%s is %s, which has no port", l.at, value)
 			}
 			l.port = int(port)
 			if _, again := found[key]; !again {
@@ -363,7 +363,7 @@ func (f *files) erlang(ctx context.Context, key string) (found []listener, given
 	}
 	at := fmt.Sprintf("%s:%d: %s", f.terms, list.Line, key)
 	if list.Kind != confedit.List {
-		return nil, true, f.refuse("", "%s is no list", at)
+		return nil, true, f.refuse("", "%s is not a list", at)
 	}
 	for _, item := range list.Items {
 		l, port := listener{at: at}, item
@@ -373,11 +373,11 @@ func (f *files) erlang(ctx context.Context, key string) (found []listener, given
 			if where := item.Items[0]; where.Kind == confedit.String {
 				l.host = where.Text
 			} else if where.Text != "auto" {
-				return nil, true, f.refuse("", "%s holds what is no listener: {\"ADDRESS\", PORT} or PORT", at)
+				return nil, true, f.refuse("", "%s has an entry that is not a listener: {\"ADDRESS\", PORT} or PORT", at)
 			}
 		}
 		if l.port, err = strconv.Atoi(port.Text); port.Kind != confedit.Number || err != nil {
-			return nil, true, f.refuse("", "%s holds what is no listener: {\"ADDRESS\", PORT} or PORT", at)
+			return nil, true, f.refuse("", "%s has an entry that is not a listener: {\"ADDRESS\", PORT} or PORT", at)
 		}
 		found = append(found, l)
 	}
@@ -394,7 +394,7 @@ func (f *files) arguments() error {
 			return err
 		}
 		if meant.MatchString(s.value + " ") {
-			return f.refuse("say it in rabbitmq.conf instead", "%s has arguments that may say where RabbitMQ listens", s.at)
+			return f.refuse("set it in rabbitmq.conf instead", "%s has arguments that may change where RabbitMQ listens", s.at)
 		}
 	}
 	return nil
@@ -471,7 +471,7 @@ func set(env map[string]setting, key, value, at string) {
 func mention(env map[string]setting, l confedit.UnitLine, at string) {
 	for _, word := range regexp.MustCompile(`[A-Z_]+`).FindAllString(l.Value, -1) {
 		if slices.Contains(variables(), strings.TrimPrefix(word, "RABBITMQ_")) {
-			env[word] = setting{at: at + word, odd: "is said by " + l.Key + ", which is not followed"}
+			env[word] = setting{at: at + word, odd: "is set by " + l.Key + ", which st2ha does not read"}
 		}
 	}
 }

@@ -104,7 +104,7 @@ func TestListener(t *testing.T) {
 		{name: "env to all", env: "NODE_IP_ADDRESS=0.0.0.0\n", conf: none},
 		{name: "env to the address", env: "NODE_IP_ADDRESS=192.168.0.100\n", conf: none},
 		{name: "env to nothing", env: "NODE_IP_ADDRESS=\n", conf: none},
-		{name: "env to another", env: "A=1\nNODE_IP_ADDRESS=10.0.0.1\n", conf: none, err: "/etc/rabbitmq/rabbitmq-env.conf:2: NODE_IP_ADDRESS binds the broker to 10.0.0.1"},
+		{name: "env to another", env: "A=1\nNODE_IP_ADDRESS=10.0.0.1\n", conf: none, err: "/etc/rabbitmq/rabbitmq-env.conf:2: NODE_IP_ADDRESS makes RabbitMQ listen on 10.0.0.1"},
 		{name: "conf to loopback", env: none, conf: "listeners.tcp.1 = 127.0.0.1:5672\n",
 			wantConf: "listeners.tcp.1 = 127.0.0.1:5672\nlisteners.tcp.st2ha = 192.168.0.100:5672\n"},
 		{name: "conf to a port", env: none, conf: "listeners.tcp.default = 5672\n"},
@@ -117,8 +117,8 @@ func TestListener(t *testing.T) {
 		{name: "both", env: "NODE_IP_ADDRESS=127.0.0.1\n", conf: "listeners.tcp.1 = 127.0.0.1:5672\n", wantEnv: "#NODE_IP_ADDRESS=127.0.0.1\n",
 			wantConf: "listeners.tcp.1 = 127.0.0.1:5672\nlisteners.tcp.st2ha = 192.168.0.100:5672\n"},
 		{name: "TLS only", env: none, conf: "listeners.ssl.default = 5671\nlisteners.tcp = none\n", err: "/etc/rabbitmq/rabbitmq.conf:2: listeners.tcp = none"},
-		{name: "env to another port", env: "NODE_PORT=5673\n", conf: none, err: "/etc/rabbitmq/rabbitmq-env.conf:1: NODE_PORT has the broker listen on port 5673, not 5672"},
-		{name: "env to another port by the long name", env: "NODE_IP_ADDRESS=127.0.0.1\nRABBITMQ_NODE_PORT=5673\n", conf: none, err: "rabbitmq-env.conf:2: RABBITMQ_NODE_PORT has"},
+		{name: "env to another port", env: "NODE_PORT=5673\n", conf: none, err: "/etc/rabbitmq/rabbitmq-env.conf:1: NODE_PORT makes RabbitMQ listen on port 5673, not 5672"},
+		{name: "env to another port by the long name", env: "NODE_IP_ADDRESS=127.0.0.1\nRABBITMQ_NODE_PORT=5673\n", conf: none, err: "rabbitmq-env.conf:2: RABBITMQ_NODE_PORT makes"},
 		{name: "env to the port", env: "NODE_IP_ADDRESS=127.0.0.1\nNODE_PORT=5672\n", conf: none, wantEnv: "#NODE_IP_ADDRESS=127.0.0.1\nNODE_PORT=5672\n",
 			wantConf: "listeners.tcp.local = 127.0.0.1:5672\nlisteners.tcp.st2ha = 192.168.0.100:5672\n"},
 		{name: "classic, to loopback", env: "NODE_IP_ADDRESS=127.0.0.1\n", conf: none, classic: true, err: "in Erlang terms"},
@@ -310,7 +310,7 @@ func TestJudge(t *testing.T) {
 	m.eval = "[ok,3,ok]\n"
 	_, err = s.access(t.Context(), m)
 	requireFault(t, err, fault.ExitPreflight, "rabbitmq_permission")
-	require.ErrorContains(t, err, `permission_write "\"" for no regular expression, from its character 3 on`)
+	require.ErrorContains(t, err, `permission_write "\"" is not a regular expression for RabbitMQ, from its character 3 on`)
 	m.eval = "something else"
 	_, err = s.access(t.Context(), m)
 	require.ErrorContains(t, err, "something else")

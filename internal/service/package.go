@@ -117,7 +117,7 @@ func (p *Package) company(ctx context.Context, h host.Host) ([]string, error) {
 	}
 	out, err := h.Run(ctx, nil, apt("autoremove", "--simulate", "--purge", "--option=APT::AutoRemove::SuggestsImportant=false", p.Debian)...)
 	if err != nil {
-		return nil, fmt.Errorf("%s: see what came with %s: %w", h.Name(), p.Debian, err)
+		return nil, fmt.Errorf("%s: list what was installed with %s: %w", h.Name(), p.Debian, err)
 	}
 	had := strings.Fields(string(p.before))
 	var names []string

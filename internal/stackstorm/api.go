@@ -25,7 +25,7 @@ type API struct {
 func NewAPI(address, token string) (*API, error) {
 	u, err := url.Parse(address)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, fault.Usage("ST2_ACTION_API_URL is no URL of StackStorm's API: run this as an action, or set it (http://127.0.0.1:9101/v1) with ST2_ACTION_AUTH_TOKEN")
+		return nil, fault.Usage("ST2_ACTION_API_URL is not the URL of StackStorm's API: run this as an action, or set it (http://127.0.0.1:9101/v1) and ST2_ACTION_AUTH_TOKEN")
 	}
 	if token == "" {
 		return nil, fault.Usage("ST2_ACTION_AUTH_TOKEN is empty: run this as an action, or set it to what st2 auth prints")

@@ -53,7 +53,7 @@ func (c *Conf) Brokers() ([]rabbitmq.Login, error) {
 	}
 	all, err := c.MessagingLogins(urls)
 	if err != nil {
-		return nil, c.located("messaging", key, fmt.Errorf("[messaging] %s is no URL of a broker: %w", key, err))
+		return nil, c.located("messaging", key, fmt.Errorf("[messaging] %s is not a URL of a broker: %w", key, err))
 	}
 	return all, nil
 }

@@ -164,7 +164,7 @@ func (c *Conf) Database() (Database, error) {
 			return Database{}, c.located("database", "host", err)
 		}
 		if u.odd {
-			return Database{}, c.located("database", "host", errors.New("the URI of MongoDB holds credentials with a : or @ that is not encoded: %3A and %40 there"))
+			return Database{}, c.located("database", "host", errors.New("the user or the password in the URI of MongoDB has a : or @ that is not encoded: write %3A and %40"))
 		}
 		if u.user != "" {
 			user, password = u.user, u.password // mongoengine: those of the URI count
@@ -182,7 +182,7 @@ func (c *Conf) Database() (Database, error) {
 			port = values["port"]
 		}
 		if _, err := strconv.ParseUint(port, 10, 16); err != nil || name == "" {
-			return Database{}, c.located("database", "host", errors.New("[database] host is none: HOST, HOST:PORT, several with commas, or mongodb://"))
+			return Database{}, c.located("database", "host", errors.New("[database] host must be HOST, HOST:PORT, several of them with commas, or mongodb://…"))
 		}
 		d.Servers = append(d.Servers, net.JoinHostPort(name, port))
 	}
@@ -288,10 +288,10 @@ type uriParts struct {
 func splitURI(uri string) (u uriParts, err error) {
 	i := strings.Index(uri, "://")
 	if i < 0 {
-		return u, errors.New("no URI")
+		return u, errors.New("it is not a URI")
 	}
 	if scheme := uri[:i]; scheme != "mongodb" {
-		return u, fmt.Errorf("a %s:// URI names no host that could be changed", scheme)
+		return u, fmt.Errorf("a %s:// URI has no host that could be changed", scheme)
 	}
 	end := len(uri)
 	if k := strings.IndexAny(uri[i+3:], "/?"); k >= 0 {
@@ -305,18 +305,18 @@ func splitURI(uri string) (u uriParts, err error) {
 		u.user, nameErr = url.QueryUnescape(name)
 		u.password, passwordErr = url.QueryUnescape(password)
 		if nameErr != nil || passwordErr != nil {
-			return u, errors.New("the URI's credentials hold a % that is not encoded: it is %25 there")
+			return u, errors.New("the user or the password in the URI has a % that is not encoded: write %25")
 		}
 		start += k + 1
 	}
 	// What follows would be taken for hosts, and shown in messages.
 	path, options, _ := strings.Cut(uri[end:], "?")
 	if strings.Contains(path, "@") {
-		return u, errors.New("the URI's credentials hold a / that is not encoded: it is %2F there")
+		return u, errors.New("the user or the password in the URI has a / that is not encoded: write %2F")
 	}
 	for _, hp := range strings.Split(uri[start:end], ",") {
 		if name, _ := splitHost(hp); name == "" {
-			return u, errors.New("the URI names no host")
+			return u, errors.New("the URI has no host")
 		}
 	}
 	u.before, u.hosts, u.after, u.path = uri[:start], uri[start:end], uri[end:], path

@@ -37,7 +37,7 @@ func Mute(ctx context.Context, h host.Host, within time.Duration) ([]string, err
 		return nil, nil // its way to say that there is no such line
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: what the st2 services log: %w", h.Name(), err)
+		return nil, fmt.Errorf("%s: read the log of the st2 services: %w", h.Name(), err)
 	}
 	said := map[string]string{} // unit: the invocation that did last
 	for line := range bytes.Lines(out) {

@@ -145,7 +145,7 @@ func (s *Recoverer) deaf(ctx context.Context, h host.Host, active []string) ([]*
 	}
 	count, err := rabbitmq.Inspect(ctx, h, login, names...)
 	if err != nil {
-		return nil, fmt.Errorf("%s: who consumes at RabbitMQ %s: %w", h.Name(), login.Addr, err)
+		return nil, fmt.Errorf("%s: list the consumers at RabbitMQ %s: %w", h.Name(), login.Addr, err)
 	}
 	list, err := connections(ctx, h, login.Addr)
 	if err != nil {
@@ -185,7 +185,7 @@ func (s *Recoverer) stuck(ctx context.Context, h host.Host, login rabbitmq.Login
 	for first := true; ; first = false {
 		queues, err := rabbitmq.Inspect(ctx, h, login, names...)
 		if err != nil {
-			return nil, fmt.Errorf("%s: what waits at RabbitMQ %s: %w", h.Name(), login.Addr, err)
+			return nil, fmt.Errorf("%s: list the messages at RabbitMQ %s: %w", h.Name(), login.Addr, err)
 		}
 		moved, err := p.Look(ctx, h, login.Addr)
 		if err != nil {

@@ -103,12 +103,12 @@ func TestDatabaseHost(t *testing.T) {
 		{"mongodb://127.0.0.1/st2", v6, "mongodb://[" + v6 + "]/st2", ""},
 		{"mongodb://127.0.0.1,db2.example/st2", v4, "", "host is db2.example, not this node"},
 		{"mongodb://u:secret@db.example:27017/st2", v4, "", "host is db.example, not this node"},
-		{"mongodb+srv://u:secret@cluster.example/st2", v4, "", "a mongodb+srv:// URI names no host"},
-		{"mongodb://", v4, "", "names no host"},
-		{"mongodb:///st2", v4, "", "names no host"},
-		{"mongodb://u:secret@/st2", v4, "", "names no host"},
-		{"mongodb://127.0.0.1,/st2", v4, "", "names no host"},
-		{"mongodb://:27017/st2", v4, "", "names no host"},
+		{"mongodb+srv://u:secret@cluster.example/st2", v4, "", "a mongodb+srv:// URI has no host"},
+		{"mongodb://", v4, "", "has no host"},
+		{"mongodb:///st2", v4, "", "has no host"},
+		{"mongodb://u:secret@/st2", v4, "", "has no host"},
+		{"mongodb://127.0.0.1,/st2", v4, "", "has no host"},
+		{"mongodb://:27017/st2", v4, "", "has no host"},
 		{"mongodb://u:se/cret@127.0.0.1/st2", v4, "", "a / that is not encoded"},
 	} {
 		t.Run(tc.current, func(t *testing.T) {
@@ -145,13 +145,13 @@ func TestDatabase(t *testing.T) {
 		{"host = h\npassword = ${secret}\nsecret = s\\$x\nusername = $db_name\ndb_name = d", "mongodb://d:s%24x@h:27017/d", "h:27017", ""},
 		{"host = h\nport = $nope", "", "", "/etc/st2/st2.conf:3: [database] port: it refers to $nope, which the file does not set"},
 		{"host = mongodb://u:secret%zz@h/", "", "", "a % that is not encoded"},
-		{"host = h:x", "", "", "[database] host is none"},
+		{"host = h:x", "", "", "[database] host must be HOST"},
 		{"host = mongodb://u:p@10.0.0.1:27018/st2", "mongodb://u:p@10.0.0.1:27018/st2", "10.0.0.1:27018", ""},
 		{"host = mongodb://u:p@10.0.0.1/st2", "mongodb://u:p@10.0.0.1:27017/st2", "10.0.0.1:27017", ""},
 		{"port = 27018\nhost = mongodb://10.0.0.1,10.0.0.1:1/", "mongodb://10.0.0.1:27018,10.0.0.1:1/", "10.0.0.1:27018", ""},
 		{"host = mongodb://[2001:db8::1]/", "mongodb://[2001:db8::1]:27017/", "[2001:db8::1]:27017", ""},
 		{"port = many", "", "", "/etc/st2/st2.conf:2: port must be a number, not \"many\""},
-		{"host = mongodb+srv://x/", "", "", "names no host"},
+		{"host = mongodb+srv://x/", "", "", "has no host"},
 	} {
 		c := read(t, newMachine(t, "node", "[database]\n"+tc.conf+"\n"))
 		db, err := c.Database()
@@ -220,7 +220,7 @@ func TestBroker(t *testing.T) {
 	} {
 		login, err := read(t, newMachine(t, "node", "[messaging]\nurl = "+conf+"\n")).Broker()
 		if want == "error" {
-			require.ErrorContains(t, err, "/etc/st2/st2.conf:2: [messaging] url is no URL", conf)
+			require.ErrorContains(t, err, "/etc/st2/st2.conf:2: [messaging] url is not a URL", conf)
 			require.NotContains(t, err.Error(), "secret")
 			continue
 		}
@@ -443,7 +443,7 @@ func TestSeen(t *testing.T) {
 	defer cancel()
 	err := s.seen(ctx, newMachine(t, "192.168.0.102", ""), "192.168.0.100:5672")
 	requireFault(t, err, fault.ExitFailed, "connections")
-	require.ErrorContains(t, err, "192.168.0.100 knows no connection from it to 192.168.0.100:5672")
+	require.ErrorContains(t, err, "192.168.0.100 has no connection from it to 192.168.0.100:5672")
 }
 
 func TestValidate(t *testing.T) {

@@ -310,7 +310,7 @@ func (s *Sweeper) running(ctx context.Context, h host.Host, j *judgement) error 
 			}
 		case on != "" && nodes[on] == nil:
 			j.findings = append(j.findings, step.Finding{Severity: step.Warning, Host: on, Check: "runner",
-				Message: fmt.Sprintf("execution %s of %s runs on %s, which is none of the nodes: it is left alone", e.ID, e.Action.Ref, on),
+				Message: fmt.Sprintf("execution %s of %s runs on %s, which is not one of the nodes: it is left alone", e.ID, e.Action.Ref, on),
 				Fix:     "give that node's address as well"})
 		default:
 			c := &settle{Execution: e, API: s.API, to: statusAbandoned}
@@ -438,16 +438,16 @@ func (c *settle) Apply(ctx context.Context, h host.Host) error {
 	if now, again := c.API.Execution(ctx, c.ID); again != nil || now.Status != c.Status {
 		return again
 	}
-	fix := "it holds up nothing"
+	fix := "nothing waits for it"
 	if c.Parent != "" {
-		fix = "it holds up nothing but " + c.Parent + ", which st2 execution cancel ends"
+		fix = "only " + c.Parent + " waits for it: st2 execution cancel " + c.Parent + " ends that"
 	}
 	return &step.LeftError{Finding: step.Finding{Severity: step.Warning, Host: h.Name(), Check: "half_ended",
-		Message: fmt.Sprintf("execution %s of %s is %s for good: %s, and its live action has ended (%v)", c.ID, c.Execution.Action.Ref, c.Status, c.why, refused),
-		Fix:     fix + "; no call of StackStorm's API ends it: it stays, until its status is set in the database"}}
+		Message: fmt.Sprintf("execution %s of %s stays %s: %s, and its live action has ended (%v)", c.ID, c.Execution.Action.Ref, c.Status, c.why, refused),
+		Fix:     fix + "; no call of StackStorm's API ends this one: it stays until its status is changed in the database"}}
 }
 
 // Undo cannot bring it back.
 func (c *settle) Undo(context.Context, host.Host) error {
-	return fault.Failed("execution", "", "execution %s has ended for good", c.ID)
+	return fault.Failed("execution", "", "execution %s has ended, and cannot be started again", c.ID)
 }

@@ -388,8 +388,8 @@ func TestSweepHalfEnded(t *testing.T) {
 	var left *step.LeftError
 	require.ErrorAs(t, changes[0].Apply(t.Context(), s.Nodes[0]), &left)
 	require.Equal(t, "half_ended", left.Finding.Check)
-	require.Contains(t, left.Finding.Message, "execution 1 of core.local is running for good")
-	require.Contains(t, left.Finding.Fix, "nothing but workflow")
+	require.Contains(t, left.Finding.Message, "execution 1 of core.local stays running")
+	require.Contains(t, left.Finding.Fix, "only workflow waits for it")
 	require.NoError(t, changes[1].Apply(t.Context(), s.Nodes[0]))
 	require.Equal(t, "abandoned", a.executions[2]["status"])
 }

@@ -38,7 +38,7 @@ func (s *Verifier) Check(ctx context.Context, h host.Host) ([]step.Finding, erro
 		return nil, err
 	}
 	return []step.Finding{{Severity: step.Warning, Host: h.Name(), Check: "restart_pending",
-		Message: "the st2 services are not restarted yet: what they are connected to is not checked",
+		Message: "the st2 services are not restarted yet: their connections are not checked",
 		Fix:     "run verify_node again after the restart, which follows the workflow's end by some seconds"}}, nil
 }
 
@@ -137,7 +137,7 @@ func (s *Verifier) seen(ctx context.Context, h host.Host, addrs ...string) error
 				return nil, fmt.Errorf("%s: %q: %w", h.Name(), addr, err)
 			}
 			if !slices.ContainsFunc(names, func(name string) bool { return peers[name+" "+port] }) {
-				waiting = fmt.Errorf("%s knows no connection from it to %s", s.Primary.Name(), addr)
+				waiting = fmt.Errorf("%s has no connection from it to %s", s.Primary.Name(), addr)
 			}
 		}
 		return waiting, nil

@@ -124,7 +124,7 @@ func (c *FileChange) remove(ctx context.Context, h host.Host) error {
 }
 
 func (c *FileChange) conflict(h host.Host) error {
-	return fault.Preflight("changed_since", "undo newer runs first; take an edit by hand out, or run rollback with force=true to restore the file all the same",
+	return fault.Preflight("changed_since", "undo newer runs first; if you edited it by hand, take your edit out, or run rollback with force=true to restore the file anyway",
 		"%s: %s was changed after the run that is to be undone", h.Name(), c.Path)
 }
 
@@ -159,6 +159,6 @@ func Located(h host.Host, path string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fault.Preflight("unparsable", fmt.Sprintf("mend %s on %s, or make the change by hand; the step sees it as done then", path, h.Name()),
+	return fault.Preflight("unparsable", fmt.Sprintf("correct %s on %s, or make the change by hand: the step then sees that it is done", path, h.Name()),
 		"%s: %s: %w", h.Name(), path, err)
 }

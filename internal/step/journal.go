@@ -208,7 +208,7 @@ func (e *unusableError) Error() string { return e.err.Error() }
 func parseJournal(data []byte) (*journal, error) {
 	j := &journal{}
 	if err := json.Unmarshal(data, j); err != nil {
-		return nil, fmt.Errorf("it is no journal, or a part of one: %w", err)
+		return nil, fmt.Errorf("it is not a journal, or not a whole one: %w", err)
 	}
 	if j.State != open && j.State != done && j.State != undone {
 		return nil, fmt.Errorf("its state is %q", j.State)

@@ -196,7 +196,7 @@ func apply(ctx context.Context, s Step, h host.Host, o Options, r *Result) ([]Ch
 	if undoErr := undo(undoCtx, h, []*journal{j}, o); undoErr != nil {
 		f := fault.Of(err)
 		return nil, &fault.Error{Exit: fault.ExitUndoFailed, Code: "undo_failed",
-			Hint: fmt.Sprintf("mend the cause, then: st2 run st2ha.rollback host=%s only=%s", h.Name(), o.Run),
+			Hint: fmt.Sprintf("remove the cause, then: st2 run st2ha.rollback host=%s only=%s", h.Name(), o.Run),
 			Err:  fmt.Errorf("%w; undoing it failed as well: %v", f.Err, undoErr)}
 	}
 	f := fault.Of(err)
@@ -228,7 +228,7 @@ func (j *journal) apply(ctx context.Context, s Step, h host.Host, o Options) err
 				return err
 			}
 			if len(rest) > 0 && rest[0].Kind() == e.Kind && rest[0].Target() == e.Target {
-				return fault.Failed(e.Kind, "", "%s: %s %s is in place, yet is still needed", h.Name(), e.Kind, e.Target)
+				return fault.Failed(e.Kind, "", "%s: %s %s was changed, but is still needed", h.Name(), e.Kind, e.Target)
 			}
 			o.hold(ctx, h, rest...)
 			j.Entries = j.Entries[:i+1]
@@ -297,7 +297,7 @@ func locked(h host.Host, seen error) error {
 	if held := (*host.LockedError)(nil); errors.As(seen, &held) {
 		seen = holder{held}
 	}
-	return fault.Preflight("locked", "wait for that run to end, or look after it with: st2 execution list",
+	return fault.Preflight("locked", "wait until that run has ended; st2 execution list shows it",
 		"%s: another run is in progress: %w", h.Name(), seen)
 }
 

@@ -1043,11 +1043,11 @@ func TestUnusableJournal(t *testing.T) {
 		want  string
 	}{
 		"null":              {func(string) string { return "null" }, `its state is ""`},
-		"empty":             {func(string) string { return "" }, "it is no journal, or a part of one: unexpected end"},
-		"truncated":         {func(s string) string { return s[:len(s)/2] }, "it is no journal, or a part of one"},
-		"zeros":             {func(s string) string { return strings.Repeat("\x00", len(s)) }, "it is no journal, or a part of one"},
+		"empty":             {func(string) string { return "" }, "it is not a journal, or not a whole one: unexpected end"},
+		"truncated":         {func(s string) string { return s[:len(s)/2] }, "it is not a journal, or not a whole one"},
+		"zeros":             {func(s string) string { return strings.Repeat("\x00", len(s)) }, "it is not a journal, or not a whole one"},
 		"a null entry":      {func(s string) string { return strings.Replace(s, `"entries": [`, `"entries": [null,`, 1) }, "entry 1 is empty"},
-		"entries no list":   {func(s string) string { return strings.Replace(s, `"entries": [`, `"entries": 7, "e": [`, 1) }, "it is no journal"},
+		"entries no list":   {func(s string) string { return strings.Replace(s, `"entries": [`, `"entries": 7, "e": [`, 1) }, "it is not a journal"},
 		"a foreign kind":    {func(s string) string { return strings.Replace(s, `"kind": "file"`, `"kind": "x"`, 1) }, `change of an unknown kind "x": it was made by a newer st2ha`},
 		"a foreign state":   {func(s string) string { return strings.Replace(s, `"state": "applied"`, `"state": "mended"`, 1) }, `the state of entry 1 is "mended"`},
 		"a foreign journal": {func(s string) string { return strings.Replace(s, `"state": "done"`, `"state": "ended"`, 1) }, `its state is "ended"`},

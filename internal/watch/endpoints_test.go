@@ -94,7 +94,7 @@ func TestFind(t *testing.T) {
 				"/etc/exports":      "/opt/stackstorm/packs *(rw)\n",
 			},
 			want:     "mount /a on 203.0.113.1, nfs 203.0.113.1:2049 on 203.0.113.1, nfs localhost:2049, st2 st2api, st2 st2scheduler",
-			problems: []string{"MongoDB", "[messaging] url is no URL", "URL", "/etc/fstab"},
+			problems: []string{"MongoDB", "[messaging] url is not a URL", "URL", "/etc/fstab"},
 		},
 		"an odd line costs that line only": {
 			files: map[string]string{

@@ -36,7 +36,7 @@ func TestBadInput(t *testing.T) {
 		{name: "no address", args: []string{"configure_mongodb", "--host=192.168.0.300"}, exit: 2, code: "usage", says: `host "192.168.0.300" is neither an IP address nor a host name`},
 		{name: "no role", args: []string{"verify_node", "--host=" + primary, "--role=arbiter"}, exit: 2, code: "usage", says: `role must be primary or secondary, not "arbiter"`},
 		{name: "a secret of two lines", secret: "one\ntwo", exit: 2, code: "usage", says: "rabbitmq_password holds a control character such as a newline"},
-		{name: "not root", user: "stanley@primary", args: []string{"configure_mongodb", "--host=" + primary}, exit: 3, code: "not_root", says: primary + " is this machine, and changing it takes root"},
+		{name: "not root", user: "stanley@primary", args: []string{"configure_mongodb", "--host=" + primary}, exit: 3, code: "not_root", says: primary + " is this machine, and only root can change it"},
 		{name: "a secondary that is not there", args: []string{"preflight", "--primary=" + primary, "--secondaries=192.168.0.77"}, exit: 3, code: "unreachable", says: "connect to 192.168.0.77 port 22 by SSH"},
 		{name: "an address that is not the node's", args: []string{"preflight", "--primary=" + primary, "--secondaries=127.0.0.1"}, exit: 3, code: "address", says: "127.0.0.1 is none of the node's addresses ("},
 		{name: "a wrong host key", node: "primary", file: knownHosts, change: knows(secondary), args: append(slices.Clone(preflight), "--known_hosts="+knownHosts), exit: 3, code: "host_key_changed", says: "another machine may answer in its place"},
@@ -49,9 +49,9 @@ func TestBadInput(t *testing.T) {
 		{name: "MongoDB asks for no login", node: "primary", file: "/etc/mongod.conf", change: "sed -i 's/authorization: enabled/authorization: disabled/' $f", exit: 3, code: "mongodb_authorization", says: "everybody who reaches " + primary + " could read and change StackStorm's data"},
 		{name: "fstab mounts something else there", node: "secondary", file: "/etc/fstab", change: "echo '/dev/sdz /opt/stackstorm/packs ext4 noauto 0 0' >> $f", exit: 3, code: "unparsable", says: "/etc/fstab: line 2: "},
 		{name: "exported otherwise already", node: "primary", file: "/etc/exports", change: "printf '/opt/stackstorm/packs " + secondary + "(ro,sync)\n' > $f", exit: 3, code: "unparsable", says: "/etc/exports: line 1: "},
-		{name: "RabbitMQ on another port", args: append(slices.Clone(preflight), "--rabbitmq_port=5672"), node: "primary", file: "/etc/rabbitmq/rabbitmq-env.conf", change: "echo NODE_PORT=5673 >> $f", exit: 3, code: "rabbitmq_listener", says: "NODE_PORT has the broker listen on port 5673, not 5672"},
+		{name: "RabbitMQ on another port", args: append(slices.Clone(preflight), "--rabbitmq_port=5672"), node: "primary", file: "/etc/rabbitmq/rabbitmq-env.conf", change: "echo NODE_PORT=5673 >> $f", exit: 3, code: "rabbitmq_listener", says: "NODE_PORT makes RabbitMQ listen on port 5673, not 5672"},
 		{name: "RabbitMQ with TLS only", node: "primary", file: "/etc/rabbitmq/rabbitmq.conf", change: "echo 'listeners.tcp = none' > $f", exit: 3, code: "rabbitmq_listener", says: "/etc/rabbitmq/rabbitmq.conf:1: listeners.tcp = none"},
-		{name: "a pattern the broker does not take", args: append(slices.Clone(preflight), `--permission_write=^st2\.(`), exit: 3, code: "rabbitmq_permission", says: `permission_write "^st2\\.(" for no regular expression, from its character 7 on`},
+		{name: "a pattern the broker does not take", args: append(slices.Clone(preflight), `--permission_write=^st2\.(`), exit: 3, code: "rabbitmq_permission", says: `permission_write "^st2\\.(" is not a regular expression for RabbitMQ, from its character 7 on`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.file != "" {

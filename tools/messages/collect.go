@@ -196,6 +196,8 @@ func (c *collector) function(f *function, called *scope) {
 		case *ast.CallExpr:
 			if r, ok := faultCall(f, n); ok {
 				c.report(at, r, called != nil)
+			} else if r, ok := c.editorError(f, n); ok {
+				c.report(at, r, called != nil)
 			} else if g := f.callee(n); g != nil && g != f && called == nil {
 				c.function(g, at.call(g, n))
 			}
@@ -250,6 +252,40 @@ func faultCall(f *function, call *ast.CallExpr) (report, bool) {
 		return report{}, false
 	}
 	return r, true
+}
+
+// editorError is an error of the package confedit, which refuses an edit with
+// refuse(line, format, …) or a method of that name; step.Located makes a fault of it.
+func (c *collector) editorError(f *function, call *ast.CallExpr) (report, bool) {
+	if f.pack != c.packs["confedit"] {
+		return report{}, false
+	}
+	switch fun := call.Fun.(type) {
+	case *ast.Ident:
+		if fun.Name != "refuse" {
+			return report{}, false
+		}
+	case *ast.SelectorExpr:
+		if fun.Sel.Name != "refuse" {
+			return report{}, false
+		}
+	default:
+		return report{}, false
+	}
+	text := func(s string) ast.Expr { return &ast.BasicLit{Kind: token.STRING, Value: strconv.Quote(s)} }
+	for i, a := range call.Args {
+		format, ok := a.(*ast.BasicLit)
+		if !ok || format.Kind != token.STRING {
+			continue
+		}
+		where := "HOST: FILE: line NUMBER: "
+		if line, ok := call.Args[0].(*ast.BasicLit); ok && line.Kind == token.INT { // it is about the request
+			where = "HOST: FILE: "
+		}
+		return report{code: text("unparsable"), text: &ast.BinaryExpr{X: text(where), Op: token.ADD, Y: format}, args: call.Args[i+1:],
+			formatted: true}, true
+	}
+	return report{}, false
 }
 
 // literal is a step.Finding{…} or fault.Error{…}.
@@ -350,7 +386,7 @@ func (c *collector) report(at *scope, r report, called bool) {
 			m := message{code: code, text: tidy(line)}
 			if r.fix != nil {
 				for _, fix := range t.of(at, r.fix) {
-					if fix = tidy(fix); fix != "" {
+					if fix = tidy(fix); saysSomething(fix) {
 						m.fixes = append(m.fixes, fix)
 					}
 				}

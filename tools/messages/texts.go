@@ -143,7 +143,7 @@ func (t texts) name(at *scope, name string) []string {
 		if texts := t.known(at, value); texts != nil {
 			all = append(all, texts...)
 		} else {
-			others = append(others, placeholder(value))
+			others = []string{capitals(name)}
 		}
 	}
 	// That there may be nothing is not worth saying.
@@ -257,6 +257,8 @@ func placeholder(e ast.Expr) string {
 			return "HOST"
 		case "at":
 			return "FILE:LINE"
+		case "Value": // of a node of a parsed file
+			return placeholder(e.X)
 		}
 		return capitals(e.Sel.Name)
 	case *ast.StarExpr:
@@ -305,7 +307,8 @@ func capitals(name string) string {
 		return "FINGERPRINT"
 	case "first":
 		return "UNIT"
-	case "a", "b", "s":
+	}
+	if len(name) == 1 {
 		return "VALUE"
 	}
 	var b strings.Builder
