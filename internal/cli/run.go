@@ -280,7 +280,7 @@ func (c *common) close() {
 
 func (c *common) options() step.Options {
 	return step.Options{Run: c.run, DryRun: c.dryRun, Wait: time.Duration(c.wait) * time.Second, Log: c.log, Mask: c.mask,
-		Started: c.start, Hold: c.hold}
+		Started: c.start, BeforeInterrupt: c.hold}
 }
 
 // result is that of a command which has not changed anything yet.

@@ -59,7 +59,7 @@ type iniOption struct {
 	key              string
 	keyEnd, val, end int // the key's end, and the value with its quotes
 	value            string
-	odd              string // why the value cannot be told from the file
+	odd              string // why the value cannot be known from the file
 	shared           bool   // other assignments are on the same line
 }
 
@@ -129,7 +129,7 @@ func (f *INI) Keys(section string) []string {
 }
 
 // Get returns the value that counts, without its quotes. A value that cannot
-// be told from the file ($(hostname) in Env) is returned as it is written; use
+// be known from the file ($(hostname) in Env) is returned as it is written; use
 // Lookup where that matters.
 func (f *INI) Get(section, key string) (value string, ok bool) {
 	o := f.effective(section, key)
@@ -139,7 +139,7 @@ func (f *INI) Get(section, key string) (value string, ok bool) {
 	return o.value, true
 }
 
-// Lookup is Get for those who act on the value: one that cannot be told from
+// Lookup is Get for those who act on the value: one that cannot be known from
 // the file is an *Error with its line.
 func (f *INI) Lookup(section, key string) (value string, ok bool, err error) {
 	all := f.find(section, key)

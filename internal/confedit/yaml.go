@@ -438,7 +438,7 @@ func (d *yamlDoc) indentOf(key *yaml.Node) (string, bool) {
 	return string(indent), len(bytes.Trim(indent, " ")) == 0
 }
 
-// lastLine is the line a node ends on, if that can be told.
+// lastLine is the line a node ends on, if that can be known.
 func (d *yamlDoc) lastLine(n *yaml.Node) (int, bool) {
 	for len(n.Content) > 0 && n.Style&yaml.FlowStyle == 0 {
 		n = n.Content[len(n.Content)-1]

@@ -29,9 +29,9 @@ type Host interface {
 	// firewall's view can be reached. It has the form drivers ask for.
 	DialContext(ctx context.Context, network, addr string) (net.Conn, error)
 	// Lock takes the lock file at path exclusively and returns its release.
-	// It is let go when the holder dies or its connection ends. A lock held by
-	// somebody else is a *LockedError at once; note says who holds it now, and
-	// is what the other will be told. It is in the file, durably, until the
+	// It is released when the holder dies or its connection ends. A lock held by
+	// somebody else is a *LockedError at once. note says who holds the lock from
+	// now on, for the errors of others. It is in the file, durably, until the
 	// release: a note in a file that nobody has locked is that of a holder that died.
 	Lock(ctx context.Context, path, note string) (release func(), err error)
 	// Close ends the connection to the host.

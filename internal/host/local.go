@@ -79,7 +79,7 @@ func (d *localDir) enter(name string) (directory, error) {
 	return in, nil
 }
 
-func (d *localDir) look(name string) (Info, string, error) {
+func (d *localDir) lstat(name string) (Info, string, error) {
 	var st unix.Stat_t
 	if err := unix.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return Info{}, "", err
@@ -448,7 +448,7 @@ func (l *Local) Rename(ctx context.Context, from, to string) error {
 		defer target.dir.close()
 		err = unix.Renameat2(p.dir.fd, p.base, target.dir.fd, target.base, unix.RENAME_NOREPLACE)
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-			if _, _, err := target.dir.look(target.base); err == nil {
+			if _, _, err := target.dir.lstat(target.base); err == nil {
 				return none, syscall.EEXIST
 			}
 			err = unix.Renameat(p.dir.fd, p.base, target.dir.fd, target.base)
@@ -496,7 +496,7 @@ func (l *Local) Sweep(ctx context.Context, name string) error {
 			if !isTemp(name, p.base) {
 				continue
 			}
-			if info, _, err := p.dir.look(name); err != nil || !info.Mode.IsRegular() {
+			if info, _, err := p.dir.lstat(name); err != nil || !info.Mode.IsRegular() {
 				continue
 			}
 			if err := unix.Unlinkat(p.dir.fd, name, 0); err != nil {
@@ -602,7 +602,7 @@ func (l *Local) DialContext(ctx context.Context, network, addr string) (net.Conn
 	return conn, nil
 }
 
-// Lock takes flock(2) on the file, which the kernel lets go when this process
+// Lock takes flock(2) on the file, which the kernel releases when this process
 // ends. The file stays, empty, when the lock is released; with the note of a
 // holder that died.
 func (l *Local) Lock(ctx context.Context, name, note string) (func(), error) {

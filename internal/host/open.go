@@ -82,7 +82,7 @@ func IsLocal(ctx context.Context, addr string) (bool, error) {
 	if ip, err := netip.ParseAddr(addr); err == nil {
 		ips = append(ips, ip)
 	} else {
-		// A name that does not resolve is told by the attempt to connect.
+		// The attempt to connect reports a name that does not resolve.
 		look, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
 		ips, _ = net.DefaultResolver.LookupNetIP(look, "ip", addr)

@@ -71,7 +71,7 @@ func (m *meter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// allow calls over once the other side has said more than so many bytes.
+// allow calls over once the other side has sent more than so many bytes.
 func (m *meter) allow(bytes int64, over func()) (done func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -151,7 +151,7 @@ func (s *SSH) startFiles(ctx context.Context) (*files, error) {
 	if err == nil {
 		return &files{Client: client, ses: ses, heard: heard}, nil
 	}
-	// The server never came up; its shell's or sudo's words say why.
+	// The server never came up; what its shell or sudo printed says why.
 	t := time.NewTimer(grace)
 	defer t.Stop()
 	if ctx.Err() == nil {
@@ -216,7 +216,7 @@ func on[T any](ctx context.Context, s *SSH, doing, name string, fn func(c *files
 		c.ses.Channel.Close()
 	}
 	if err != nil {
-		err = fileError(s.name, doing, name, s.lost(spoken(err)))
+		err = fileError(s.name, doing, name, s.lost(explainStatus(err)))
 	}
 	return v, err
 }
@@ -224,8 +224,8 @@ func on[T any](ctx context.Context, s *SSH, doing, name string, fn func(c *files
 // errServerEnded is a server that died, or whose connection did.
 var errServerEnded = errors.New("sftp-server ended")
 
-// spoken puts words to the statuses of SFTP.
-func spoken(err error) error {
+// explainStatus puts the statuses of SFTP into words.
+func explainStatus(err error) error {
 	var status *sftp.StatusError
 	if !errors.As(err, &status) {
 		if errors.Is(err, sftp.ErrSSHFxConnectionLost) {
@@ -242,16 +242,16 @@ func spoken(err error) error {
 	return err
 }
 
-// failed tells whether the server gave the status that stands for all errnos
-// it has no other for.
-func failed(err error) bool {
+// genericFailure says whether the server gave the status that stands for all
+// errnos for which SFTP has no other.
+func genericFailure(err error) bool {
 	var status *sftp.StatusError
 	return errors.As(err, &status) && status.FxCode() == sftp.ErrSSHFxFailure
 }
 
 // why finds the errno behind a failure to write into a directory.
 func (c *files) why(err error, dir string, need int) error {
-	if !failed(err) {
+	if !genericFailure(err) {
 		return err
 	}
 	v, e := c.StatVFS(dir)
@@ -266,7 +266,7 @@ func (c *files) why(err error, dir string, need int) error {
 	return err
 }
 
-// errNoPin is a server whose open files cannot be told apart.
+// errNoPin is a server that does not say which file is open.
 var errNoPin = errors.New("users other than root can replace it, and the sftp-server's /proc/self/fd does not say what was opened")
 
 // farWalk is one operation's way to the files of a server. SFTP has no
@@ -276,12 +276,12 @@ var errNoPin = errors.New("users other than root can replace it, and the sftp-se
 // gone through by its descriptor.
 type farWalk struct {
 	c      *files
-	seen   map[string]farLook // of the path's own elements, asked for all at once
+	seen   map[string]farStat // of the path's own elements, asked for all at once
 	locked bool
 	pins   []*sftp.File
 }
 
-type farLook struct {
+type farStat struct {
 	info Info
 	err  error
 }
@@ -302,7 +302,7 @@ func (d *farDir) close() {} // done does
 // name is a name in the directory, for the server.
 func (d *farDir) name(base string) string { return path.Join(d.path, base) }
 
-func (d *farDir) look(name string) (Info, string, error) {
+func (d *farDir) lstat(name string) (Info, string, error) {
 	full := d.name(name)
 	l, ok := d.w.seen[full]
 	if !ok {
@@ -316,7 +316,7 @@ func (d *farDir) look(name string) (Info, string, error) {
 }
 
 func (d *farDir) enter(name string) (directory, error) {
-	info, _, err := d.look(name)
+	info, _, err := d.lstat(name)
 	if err != nil {
 		return nil, err
 	}
@@ -355,7 +355,7 @@ func (d *farDir) open(name string) (*sftp.File, string, error) {
 	return fd, at, err
 }
 
-// done lets go of what the operation had open.
+// done closes what the operation had open.
 func (w *farWalk) done(s *SSH) {
 	for _, fd := range w.pins {
 		if w.locked {
@@ -393,20 +393,20 @@ func (c *files) descriptor(real string) (string, error) {
 	return "", errSwapped
 }
 
-func (c *files) lstat(name string) farLook {
+func (c *files) lstat(name string) farStat {
 	fi, err := c.Lstat(name)
 	if err != nil {
-		return farLook{err: err}
+		return farStat{err: err}
 	}
-	return farLook{info: sftpInfo(fi)}
+	return farStat{info: sftpInfo(fi)}
 }
 
-// ahead looks at all elements of a path at once, in the time of one.
+// ahead asks for all elements of a path at once, in the time of one.
 func (c *files) ahead(name string) *farWalk {
-	w := &farWalk{c: c, seen: map[string]farLook{}}
+	w := &farWalk{c: c, seen: map[string]farStat{}}
 	var all sync.WaitGroup
 	var mu sync.Mutex
-	look := func(at string) {
+	stat := func(at string) {
 		all.Go(func() {
 			l := c.lstat(at)
 			mu.Lock()
@@ -414,7 +414,7 @@ func (c *files) ahead(name string) *farWalk {
 			w.seen[at] = l
 		})
 	}
-	look("/")
+	stat("/")
 	at := ""
 	for _, e := range elements(name) {
 		if e == ".." {
@@ -422,7 +422,7 @@ func (c *files) ahead(name string) *farWalk {
 		}
 		if e != "." {
 			at += "/" + e
-			look(at)
+			stat(at)
 		}
 	}
 	all.Wait()
@@ -555,7 +555,7 @@ func (s *SSH) ReadFile(ctx context.Context, name string) (File, error) {
 		if fi.Size() > maxFile {
 			return File{}, errTooLarge
 		}
-		if n == 0 || int64(n) != fi.Size() { // it has changed, or lies in /proc, which tells no sizes
+		if n == 0 || int64(n) != fi.Size() { // it has changed, or lies in /proc, where sizes are 0
 			if data, err = readAll(fd); err != nil {
 				return File{}, err
 			}
@@ -690,7 +690,7 @@ func (s *SSH) Mkdir(ctx context.Context, name string, info Info) error {
 			return none, fs.ErrExist
 		}
 		if err := c.Mkdir(p.name()); err != nil {
-			if _, e := c.Lstat(p.name()); failed(err) && e == nil {
+			if _, e := c.Lstat(p.name()); genericFailure(err) && e == nil {
 				return none, fs.ErrExist
 			}
 			return none, c.why(err, p.dir.path, 1)
@@ -746,7 +746,7 @@ func (s *SSH) Rename(ctx context.Context, from, to string) error {
 			if target.dir == nil {
 				return none, fmt.Errorf("to %s: %w", to, err)
 			}
-			if _, e := c.Lstat(target.name()); failed(err) && e == nil {
+			if _, e := c.Lstat(target.name()); genericFailure(err) && e == nil {
 				err = fs.ErrExist
 			}
 			return none, fmt.Errorf("to %s: %w", to, c.why(err, target.dir.path, 1))
@@ -770,7 +770,7 @@ func (s *SSH) Remove(ctx context.Context, name string) error {
 			err = bare(err)
 			if fi, e := c.Lstat(p.name()); errors.Is(e, fs.ErrNotExist) {
 				err = fs.ErrNotExist
-			} else if failed(err) && e == nil && fi.IsDir() {
+			} else if genericFailure(err) && e == nil && fi.IsDir() {
 				if names, e := c.ReadDir(p.name()); e == nil && len(names) > 0 {
 					err = syscall.ENOTEMPTY
 				}

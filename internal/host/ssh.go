@@ -498,7 +498,7 @@ func exitCode(r *ssh.Request) (int, bool) {
 	return 0, false
 }
 
-// gate lets go of a writer that its owner wants to read, whoever still copies to it.
+// gate passes bytes on to a writer until it is closed, so that its owner can read that while others still copy to it.
 type gate struct {
 	mu   sync.Mutex
 	w    io.Writer
@@ -559,7 +559,7 @@ func (s *SSH) exec(ctx context.Context, line string, stdin []byte, stdout, stder
 	if ses.status < 0 {
 		return 0, s.lost(errEnded)
 	}
-	// What a program leaves behind may hold its output open for good.
+	// A child process that a program leaves behind may keep its output open for ever.
 	t := time.NewTimer(grace / 2)
 	defer t.Stop()
 	select {
@@ -646,7 +646,7 @@ func (s *SSH) kill(mark string) {
 	s.exec(ctx, s.asRoot()+quoteAll([]string{"sh", "-c", killScript}), []byte(mark+"\n"), io.Discard, io.Discard, func() {})
 }
 
-// sudoRefused tells sudo's refusal from a program that failed.
+// sudoRefused distinguishes sudo's refusal from a program that failed.
 func sudoRefused(code int, stderr string) bool {
 	switch code {
 	case 1:
@@ -738,7 +738,7 @@ exec flock --exclusive --nonblock --conflict-exit-code 75 "$1" sh -c "$3" sh "$1
 		ses.Channel.Close()
 		return nil, fileError(s.name, "lock", name, ctx.Err())
 	}
-	// Nobody waits long for a session that has said something else.
+	// Nobody waits long for a session that has printed something else.
 	t := time.NewTimer(grace)
 	defer t.Stop()
 	select {

@@ -169,8 +169,8 @@ func (s *SSH) bridge(far net.Conn, network, addr string) (net.Conn, error) {
 	return &tunnel{in: in, out: out, local: address{network, s.name}, remote: address{network, addr}, closing: closing}, nil
 }
 
-// said makes a pipe's errors those of a network connection.
-func (t *tunnel) said(err error) error {
+// netError makes a pipe's errors those of a network connection.
+func (t *tunnel) netError(err error) error {
 	switch {
 	case !errors.Is(err, io.ErrClosedPipe):
 		return err
@@ -182,12 +182,12 @@ func (t *tunnel) said(err error) error {
 
 func (t *tunnel) Read(b []byte) (int, error) {
 	n, err := t.in.Read(b)
-	return n, t.said(err)
+	return n, t.netError(err)
 }
 
 func (t *tunnel) Write(b []byte) (int, error) {
 	n, err := t.out.Write(b)
-	return n, t.said(err)
+	return n, t.netError(err)
 }
 
 func (t *tunnel) LocalAddr() net.Addr  { return t.local }
@@ -199,10 +199,10 @@ func (t *tunnel) SetDeadline(d time.Time) error {
 	return cmp.Or(t.SetReadDeadline(d), t.SetWriteDeadline(d))
 }
 
-// deadline leaves it to the next Read to tell that the far side has ended, as
+// deadline leaves it to the next Read to report that the far side has ended, as
 // a socket does.
 func (t *tunnel) deadline(err error) error {
-	if err = t.said(err); err == syscall.EPIPE {
+	if err = t.netError(err); err == syscall.EPIPE {
 		return nil
 	}
 	return err

@@ -20,11 +20,11 @@ import (
 type directory interface {
 	// info is the directory's own.
 	info() Info
-	// look is what lstat(2) says of a name in it, with the target of a link.
-	look(name string) (Info, string, error)
+	// lstat is what lstat(2) says of a name in it, with the target of a link.
+	lstat(name string) (Info, string, error)
 	// enter reaches a directory in it, and no link.
 	enter(name string) (directory, error)
-	// close lets go of it.
+	// close ends the use of it.
 	close()
 }
 
@@ -81,7 +81,7 @@ func walk(root directory, name string, last bool, own int) (_ spot, err error) {
 			back(max(len(way)-1, 1))
 			continue
 		}
-		info, target, err := here.look(element)
+		info, target, err := here.lstat(element)
 		if errors.Is(err, fs.ErrNotExist) && len(rest) == 0 {
 			return arrive(spot{base: element})
 		}
@@ -176,7 +176,7 @@ func (p party) has(s spot) bool {
 	return owns(s.dir.info()) && (!s.exists || owns(s.info))
 }
 
-// foreignError is a link that leads out of the reach of those who can have made it.
+// foreignError is a link to something that does not belong to those who can have made the link.
 type foreignError struct {
 	link, to string
 	by       party
@@ -187,6 +187,6 @@ func (e *foreignError) Error() string {
 	return fmt.Sprintf("%s is a link that %s can have made, and leads to %s, which is not theirs", e.link, e.by, e.to)
 }
 
-// errSwapped is what others have put something else for, in the moment between
-// a look and an act.
+// errSwapped is a file that somebody replaced between the moment when it was
+// checked and the one when it was to be used.
 var errSwapped = errors.New("somebody replaced it meanwhile")

@@ -98,7 +98,7 @@ func Dial(ctx context.Context, d options.ContextDialer, s Server, addr string) (
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case s.TLS == nil:
-		err = secure.Hung(ctx, d, addr, err)
+		err = secure.ExplainEnd(ctx, d, addr, err)
 	}
 	return nil, err
 }
@@ -120,10 +120,10 @@ func greet(conn net.Conn) error {
 	}
 	header := make([]byte, 16)
 	if n, err := io.ReadFull(conn, header); err != nil {
-		return cmp.Or(secure.Heard(header[:n]), err)
+		return cmp.Or(secure.ExplainAnswer(header[:n]), err)
 	}
 	size, operation := binary.LittleEndian.Uint32(header), binary.LittleEndian.Uint32(header[12:])
-	if err := secure.Heard(header); err != nil {
+	if err := secure.ExplainAnswer(header); err != nil {
 		return err
 	}
 	if size < 16 || size > maxAnswer || operation != opMsg && operation != opReply {
@@ -134,10 +134,10 @@ func greet(conn net.Conn) error {
 }
 
 // Login logs in to the server at addr with what the URI holds; the password
-// stays out of the error. ErrRefused is told from a server that is away.
+// stays out of the error. A refused login is ErrRefused, a server that is away is not.
 func Login(ctx context.Context, d options.ContextDialer, s Server, addr, database string) error {
 	var reply bson.M
-	// The driver tells its user that it could not connect, and not why.
+	// The driver reports that it could not connect, and not why.
 	conn, err := Dial(ctx, d, s, addr)
 	if err != nil {
 		return err
@@ -156,8 +156,8 @@ func refused(err error) bool {
 	return errors.As(err, &said) && (said.Code == 13 || said.Code == 18)
 }
 
-// Open says whether the server at addr obeys somebody who has not logged in.
-func Open(ctx context.Context, d options.ContextDialer, s Server, addr string) (bool, error) {
+// AllowsAnonymous says whether the server at addr takes commands from a client that has not logged in.
+func AllowsAnonymous(ctx context.Context, d options.ContextDialer, s Server, addr string) (bool, error) {
 	var reply bson.M
 	err := ask(ctx, Options(d, s, addr), "admin", bson.D{{Key: "listDatabases", Value: 1}, {Key: "nameOnly", Value: true}}, &reply)
 	var refused mongo.CommandError

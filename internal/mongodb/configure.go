@@ -27,8 +27,8 @@ type Configure struct {
 	AllowUnauthenticated bool   // expose it also if it asks for no login
 	Within               time.Duration
 
-	// Clients are the servers, host:port, by which whoever waits for this step's
-	// result has to reach mongod afterwards; nil if nobody does.
+	// Clients are the addresses, host:port, at which StackStorm has to reach mongod
+	// afterwards, so that it can store this step's result; nil if nobody waits for it.
 	Clients func(ctx context.Context, h host.Host) ([]string, error)
 
 	answered bool // when the last Plan asked: nothing is left to prove
@@ -68,7 +68,7 @@ func read(ctx context.Context, h host.Host) (*config, error) {
 		"%s: neither /etc/mongod.conf nor /etc/mongodb.conf exists", h.Name())
 }
 
-// iniStyle tells the formats apart by the first line that sets something.
+// iniStyle recognizes the format by the first line that sets something.
 func iniStyle(data []byte) bool {
 	option := regexp.MustCompile(`^\s*[A-Za-z][A-Za-z0-9_.]*\s*=`)
 	for _, line := range bytes.Split(data, []byte("\n")) {
@@ -262,7 +262,7 @@ func (s *Configure) open(ctx context.Context, h host.Host, c *config, bound stri
 	if only {
 		server.TLS = &secure.TLS{}
 	}
-	return Open(ctx, h, server, addr)
+	return AllowsAnonymous(ctx, h, server, addr)
 }
 
 // tlsOnly says whether mongod speaks nothing but TLS; net.ssl is what net.tls

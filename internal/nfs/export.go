@@ -37,7 +37,7 @@ func (s *Export) Check(ctx context.Context, h host.Host) ([]step.Finding, error)
 	if err != nil {
 		return nil, err
 	}
-	findings, err := leads(ctx, h, dirs)
+	findings, err := checkLinks(ctx, h, dirs)
 	if err != nil {
 		return nil, err
 	}

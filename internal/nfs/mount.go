@@ -68,7 +68,7 @@ func (s *Mount) Check(ctx context.Context, h host.Host) ([]step.Finding, error) 
 	if err != nil {
 		return nil, err
 	}
-	findings, err := leads(ctx, h, dirs)
+	findings, err := checkLinks(ctx, h, dirs)
 	if err != nil {
 		return nil, err
 	}
@@ -323,9 +323,9 @@ func (a *Aside) Apply(ctx context.Context, h host.Host) error {
 	return h.Mkdir(ctx, a.Dir, host.Info{Mode: a.Mode, UID: a.UID, GID: a.GID})
 }
 
-// Lost warns that the kept contents are gone, so that Undo leaves the
+// CheckUndo warns that the kept contents are gone, so that Undo leaves the
 // directory empty.
-func (a *Aside) Lost(ctx context.Context, h host.Host) ([]step.Finding, error) {
+func (a *Aside) CheckUndo(ctx context.Context, h host.Host) ([]step.Finding, error) {
 	if _, err := h.Stat(ctx, a.Kept); !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
@@ -424,7 +424,7 @@ func (m *MountUnit) Undo(ctx context.Context, h host.Host) error {
 	if _, err := h.Run(ctx, nil, "nsenter", "--target=1", "--mount", "--", "umount", "--lazy", m.Dir); err != nil {
 		return fmt.Errorf("%s: unmount %s: %w, after %w", h.Name(), m.Dir, err, stopErr)
 	}
-	// The stop in vain is held against the unit, which would be listed as failed for good.
+	// Because of the failed stop, systemd would list the unit as failed for ever.
 	_, err = h.Run(ctx, nil, "systemctl", "reset-failed", m.unit())
 	var exit *host.ExitError
 	if errors.As(err, &exit) { // it is not loaded any more

@@ -68,9 +68,9 @@ func Validate(dirs []string) error {
 	return nil
 }
 
-// leads judges directories by where they lead to on the host, once their links
-// are resolved.
-func leads(ctx context.Context, h host.Host, dirs []string) ([]step.Finding, error) {
+// checkLinks checks directories by where they lead to on the host, once their
+// links are resolved.
+func checkLinks(ctx context.Context, h host.Host, dirs []string) ([]step.Finding, error) {
 	real := slices.Clone(dirs)
 	for i, dir := range dirs {
 		at, err := h.Resolve(ctx, dir)

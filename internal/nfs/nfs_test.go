@@ -392,7 +392,7 @@ func TestAside(t *testing.T) {
 
 	// Somebody removed what was kept: before and after the unmount.
 	lost := func() []string {
-		findings, err := a.Lost(ctx, m)
+		findings, err := a.CheckUndo(ctx, m)
 		require.NoError(t, err)
 		var said []string
 		for _, f := range findings {

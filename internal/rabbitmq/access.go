@@ -71,7 +71,7 @@ func (s *Configure) access(ctx context.Context, h host.Host) ([]step.Change, err
 		}
 	}
 	if g.Had == nil || *g.Had != g.Want {
-		if err := judge(ctx, h, s.Permissions); err != nil {
+		if err := checkPatterns(ctx, h, s.Permissions); err != nil {
 			return nil, err
 		}
 		changes = append(changes, g)
@@ -79,10 +79,10 @@ func (s *Configure) access(ctx context.Context, h host.Host) ([]step.Change, err
 	return changes, nil
 }
 
-// judge asks the broker whether it takes the patterns: its regular expressions
+// checkPatterns asks the broker whether it takes the patterns: its regular expressions
 // are PCRE (Erlang's re), which Go's package cannot read all of. set_permissions
 // would refuse them as well, but only after other changes.
-func judge(ctx context.Context, h host.Host, p Permissions) error {
+func checkPatterns(ctx context.Context, h host.Host, p Permissions) error {
 	if p == everything {
 		return nil
 	}

@@ -7,8 +7,8 @@ import (
 	"github.com/streadway/amqp"
 )
 
-// Canary publishes messages that only show that the broker takes some. A
-// broker with an alarm tells so to connections that publish, and to no others.
+// Canary publishes messages that only show whether the broker takes any. A
+// broker with an alarm reports it only to connections that publish.
 type Canary struct {
 	conn          *Connection
 	channel       *amqp.Channel
@@ -58,7 +58,7 @@ func (c *Canary) Publish(ctx context.Context) error { return c.conn.Within(ctx, 
 func (c *Canary) publish() error {
 	select {
 	case b := <-c.conn.Blocked:
-		c.heed(b)
+		c.setBlocked(b)
 	default:
 	}
 	if c.blocked != nil {
@@ -82,7 +82,7 @@ func (c *Canary) publish() error {
 			}
 			return nil
 		case b, ok := <-c.conn.Blocked:
-			if c.heed(b); c.blocked != nil {
+			if c.setBlocked(b); c.blocked != nil {
 				return c.blocked
 			}
 			if !ok {
@@ -92,7 +92,8 @@ func (c *Canary) publish() error {
 	}
 }
 
-func (c *Canary) heed(b amqp.Blocking) {
+// setBlocked notes whether the broker has an alarm.
+func (c *Canary) setBlocked(b amqp.Blocking) {
 	if c.blocked = nil; b.Active {
 		c.blocked = &BlockedError{b.Reason}
 	}

@@ -52,7 +52,7 @@ func (e *BlockedError) Error() string {
 	return "publishers are blocked: " + e.Reason
 }
 
-// Words is what the broker said, without the constant's name before it.
+// Words is the broker's message, without the constant's name before it.
 func Words(e *amqp.Error) string {
 	if name, words, ok := strings.Cut(e.Reason, " - "); ok && name == strings.ToUpper(name) {
 		return words
@@ -60,7 +60,7 @@ func Words(e *amqp.Error) string {
 	return e.Reason
 }
 
-// Dial opens a connection. ErrRefused is told from a broker that is away.
+// Dial opens a connection. A refused login is ErrRefused, a broker that is away is not.
 func Dial(ctx context.Context, d secure.ContextDialer, l Login) (*Connection, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
@@ -70,7 +70,7 @@ func Dial(ctx context.Context, d secure.ContextDialer, l Login) (*Connection, er
 	}
 	c, err := open(ctx, conn, l, heartbeat)
 	if err != nil && l.TLS == nil {
-		err = secure.Hung(ctx, d, l.Addr, err)
+		err = secure.ExplainEnd(ctx, d, l.Addr, err)
 	}
 	return c, err
 }
@@ -90,7 +90,7 @@ func greet(conn net.Conn) error {
 	if _, err := io.ReadFull(conn, frame); err != nil {
 		return err
 	}
-	if err := secure.Heard(frame); err != nil {
+	if err := secure.ExplainAnswer(frame); err != nil {
 		return err
 	}
 	if frame[0] != 1 || frame[1] != 0 || frame[2] != 0 {
@@ -149,7 +149,7 @@ func ownName(purpose string) string {
 	return "st2ha." + purpose + "." + hex.EncodeToString(name)
 }
 
-// ended is the error of a channel or connection that is no more.
+// ended is the error of a channel or connection that has ended.
 func ended(err *amqp.Error) error {
 	if err == nil {
 		return errors.New("the connection ended")

@@ -76,7 +76,7 @@ func (s *Configure) Validate() error {
 		return fault.Usage("rabbitmq_vhost %q cannot be the name of a vhost", s.VHost)
 	}
 	for _, pattern := range s.Permissions.list() {
-		// Whether it is a regular expression is for the broker to say: see judge.
+		// Whether it is a regular expression is for the broker to say: see checkPatterns.
 		if strings.HasPrefix(pattern, "-") || !utf8.ValidString(pattern) || strings.ContainsFunc(pattern, unicode.IsControl) {
 			return fault.Usage("permission must be a regular expression that does not begin with - and has no control characters, not %q", pattern)
 		}
@@ -94,8 +94,8 @@ func (s *Configure) Check(ctx context.Context, h host.Host) ([]step.Finding, err
 		Fix: "install RabbitMQ on the primary, or check that this is the primary"}}, nil
 }
 
-// Plan opens the listener and sees to vhost, user and permissions. As long as
-// a login works it asks nothing of rabbitmqctl, which takes seconds.
+// Plan opens the listener and makes vhost, user and permissions. As long as a
+// login works it does not call rabbitmqctl, which takes seconds.
 func (s *Configure) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
 	s.works = false
 	if s.Port == 0 {

@@ -22,9 +22,9 @@ const (
 	closeTime = 300 * time.Millisecond
 )
 
-// Connection is a connection that can be held for months and ends when it is
-// told to. It guards against what streadway/amqp 1.1.0 leaves to its users;
-// each guard's comment says what that is.
+// Connection is a connection that can stay open for months and ends when it is
+// closed. It guards against what streadway/amqp 1.1.0 leaves to its users; each
+// guard's comment says what that is.
 type Connection struct {
 	*amqp.Connection
 	// Closed gets the broker's or the network's reason once the connection has
@@ -59,7 +59,7 @@ func open(ctx context.Context, conn net.Conn, l Login, beat time.Duration) (*Con
 	inTime := stop()
 	if err == nil && inTime {
 		raw.opened()
-		return hold(c, raw), nil
+		return newConnection(c, raw), nil
 	}
 	_ = raw.Close()
 	if !inTime {
@@ -68,8 +68,8 @@ func open(ctx context.Context, conn net.Conn, l Login, beat time.Duration) (*Con
 	return nil, raw.cause(l, err)
 }
 
-// hold has the connection's notifications go where they never block it.
-func hold(c *amqp.Connection, raw *rawConn) *Connection {
+// newConnection has the library's notifications go to channels that never block it.
+func newConnection(c *amqp.Connection, raw *rawConn) *Connection {
 	news, blocked := c.NotifyBlocked(make(chan amqp.Blocking)), make(chan amqp.Blocking, 1)
 	go func() {
 		for b := range news {
@@ -117,16 +117,16 @@ type external struct{}
 func (external) Mechanism() string { return "EXTERNAL" }
 func (external) Response() string  { return "" }
 
-// auth logs in, and has a refusal told at once.
+// auth logs in, and has the broker report a refusal at once.
 type auth struct {
 	amqp.Authentication
 	properties amqp.Table
 }
 
 // Response is asked for between the moment when the library has set its
-// capabilities and the one when it sends them: the place to add that of being
-// told. Without it RabbitMQ waits, and hangs up without a word (RabbitMQ,
-// "Authentication Failure Notifications").
+// capabilities and the one when it sends them: the place to add the one that asks
+// for the reason of a refusal. Without it RabbitMQ waits, and then closes the
+// connection without a reason (RabbitMQ, "Authentication Failure Notifications").
 func (a *auth) Response() string {
 	if capabilities, ok := a.properties["capabilities"].(amqp.Table); ok {
 		capabilities["authentication_failure_close"] = true
@@ -145,11 +145,11 @@ type rawConn struct {
 	unread []byte // of it
 	long   shortener
 
-	mu      sync.Mutex
-	talk    dialogue
-	opening bool
-	said    *amqp.Error // the broker's farewell, while opening
-	failed  error       // reading did, while opening
+	mu       sync.Mutex
+	dialogue dialogue
+	opening  bool
+	said     *amqp.Error // the broker's reason to close, while opening
+	failed   error       // reading did, while opening
 }
 
 // SetDeadline takes the zero time for the time of three heartbeats: the
@@ -168,7 +168,7 @@ func (r *rawConn) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	r.mu.Lock()
-	r.talk.says(p) // before it is: the answer may be quick
+	r.dialogue.sent(p) // before it is: the answer may be quick
 	r.mu.Unlock()
 	return r.Conn.Write(p)
 }
@@ -189,7 +189,7 @@ func (r *rawConn) Read(p []byte) (int, error) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if err == nil {
-			err = r.talk.hears(frame)
+			err = r.dialogue.received(frame)
 		}
 		if err != nil {
 			if r.opening && r.failed == nil && !errors.Is(err, net.ErrClosed) {
@@ -198,7 +198,7 @@ func (r *rawConn) Read(p []byte) (int, error) {
 			return 0, err
 		}
 		if r.opening && r.said == nil {
-			r.said = farewell(frame)
+			r.said = closeReason(frame)
 		}
 		r.frame, r.unread = frame, frame
 	}
@@ -223,7 +223,7 @@ func (r *rawConn) cause(l Login, err error) error {
 	case errors.Is(err, amqp.ErrSASL):
 		return fmt.Errorf("%w: %w", &secure.UnaskableError{Why: "it offers no login by " + l.sasl().Mechanism()}, err)
 	case said != nil && said.Code == amqp.AccessRefused:
-		// Which of the two it is the broker tells its log only.
+		// Only the broker's log says which of the two it is.
 		return fmt.Errorf("%w: user %s does not exist, or has another password", ErrRefused, l.User)
 	case said != nil && said.Code == amqp.NotAllowed:
 		return fmt.Errorf("%w: %s", ErrRefused, Words(said))

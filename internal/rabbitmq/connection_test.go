@@ -422,7 +422,7 @@ func FuzzBroker(f *testing.F) {
 }
 
 func TestFarewell(t *testing.T) {
-	said := farewell([]byte(frame(1, "\x00\x0a\x00\x32\x02\x12\x03abc\x00\x00\x00\x00")))
+	said := closeReason([]byte(frame(1, "\x00\x0a\x00\x32\x02\x12\x03abc\x00\x00\x00\x00")))
 	require.Equal(t, &amqp.Error{Code: 530, Reason: "abc", Server: true}, said)
-	require.Nil(t, farewell([]byte(frame(8, ""))))
+	require.Nil(t, closeReason([]byte(frame(8, ""))))
 }

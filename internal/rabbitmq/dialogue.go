@@ -6,23 +6,23 @@ import (
 )
 
 // maxUnanswered is how many messages a broker may deliver while nothing is
-// said to it. A consumer's prefetch is far below.
+// sent to it. A consumer's prefetch is far below.
 const maxUnanswered = 4096
 
-// dialogue follows what is asked of a broker, for the library reads no more,
-// and hangs with whoever calls it, once there is an answer to no question, or
-// one on a channel that is not open (connection.go, dispatch0 and
-// dispatchClosed; channel.go, dispatch), and it counts confirmations up to
-// whatever number they have (confirms.go).
+// dialogue keeps account of the requests to a broker and of its answers. The
+// library stops reading, and hangs with its caller, when an answer comes that
+// nobody asked for, or one on a channel that is not open (connection.go,
+// dispatch0 and dispatchClosed; channel.go, dispatch); and it counts up to
+// whatever number a confirmation has (confirms.go).
 type dialogue struct {
 	skip      int    // bytes of an outgoing frame's rest
 	head      []byte // of the outgoing frame that begins
-	channels  map[uint16]*talk
-	delivered int // since something was said
+	channels  map[uint16]*channelState
+	delivered int // since something was sent
 }
 
-// talk is what is under way on a channel.
-type talk struct {
+// channelState is what is under way on a channel.
+type channelState struct {
 	answers   int    // that are due
 	published uint64 // messages
 }
@@ -37,7 +37,7 @@ var questions = map[uint32]bool{
 	85<<16 | 10: true, 90<<16 | 10: true, 90<<16 | 20: true, 90<<16 | 30: true,
 }
 
-// unasked are the methods that a broker sends of itself.
+// unasked are the methods that a broker sends without a request.
 var unasked = map[uint32]bool{
 	10<<16 | 50: true, 10<<16 | 60: true, 10<<16 | 61: true, 20<<16 | 20: true, 20<<16 | 40: true,
 	60<<16 | 30: true, 60<<16 | 50: true, 60<<16 | 60: true, 60<<16 | 80: true, 60<<16 | 120: true,
@@ -48,10 +48,10 @@ const (
 	publish, deliver, ack, nack               = 60<<16 | 40, 60<<16 | 60, 60<<16 | 80, 60<<16 | 120
 )
 
-// says takes note of bytes that go to the broker.
-func (d *dialogue) says(p []byte) {
+// sent takes note of bytes that go to the broker.
+func (d *dialogue) sent(p []byte) {
 	if d.channels == nil {
-		d.channels = map[uint16]*talk{0: {answers: 1}} // Connection.Start, to the protocol's header
+		d.channels = map[uint16]*channelState{0: {answers: 1}} // Connection.Start, to the protocol's header
 		d.skip = 8
 	}
 	for len(p) > 0 {
@@ -72,18 +72,18 @@ func (d *dialogue) says(p []byte) {
 		}
 		d.skip = 7 + int(binary.BigEndian.Uint32(d.head[3:])) + 1 - len(d.head)
 		if d.head[0] == frameMethod {
-			d.asks(d.head)
+			d.request(d.head)
 		}
 		d.head = d.head[:0]
 	}
 }
 
-// asks takes note of a method, by the first 11 bytes of its frame.
-func (d *dialogue) asks(head []byte) {
+// request takes note of a method, by the first 11 bytes of its frame.
+func (d *dialogue) request(head []byte) {
 	d.delivered = 0
 	channel, method := binary.BigEndian.Uint16(head[1:]), binary.BigEndian.Uint32(head[7:])
 	if method == channelOpen {
-		d.channels[channel] = &talk{}
+		d.channels[channel] = &channelState{}
 	}
 	t := d.channels[channel]
 	if t == nil {
@@ -97,8 +97,8 @@ func (d *dialogue) asks(head []byte) {
 	}
 }
 
-// hears says whether a frame of the broker's has its place.
-func (d *dialogue) hears(frame []byte) error {
+// received checks that a frame of the broker is one that may come now.
+func (d *dialogue) received(frame []byte) error {
 	kind, channel := frame[0], binary.BigEndian.Uint16(frame[1:])
 	if kind != frameMethod {
 		if kind == frameHeartbeat != (channel == 0) {

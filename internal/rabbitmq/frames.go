@@ -45,10 +45,10 @@ var serverMethods = map[uint32]string{
 // the lowest that the library reads (AMQP 0-9-1, class basic; types.go).
 const properties = "sst11ssss8ssss"
 
-// readFrame reads one frame into buf, which it may replace, and sees that it
-// is one that the library can be given: that takes a message's or string's
-// memory by the length it is told, before it has a byte of it, and follows
-// nested tables however deep they are.
+// readFrame reads one frame into buf, which it may replace, and checks that the
+// library can be given it: the library allocates what a frame announces as the
+// length of a message or string, before it has a byte of it, and follows nested
+// tables however deep they are.
 func readFrame(r io.Reader, buf []byte) ([]byte, error) {
 	buf = append(buf[:0], make([]byte, 7)...)
 	if _, err := io.ReadFull(r, buf); err != nil {
@@ -58,7 +58,7 @@ func readFrame(r io.Reader, buf []byte) ([]byte, error) {
 	switch buf[0] {
 	case frameMethod, frameHeader, frameBody, frameHeartbeat:
 	default:
-		if err := secure.Heard(buf); err != nil {
+		if err := secure.ExplainAnswer(buf); err != nil {
 			return nil, err
 		}
 		return nil, errFrame
@@ -90,7 +90,7 @@ func checkPayload(kind byte, payload []byte) error {
 		}
 		f.all(format)
 	case frameHeader:
-		f.take(4)
+		f.next(4)
 		if size := f.number(8); size > maxMessage {
 			return fmt.Errorf("%w: a message of %d bytes", errFrame, size)
 		}
@@ -141,7 +141,7 @@ type fields struct {
 	bad  bool
 }
 
-func (f *fields) take(n uint64) []byte {
+func (f *fields) next(n uint64) []byte {
 	if n > uint64(len(f.rest)) {
 		f.rest, f.bad = nil, true
 		return nil
@@ -152,7 +152,7 @@ func (f *fields) take(n uint64) []byte {
 }
 
 func (f *fields) number(bytes uint64) (n uint64) {
-	for _, b := range f.take(bytes) {
+	for _, b := range f.next(bytes) {
 		n = n<<8 | uint64(b)
 	}
 	return n
@@ -162,28 +162,28 @@ func (f *fields) all(format string) {
 	for _, c := range format {
 		switch c {
 		case 's':
-			f.take(f.number(1))
+			f.next(f.number(1))
 		case 'l':
-			f.take(f.number(4))
+			f.next(f.number(4))
 		case 't':
 			f.table(1)
 		default:
-			f.take(uint64(c - '0'))
+			f.next(uint64(c - '0'))
 		}
 	}
 }
 
 func (f *fields) table(depth int) {
-	in := &fields{rest: f.take(f.number(4))}
+	in := &fields{rest: f.next(f.number(4))}
 	for len(in.rest) > 0 {
-		in.take(in.number(1)) // its name
+		in.next(in.number(1)) // its name
 		in.value(depth)
 	}
 	f.bad = f.bad || in.bad
 }
 
 func (f *fields) array(depth int) {
-	in := &fields{rest: f.take(f.number(4))}
+	in := &fields{rest: f.next(f.number(4))}
 	for len(in.rest) > 0 {
 		in.value(depth)
 	}
@@ -199,17 +199,17 @@ func (f *fields) value(depth int) {
 	}
 	switch f.number(1) {
 	case 't', 'b':
-		f.take(1)
+		f.next(1)
 	case 's':
-		f.take(2)
+		f.next(2)
 	case 'I', 'f':
-		f.take(4)
+		f.next(4)
 	case 'l', 'd', 'T':
-		f.take(8)
+		f.next(8)
 	case 'D':
-		f.take(5)
+		f.next(5)
 	case 'S', 'x':
-		f.take(f.number(4))
+		f.next(f.number(4))
 	case 'A':
 		f.array(depth + 1)
 	case 'F':
@@ -220,13 +220,13 @@ func (f *fields) value(depth int) {
 	}
 }
 
-// farewell is the broker's Connection.Close, if a frame is one (sections 2.3.5
+// closeReason is the broker's Connection.Close, if a frame is one (sections 2.3.5
 // and 1.4.2.10: class 10, method 50, reply code, reply text).
-func farewell(frame []byte) *amqp.Error {
+func closeReason(frame []byte) *amqp.Error {
 	f := &fields{rest: frame[7 : len(frame)-1]}
 	if frame[0] != frameMethod || f.number(4) != 10<<16|50 {
 		return nil
 	}
 	code := f.number(2)
-	return &amqp.Error{Code: int(code), Reason: string(f.take(f.number(1))), Server: true}
+	return &amqp.Error{Code: int(code), Reason: string(f.next(f.number(1))), Server: true}
 }

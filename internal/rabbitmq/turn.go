@@ -52,9 +52,9 @@ func (e *BusyError) Error() string {
 	return fmt.Sprintf("the last %s was a moment ago (%s); it may be tried again at %s", e.Work, e.Last, e.Until.UTC().Format(time.RFC3339))
 }
 
-// TakeTurn takes a turn, and does not wait for one. The context that comes with it ends when
-// the turn is lost, and after limit. by is who takes it, in words. That it is
-// another's, or too soon, is a *BusyError.
+// TakeTurn takes a turn, and does not wait for one. The context that it returns
+// ends when the turn is lost, and after limit. by names who takes it, for people.
+// If somebody else has the turn, or the gap is not over, the error is a *BusyError.
 func TakeTurn(ctx context.Context, d secure.ContextDialer, l Login, work, by string, gap, limit time.Duration) (*Turn, context.Context, error) {
 	asking, done := context.WithTimeout(ctx, answerTime)
 	defer done()
@@ -63,7 +63,7 @@ func TakeTurn(ctx context.Context, d secure.ContextDialer, l Login, work, by str
 		return nil, nil, err
 	}
 	t := &Turn{conn: conn, by: by, now: time.Now}
-	if err := conn.Within(asking, func() error { return t.take(work, gap) }); err != nil {
+	if err := conn.Within(asking, func() error { return t.acquire(work, gap) }); err != nil {
 		_ = conn.Close()
 		return nil, nil, err
 	}
@@ -86,8 +86,8 @@ func TakeTurn(ctx context.Context, d secure.ContextDialer, l Login, work, by str
 	return t, working, nil
 }
 
-// take declares both queues, and looks into that of the gap, which only who has the turn does.
-func (t *Turn) take(work string, gap time.Duration) error {
+// acquire declares both queues, and reads that of the gap, which only the holder of the turn does.
+func (t *Turn) acquire(work string, gap time.Duration) error {
 	channel, err := t.conn.Channel()
 	if err != nil {
 		return err

@@ -163,7 +163,7 @@ func (c *Conn) call(ctx context.Context, version, procedure uint32, cred, args [
 	}
 }
 
-// ended prefers what the reader met to what a writer is told of it later.
+// ended prefers the reader's error to the one that a writer gets later.
 func (c *Conn) ended(err error) error {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return context.DeadlineExceeded

@@ -1,5 +1,6 @@
-// Package secure speaks TLS to backends as StackStorm's clients do, and tells a
-// server that cannot be asked from one that is ill.
+// Package secure speaks TLS to backends as StackStorm's clients do, and
+// distinguishes a server that cannot be asked with the given settings from one
+// that does not work.
 package secure
 
 import (
@@ -21,8 +22,9 @@ type ContextDialer interface {
 	DialContext(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
-// UnaskableError is a server that answers, and cannot be asked with the
-// settings there are: it is not ill, and a restart heals nothing.
+// UnaskableError is a server that answers, but cannot be asked with the given
+// settings (TLS on one side only, a certificate that is not trusted). It works,
+// and a restart would change nothing.
 type UnaskableError struct{ Why string }
 
 // Error is the reason.
@@ -160,18 +162,18 @@ func Explain(err error) error {
 	return err
 }
 
-// Heard is Explain for one who asked without TLS, and got an answer that
-// begins so: a record of TLS is one (RFC 8446, section 5.1).
-func Heard(answer []byte) error {
+// ExplainAnswer is Explain for the first bytes of an answer to a question
+// without TLS: they may be a record of TLS (RFC 8446, section 5.1).
+func ExplainAnswer(answer []byte) error {
 	if len(answer) >= 2 && (answer[0] == 21 || answer[0] == 22) && answer[1] == 3 {
 		return unaskable("it speaks TLS, and the settings ask without")
 	}
 	return nil
 }
 
-// Hung makes an UnaskableError of err if a server that hung up on plain words
-// speaks TLS. Of a server that is silent or refuses it says nothing.
-func Hung(ctx context.Context, d ContextDialer, addr string, err error) error {
+// ExplainEnd is Explain for a server that ended a connection without TLS: it may
+// speak TLS. The error of a server that is silent or refuses stays as it is.
+func ExplainEnd(ctx context.Context, d ContextDialer, addr string, err error) error {
 	if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
 		return err
 	}
@@ -205,7 +207,7 @@ func Answers(ctx context.Context, d ContextDialer, addr string, ask func(net.Con
 		return Explain(ask(conn))
 	}
 	err := asked(nil)
-	if err = Hung(ctx, d, addr, err); !Unaskable(err) {
+	if err = ExplainEnd(ctx, d, addr, err); !Unaskable(err) {
 		return err
 	}
 	if err := asked(&TLS{}); err != nil && !Unaskable(err) {

@@ -141,7 +141,7 @@ func (c *Conf) Prefix() string {
 // empty if there is none.
 func (c *Conf) Coordination() string { return c.option("coordination", "url") }
 
-// option is a value in which references that cannot be told stay as they are.
+// option is a value in which references that cannot be resolved stay as they are.
 func (c *Conf) option(section, key string) string {
 	value, _ := c.Get(section, key)
 	value, _ = c.expand(section, value, 8)

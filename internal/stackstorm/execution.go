@@ -23,7 +23,7 @@ import (
 var executionID = regexp.MustCompile(`^[0-9a-f]{24}$`)
 
 // executionStatus reads an execution's status from the database that a host's
-// st2.conf names; empty if it is none of its. The API would not do: an action's
+// st2.conf names; empty if it is not there. The API is of no use here: an action's
 // token is deleted when the action ends (st2actions/container/base.py:135).
 func executionStatus(ctx context.Context, h host.Host, id string) (string, error) {
 	if !executionID.MatchString(id) {
@@ -69,7 +69,7 @@ func waits(ctx context.Context, h host.Host, run string) bool {
 const fetchTime = 10 * time.Second
 
 // AwaitEnd waits until the host's StackStorm has stored an execution's end, and
-// whoever waits for it could fetch the result. What is no execution of its has
+// st2 run had time to fetch the result. An execution that it does not know has
 // ended.
 func AwaitEnd(ctx context.Context, h host.Host, id string) error {
 	err := step.Await(ctx, 2*time.Second, func(ctx context.Context) (waiting, err error) {

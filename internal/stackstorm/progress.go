@@ -14,8 +14,8 @@ import (
 	"st2ha/internal/rabbitmq"
 )
 
-// Progress tells units that take messages from those that are connected and do
-// nothing. StackStorm's consumers have one message each under way
+// Progress distinguishes units that take messages from those that are connected
+// and do nothing. StackStorm's consumers have one message each under way
 // (st2common/st2common/transport/consumers.py:56, prefetch_count=1) and
 // acknowledge it as soon as a thread has it, or, the rules engine, once it is
 // in the database; AMQP says how many messages wait, not how many were taken.

@@ -166,7 +166,7 @@ func (s *Recoverer) deaf(ctx context.Context, h host.Host, active []string) ([]*
 		return nil, err
 	}
 	deaf = append(deaf, stuck...)
-	// A journal that cannot be searched says nothing of the units, and keeps nobody from healing the others.
+	// If the journal cannot be searched, the other units are healed all the same.
 	mute, _ := Mute(ctx, h, MuteWithin)
 	for _, unit := range mute {
 		if slices.Contains(active, unit) && !slices.ContainsFunc(deaf, func(r *unitRestart) bool { return r.Unit == unit }) {

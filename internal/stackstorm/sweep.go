@@ -128,7 +128,7 @@ func (s *Sweeper) Plan(ctx context.Context, h host.Host) ([]step.Change, error) 
 	return j.changes, nil
 }
 
-// judge looks at all that has not ended. h is a node whose st2.conf names the broker.
+// judge looks at all executions that have not ended. h is a node whose st2.conf names the broker.
 func (s *Sweeper) judge(ctx context.Context, h host.Host) (*judgement, error) {
 	j := &judgement{}
 	for _, look := range []func(context.Context, host.Host, *judgement) error{s.unclaimed, s.running} {
@@ -139,9 +139,9 @@ func (s *Sweeper) judge(ctx context.Context, h host.Host) (*judgement, error) {
 	return j, nil
 }
 
-// still notes one that stands still: as a change if nothing can move it any
-// more and its end is asked for, else as a finding.
-func (s *Sweeper) still(ctx context.Context, h host.Host, j *judgement, c *settle, unit string, since time.Time) error {
+// addStuck notes an execution that makes no progress: as a change if nothing can
+// move it any more and its end is asked for, else as a finding.
+func (s *Sweeper) addStuck(ctx context.Context, h host.Host, j *judgement, c *endExecution, unit string, since time.Time) error {
 	c.to = statusCanceled
 	fix := "look at it; st2ha.sweep_executions with cancel=true ends it if nothing can move it any more, st2 execution cancel " + c.ID + " in any case"
 	if s.Cancel {
@@ -252,9 +252,9 @@ func (s *Sweeper) unclaimed(ctx context.Context, h host.Host, j *judgement) erro
 			if later == "" {
 				continue // the queue is long, or nobody runs at all: it may still be taken
 			}
-			c := &settle{Execution: e, API: s.API, why: fmt.Sprintf("%s since %s, while the later %s was begun: its message may be lost",
+			c := &endExecution{Execution: e, API: s.API, why: fmt.Sprintf("%s since %s, while the later %s was begun: its message may be lost",
 				e.Status, e.since().UTC().Format(time.RFC3339), later)}
-			if err := s.still(ctx, h, j, c, unit, e.since()); err != nil {
+			if err := s.addStuck(ctx, h, j, c, unit, e.since()); err != nil {
 				return err
 			}
 		}
@@ -297,7 +297,7 @@ func (s *Sweeper) running(ctx context.Context, h host.Host, j *judgement) error 
 		switch {
 		case own[e.ID]:
 		case isWorkflow(e):
-			c := &settle{Execution: e, API: s.API, again: func(ctx context.Context) (string, error) {
+			c := &endExecution{Execution: e, API: s.API, again: func(ctx context.Context) (string, error) {
 				why, _, err := s.idle(ctx, e)
 				return why, err
 			}}
@@ -306,14 +306,14 @@ func (s *Sweeper) running(ctx context.Context, h host.Host, j *judgement) error 
 				return err
 			}
 			if c.why != "" {
-				err = s.still(ctx, h, j, c, "st2workflowengine", since)
+				err = s.addStuck(ctx, h, j, c, "st2workflowengine", since)
 			}
 		case on != "" && nodes[on] == nil:
 			j.findings = append(j.findings, step.Finding{Severity: step.Warning, Host: on, Check: "runner",
 				Message: fmt.Sprintf("execution %s of %s runs on %s, which is not one of the nodes: it is left alone", e.ID, e.Action.Ref, on),
 				Fix:     "give that node's address as well"})
 		default:
-			c := &settle{Execution: e, API: s.API, to: statusAbandoned}
+			c := &endExecution{Execution: e, API: s.API, to: statusAbandoned}
 			if c.why, err = runnerGone(ctx, e, nodes[on]); err == nil && c.why != "" {
 				j.changes = append(j.changes, c)
 			}
@@ -390,8 +390,8 @@ func runnerGone(ctx context.Context, e Execution, h host.Host) (string, error) {
 // Verify has nothing to prove: the API has taken each change.
 func (s *Sweeper) Verify(context.Context, host.Host) error { return nil }
 
-// settle ends one execution.
-type settle struct {
+// endExecution ends one execution.
+type endExecution struct {
 	Execution
 	API *API
 	to  string
@@ -401,18 +401,18 @@ type settle struct {
 }
 
 // Kind is "execution".
-func (c *settle) Kind() string { return "execution" }
+func (c *endExecution) Kind() string { return "execution" }
 
 // Target is the execution's id.
-func (c *settle) Target() string { return c.ID }
+func (c *endExecution) Target() string { return c.ID }
 
 // Diff says why, and what becomes of it.
-func (c *settle) Diff() string {
+func (c *endExecution) Diff() string {
 	return fmt.Sprintf("%s: %s → %s: %s", c.Execution.Action.Ref, c.Status, c.to, c.why)
 }
 
 // Apply ends it, unless it has moved on since.
-func (c *settle) Apply(ctx context.Context, h host.Host) error {
+func (c *endExecution) Apply(ctx context.Context, h host.Host) error {
 	now, err := c.API.Execution(ctx, c.ID)
 	if err != nil {
 		return err
@@ -448,6 +448,6 @@ func (c *settle) Apply(ctx context.Context, h host.Host) error {
 }
 
 // Undo cannot bring it back.
-func (c *settle) Undo(context.Context, host.Host) error {
+func (c *endExecution) Undo(context.Context, host.Host) error {
 	return fault.Failed("execution", "", "execution %s has ended, and cannot be started again", c.ID)
 }

@@ -227,7 +227,7 @@ func TestSweep(t *testing.T) {
 	want := map[string]string{"gone": "abandoned", "recycled": "abandoned"}
 	got := map[string]string{}
 	for _, c := range changes {
-		got[c.Target()] = c.(*settle).to
+		got[c.Target()] = c.(*endExecution).to
 		require.Equal(t, "execution", c.Kind())
 		require.Contains(t, c.Diff(), " → "+got[c.Target()]+": ")
 	}
@@ -350,7 +350,7 @@ func TestSweepMoves(t *testing.T) {
 	s := newSweeper(t, a)
 	e, err := s.API.Execution(t.Context(), "stuck")
 	require.NoError(t, err)
-	c := &settle{Execution: e, API: s.API, to: statusCanceled, again: func(ctx context.Context) (string, error) {
+	c := &endExecution{Execution: e, API: s.API, to: statusCanceled, again: func(ctx context.Context) (string, error) {
 		why, _, err := s.idle(ctx, e)
 		return why, err
 	}}

@@ -46,7 +46,7 @@ func heal(ctx context.Context, s Step, h host.Host, o Options, guard Guard, r *R
 		return s.Verify(ctx, h)
 	}
 	release, err := Lock(ctx, h, o.note(s), o.Wait)
-	if twin := healing(err, s); twin != "" {
+	if twin := sameHeal(err, s); twin != "" {
 		r.Findings = append(r.Findings, Finding{Severity: Warning, Host: h.Name(), Check: "healing_waits",
 			Message: s.Name() + " is at work on " + h.Name() + " already: " + twin, Fix: "try it again when that one has ended, if it is still needed then"})
 		return nil
@@ -59,7 +59,7 @@ func heal(ctx context.Context, s Step, h host.Host, o Options, guard Guard, r *R
 	if changes, err = s.Plan(ctx, h); err != nil {
 		return err
 	}
-	o.hold(ctx, h, changes...)
+	o.beforeInterrupt(ctx, h, changes...)
 	refused := false
 	for _, c := range changes {
 		f, err := guard(ctx, h, c)
@@ -90,10 +90,10 @@ func heal(ctx context.Context, s Step, h host.Host, o Options, guard Guard, r *R
 	return s.Verify(ctx, h)
 }
 
-// healing is who does the same on the host right now, if that is why there is
-// no lock: several observers of one fault ask for one heal, and the others fail
-// no more than they do when they come a moment later.
-func healing(err error, s Step) string {
+// sameHeal is the run that heals the same on the host right now, if that is why
+// the lock is taken: several observers of one fault start the same heal, and this
+// is no more of a failure than to come a moment later.
+func sameHeal(err error, s Step) string {
 	var held *host.LockedError
 	if errors.As(err, &held) && strings.HasSuffix(held.Holder, stepNote(s)) {
 		return held.Holder

@@ -61,8 +61,8 @@ func rollback(ctx context.Context, h host.Host, o RollbackOptions, r *Result) er
 			}
 			r.Changes = append(r.Changes, ChangeSummary{Kind: e.Kind, Target: e.Target,
 				Diff: fmt.Sprintf("undo of run %s, step %s", found[i].Run, found[i].Step)})
-			if l, ok := e.change.(Loser); ok && e.State == applied {
-				lost, err := l.Lost(ctx, h)
+			if l, ok := e.change.(UndoChecker); ok && e.State == applied {
+				lost, err := l.CheckUndo(ctx, h)
 				if err != nil {
 					return err
 				}
@@ -119,7 +119,7 @@ func undo(ctx context.Context, h host.Host, found []*journal, o Options) error {
 		return err
 	}
 	for _, a := range activators {
-		o.hold(ctx, h, a)
+		o.beforeInterrupt(ctx, h, a)
 	}
 	var unsaved error // a journal that cannot be written does not keep the rest from being undone
 	for i := len(found) - 1; i >= 0; i-- {

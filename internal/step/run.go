@@ -52,16 +52,16 @@ type Options struct {
 	Log     *slog.Logger
 	Mask    *Masker
 	Started time.Time
-	// Hold is told which units are going to be interrupted, before anything is
-	// changed or said; nil where nobody has to know.
-	Hold func(ctx context.Context, h host.Host, unit string)
+	// BeforeInterrupt is called with each unit that is going to be interrupted,
+	// before anything is changed or logged; nil where nobody has to know.
+	BeforeInterrupt func(ctx context.Context, h host.Host, unit string)
 }
 
-// hold tells of what the changes are going to interrupt.
-func (o Options) hold(ctx context.Context, h host.Host, changes ...Change) {
+// beforeInterrupt reports each unit that the changes are going to interrupt.
+func (o Options) beforeInterrupt(ctx context.Context, h host.Host, changes ...Change) {
 	for _, c := range changes {
-		if i, ok := c.(Interrupter); ok && o.Hold != nil {
-			o.Hold(ctx, h, i.Interrupts())
+		if i, ok := c.(Interrupter); ok && o.BeforeInterrupt != nil {
+			o.BeforeInterrupt(ctx, h, i.Interrupts())
 		}
 	}
 }
@@ -177,7 +177,7 @@ func apply(ctx context.Context, s Step, h host.Host, o Options, r *Result) ([]Ch
 	if err != nil || len(changes) == 0 {
 		return nil, err
 	}
-	o.hold(ctx, h, changes...)
+	o.beforeInterrupt(ctx, h, changes...)
 	j, err := openJournal(ctx, h, o.Run, s.Name(), changes, time.Now())
 	if err != nil {
 		return nil, err
@@ -230,7 +230,7 @@ func (j *journal) apply(ctx context.Context, s Step, h host.Host, o Options) err
 			if len(rest) > 0 && rest[0].Kind() == e.Kind && rest[0].Target() == e.Target {
 				return fault.Failed(e.Kind, "", "%s: %s %s was changed, but is still needed", h.Name(), e.Kind, e.Target)
 			}
-			o.hold(ctx, h, rest...)
+			o.beforeInterrupt(ctx, h, rest...)
 			j.Entries = j.Entries[:i+1]
 			if err := j.add(ctx, h, rest); err != nil {
 				return err

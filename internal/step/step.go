@@ -43,8 +43,8 @@ type Change interface {
 	Undo(ctx context.Context, h host.Host) error
 }
 
-// Imager is a Change whose Undo needs bytes that may hold secrets. The journal
-// keeps them in a file of their own, mode 0600.
+// Imager is a Change whose Undo needs bytes that may contain secrets. The
+// journal keeps them in a file of their own, mode 0600.
 type Imager interface {
 	Change
 	Image() []byte
@@ -71,11 +71,12 @@ type Interrupter interface {
 	Interrupts() string
 }
 
-// Loser is a Change whose Undo needs something that somebody may have removed
-// since. Lost says, before anything is undone, what will not come back.
-type Loser interface {
+// UndoChecker is a Change whose Undo needs something that somebody may have
+// removed meanwhile. Rollback calls CheckUndo before it undoes anything: its
+// findings are what will not come back.
+type UndoChecker interface {
 	Change
-	Lost(ctx context.Context, h host.Host) ([]Finding, error)
+	CheckUndo(ctx context.Context, h host.Host) ([]Finding, error)
 }
 
 // Replanner is a Change that brings files of its own, such as a package: what

@@ -997,7 +997,7 @@ type loss struct{ step.FileChange }
 
 func (l *loss) Kind() string { return "loss" }
 
-func (l *loss) Lost(_ context.Context, h host.Host) ([]step.Finding, error) {
+func (l *loss) CheckUndo(_ context.Context, h host.Host) ([]step.Finding, error) {
 	return []step.Finding{{Severity: step.Warning, Host: h.Name(), Check: "loss", Message: l.Path}}, nil
 }
 

@@ -10,8 +10,8 @@ import (
 	"st2ha/internal/host"
 )
 
-// died says whether whoever had the host's lock last never let go of it.
-func died(ctx context.Context, h host.Host) (bool, error) {
+// lastRunDied says whether the last run that had the host's lock never released it.
+func lastRunDied(ctx context.Context, h host.Host) (bool, error) {
 	f, err := h.ReadFile(ctx, lockPath)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
@@ -22,7 +22,7 @@ func died(ctx context.Context, h host.Host) (bool, error) {
 // lockAndTidy takes the host's lock, and removes what a holder that died left
 // half written. A lock that is held is a *host.LockedError.
 func lockAndTidy(ctx context.Context, h host.Host, note string) (release func(), err error) {
-	dead, err := died(ctx, h) // asked first: the lock overwrites the note
+	dead, err := lastRunDied(ctx, h) // asked first: the lock overwrites the note
 	if err != nil {
 		return nil, err
 	}
@@ -39,7 +39,7 @@ func lockAndTidy(ctx context.Context, h host.Host, note string) (release func(),
 // tidyIfFree does what is left to do after a killed run where nothing is to be
 // changed: who holds the lock now tidies up by itself.
 func tidyIfFree(ctx context.Context, h host.Host, note string) error {
-	if dead, err := died(ctx, h); err != nil || !dead {
+	if dead, err := lastRunDied(ctx, h); err != nil || !dead {
 		return err
 	}
 	release, err := lockAndTidy(ctx, h, note)

@@ -190,7 +190,7 @@ func (r *redisSession) ask(ctx context.Context, command ...string) (string, erro
 		r.heard = r.heard || ok
 		switch {
 		case !ok && r.settings.TLS == nil && !r.heard:
-			return "", secure.Hung(ctx, r.settings.Dialer, r.settings.Addr, r.err)
+			return "", secure.ExplainEnd(ctx, r.settings.Dialer, r.settings.Addr, r.err)
 		case !ok:
 			return "", secure.Explain(r.err)
 		case strings.HasPrefix(reply, "+"):

@@ -692,7 +692,7 @@ func lock(t *testing.T, f fixture) {
 }
 
 // Exclude tests that b cannot take the lock that a holds, that it is told who
-// holds it, and that it gets it at once when a lets go.
+// holds it, and that it gets it at once when a releases it.
 func Exclude(t *testing.T, a, b host.Host, path string) {
 	t.Helper()
 	note := `run 7 of "join_secondary" on $(hostname), it's pid 42`

@@ -20,11 +20,11 @@ func (a *ailment) Interrupts() string { return a.name }
 
 // What is going to be interrupted is told before anything is changed or said,
 // whatever interrupts it.
-func TestHold(t *testing.T) {
+func TestBeforeInterrupt(t *testing.T) {
 	var said []string
 	o := options("one")
 	o.Log = slog.New(slog.NewTextHandler(writer(func(line string) { said = append(said, "log") }), nil))
-	o.Hold = func(_ context.Context, h host.Host, unit string) { said = append(said, h.Name()+" "+unit) }
+	o.BeforeInterrupt = func(_ context.Context, h host.Host, unit string) { said = append(said, h.Name()+" "+unit) }
 	held := func() []string {
 		defer func() { said = nil }()
 		var units []string
