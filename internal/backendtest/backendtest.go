@@ -158,7 +158,8 @@ func definitions(users []string) ([]byte, error) {
 		}
 		d.Users = append(d.Users, map[string]string{"name": user, "password": Password, "tags": ""})
 		d.VHosts = append(d.VHosts, map[string]string{"name": vhost})
-		d.Permissions = append(d.Permissions, map[string]string{"user": user, "vhost": vhost, "configure": ".*", "write": ".*", "read": ".*"})
+		d.Permissions = append(d.Permissions,
+			map[string]string{"user": user, "vhost": vhost, "configure": ".*", "write": ".*", "read": ".*"})
 	}
 	return json.Marshal(d)
 }
@@ -179,8 +180,10 @@ func NewSecuredBroker(t testing.TB, dir string, c *Certificates) (*Broker, error
 		return nil, err
 	}
 	addr := "127.0.0.1:" + strconv.Itoa(port)
-	return newBroker(t, dir, addr, "listeners.ssl.default = "+addr+"\nssl_options.cacertfile = "+c.CA+"\nssl_options.certfile = "+c.Cert+
-		"\nssl_options.keyfile = "+c.Key+"\nssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = false\n", nil)
+	conf := "listeners.ssl.default = " + addr + "\nssl_options.cacertfile = " + c.CA +
+		"\nssl_options.certfile = " + c.Cert + "\nssl_options.keyfile = " + c.Key +
+		"\nssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = false\n"
+	return newBroker(t, dir, addr, conf, nil)
 }
 
 func newBroker(t testing.TB, dir, secured, more string, users []string) (*Broker, error) {
@@ -199,16 +202,22 @@ func newBroker(t testing.TB, dir, secured, more string, users []string) (*Broker
 	port, dist, mapper := strconv.Itoa(ports[0]), strconv.Itoa(ports[1]), strconv.Itoa(ports[2])
 	conf := "loopback_users = none\nload_definitions = " + dir + "/definitions.json" +
 		"\ndisk_free_limit.absolute = 1MB\nvm_memory_high_watermark.relative = 0.8\nlog.console = false\n" + more
-	for name, text := range map[string]string{"rabbitmq.conf": conf, "plugins": "[].", "env.conf": "", "definitions.json": string(defs)} {
+	files := map[string]string{
+		"rabbitmq.conf": conf, "plugins": "[].", "env.conf": "", "definitions.json": string(defs),
+	}
+	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			return nil, err
 		}
 	}
-	b := &Broker{Server: Server{Addr: "127.0.0.1:" + port, Dir: dir, argv: []string{rabbitPrograms + "rabbitmq-server"}}, Secured: secured}
+	argv := []string{rabbitPrograms + "rabbitmq-server"}
+	b := &Broker{Server: Server{Addr: "127.0.0.1:" + port, Dir: dir, argv: argv}, Secured: secured}
 	b.ready = func() error { return answers(b.Addr) }
-	b.env = []string{"HOME=" + dir, "RABBITMQ_NODENAME=st2ha" + port + "@localhost", "RABBITMQ_NODE_IP_ADDRESS=127.0.0.1",
+	b.env = []string{"HOME=" + dir, "RABBITMQ_NODENAME=st2ha" + port + "@localhost",
+		"RABBITMQ_NODE_IP_ADDRESS=127.0.0.1",
 		"RABBITMQ_NODE_PORT=" + port, "RABBITMQ_DIST_PORT=" + dist, "RABBITMQ_MNESIA_BASE=" + dir + "/mnesia",
-		"RABBITMQ_LOG_BASE=" + dir + "/log", "RABBITMQ_CONF_ENV_FILE=" + dir + "/env.conf", "RABBITMQ_CONFIG_FILE=" + dir + "/rabbitmq",
+		"RABBITMQ_LOG_BASE=" + dir + "/log", "RABBITMQ_CONF_ENV_FILE=" + dir + "/env.conf",
+		"RABBITMQ_CONFIG_FILE=" + dir + "/rabbitmq",
 		"RABBITMQ_ENABLED_PLUGINS_FILE=" + dir + "/plugins", "ERL_EPMD_PORT=" + mapper, "ERL_EPMD_ADDRESS=127.0.0.1",
 		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=+sbwt none",
 		"RUNNING_UNDER_SYSTEMD=true"} // then the script becomes the node instead of watching over it
@@ -314,7 +323,8 @@ func NewMongod(program, dir string, authorization bool) (*Server, error) {
 	}
 	state := map[bool]string{true: "enabled", false: "disabled"}[authorization]
 	conf := filepath.Join(dir, "mongod.conf")
-	text := fmt.Sprintf("net:\n  port: %d\n  bindIp: 127.0.0.1\nstorage:\n  dbPath: %s\nsecurity:\n  authorization: %s\n", port, dir, state)
+	text := fmt.Sprintf("net:\n  port: %d\n  bindIp: 127.0.0.1\nstorage:\n  dbPath: %s\nsecurity:\n"+
+		"  authorization: %s\n", port, dir, state)
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
@@ -487,12 +497,14 @@ func NoLeaks(t testing.TB) (check func()) {
 	return func() {
 		t.Helper()
 		g, d := Leaks()
-		for end := time.Now().Add(3 * time.Second); (g > goroutines || d > descriptors) && time.Now().Before(end); g, d = Leaks() {
+		end := time.Now().Add(3 * time.Second)
+		for ; (g > goroutines || d > descriptors) && time.Now().Before(end); g, d = Leaks() {
 			time.Sleep(10 * time.Millisecond)
 		}
 		if g > goroutines || d > descriptors {
 			stacks := make([]byte, 1<<20)
-			t.Fatalf("%d goroutines and %d descriptors, %d and %d before:\n%s", g, d, goroutines, descriptors, stacks[:runtime.Stack(stacks, true)])
+			t.Fatalf("%d goroutines and %d descriptors, %d and %d before:\n%s", g, d, goroutines, descriptors,
+				stacks[:runtime.Stack(stacks, true)])
 		}
 	}
 }
@@ -540,13 +552,15 @@ func (s *Shared) get(t testing.TB, missing func() bool, make func() error) {
 // Broker returns the broker.
 func (s *Shared) Broker(t testing.TB) *Broker {
 	t.Helper()
-	s.get(t, func() bool { return s.broker == nil }, func() (err error) { s.broker, err = NewBroker(t, s.dir, s.Users...); return err })
+	s.get(t, func() bool { return s.broker == nil },
+		func() (err error) { s.broker, err = NewBroker(t, s.dir, s.Users...); return err })
 	return s.broker
 }
 
 // Mongod returns the program.
 func (s *Shared) Mongod(t testing.TB) string {
 	t.Helper()
-	s.get(t, func() bool { return s.mongod == "" }, func() (err error) { s.mongod, err = BuildMongod(s.dir); return err })
+	s.get(t, func() bool { return s.mongod == "" },
+		func() (err error) { s.mongod, err = BuildMongod(s.dir); return err })
 	return s.mongod
 }

@@ -30,14 +30,15 @@ const Hang = time.Duration(-1)
 func Consume(tb testing.TB, url, queue string, heartbeat, pace time.Duration) *Consumer {
 	tb.Helper()
 	c := &Consumer{pace: make(chan time.Duration, 1)}
-	conn, err := amqp.DialConfig(url, amqp.Config{Heartbeat: heartbeat, Dial: func(network, addr string) (net.Conn, error) {
+	dial := func(network, addr string) (net.Conn, error) {
 		conn, err := net.Dial(network, addr)
 		if err == nil {
 			c.Local = conn.LocalAddr().String()
 			err = conn.SetDeadline(time.Now().Add(startTime)) // the library expects one for its handshake
 		}
 		return conn, err
-	}})
+	}
+	conn, err := amqp.DialConfig(url, amqp.Config{Heartbeat: heartbeat, Dial: dial})
 	require.NoError(tb, err)
 	c.channel, err = conn.Channel()
 	require.NoError(tb, err)
@@ -107,7 +108,8 @@ func Sockets(argv []string, pids map[string]int) (string, error) {
 		var pid int
 		pid, keep = pids[fields[2]]
 		if keep {
-			fmt.Fprintf(&kept, "%s %s %s %s users:((\"python3\",pid=%d,fd=9))\n", fields[0], fields[1], fields[2], fields[3], pid)
+			fmt.Fprintf(&kept, "%s %s %s %s users:((\"python3\",pid=%d,fd=9))\n", fields[0], fields[1],
+				fields[2], fields[3], pid)
 		}
 	}
 	return kept.String(), nil

@@ -32,8 +32,15 @@ type Certificates struct {
 // NewCertificates makes them in dir.
 func NewCertificates(t testing.TB, dir string) *Certificates {
 	t.Helper()
-	c := &Certificates{CA: filepath.Join(dir, "ca.pem"), Cert: filepath.Join(dir, "cert.pem"), Key: filepath.Join(dir, "key.pem"),
-		Client: filepath.Join(dir, "client.pem"), Other: filepath.Join(dir, "other.pem"), WrongName: filepath.Join(dir, "wrong.pem"), pool: x509.NewCertPool()}
+	c := &Certificates{
+		CA:        filepath.Join(dir, "ca.pem"),
+		Cert:      filepath.Join(dir, "cert.pem"),
+		Key:       filepath.Join(dir, "key.pem"),
+		Client:    filepath.Join(dir, "client.pem"),
+		Other:     filepath.Join(dir, "other.pem"),
+		WrongName: filepath.Join(dir, "wrong.pem"),
+		pool:      x509.NewCertPool(),
+	}
 	check := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -54,7 +61,8 @@ func NewCertificates(t testing.TB, dir string) *Certificates {
 		check(os.WriteFile(path, all, 0o600))
 	}
 	sign := func(name string, parent *x509.Certificate) (*x509.Certificate, []byte) {
-		template := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
+		template := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()),
+			Subject:   pkix.Name{CommonName: name},
 			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), BasicConstraintsValid: true}
 		if ip := net.ParseIP(name); ip != nil {
 			template.IPAddresses = []net.IP{ip}

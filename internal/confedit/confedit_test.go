@@ -115,7 +115,8 @@ func TestIsYAML(t *testing.T) {
 }
 
 func TestINIReads(t *testing.T) {
-	src := "[DEFAULT]\na = 1\n[Database]\nhost = 'x y'\nport: 27017\nlist = a,\n  b\n\tc\nempty =\n[database]\nhost = last\n[messaging]\nurl = amqp://a:b#c;d@h/ # not a comment\n"
+	src := "[DEFAULT]\na = 1\n[Database]\nhost = 'x y'\nport: 27017\nlist = a,\n  b\n\tc\nempty =\n[database]\n" +
+		"host = last\n[messaging]\nurl = amqp://a:b#c;d@h/ # not a comment\n"
 	f, err := confedit.ParseINI([]byte(src), confedit.OSLO)
 	require.NoError(t, err)
 	for _, c := range []struct {
@@ -142,7 +143,9 @@ func TestINIReads(t *testing.T) {
 }
 
 func TestEnvReads(t *testing.T) {
-	f, err := confedit.ParseINI([]byte("NODE_IP_ADDRESS=0.0.0.0\nexport RABBITMQ_NODENAME='rabbit'@\"host\" # x\nHOST=$(hostname -s)\nA=1 B=2\nexport C\nLONG=\"a \\\n  b\"\nH=~/x\n"), confedit.Env)
+	f, err := confedit.ParseINI([]byte(
+		"NODE_IP_ADDRESS=0.0.0.0\nexport RABBITMQ_NODENAME='rabbit'@\"host\" # x\nHOST=$(hostname -s)\n"+
+			"A=1 B=2\nexport C\nLONG=\"a \\\n  b\"\nH=~/x\n"), confedit.Env)
 	require.NoError(t, err)
 	for key, want := range map[string]string{
 		"RABBITMQ_NODE_IP_ADDRESS": "0.0.0.0", "NODENAME": "rabbit@host", "HOST": "$(hostname -s)",
@@ -363,14 +366,17 @@ func TestRemoveMount(t *testing.T) {
 }
 
 func TestMountInfo(t *testing.T) {
-	got, err := confedit.MountInfo([]byte(`36 35 98:0 /mnt1 /mnt\0402 rw,noatime master:1 shared:2 - ext3 /dev/root rw,errors=continue
+	got, err := confedit.MountInfo(
+		[]byte(`36 35 98:0 /mnt1 /mnt\0402 rw,noatime master:1 shared:2 - ext3 /dev/root rw,errors=continue
 58 29 0:52 / /opt/stackstorm/packs rw,relatime - nfs4 192.168.0.100:/opt/stackstorm/packs rw,vers=4.2
 59 29 0:53 / /x rw - tmpfs  rw
 `))
 	require.NoError(t, err)
 	assert.Equal(t, []confedit.Mounted{
-		{Root: "/mnt1", MountPoint: "/mnt 2", FSType: "ext3", Source: "/dev/root", Options: []string{"rw", "noatime"}, SuperOptions: []string{"rw", "errors=continue"}},
-		{Root: "/", MountPoint: "/opt/stackstorm/packs", FSType: "nfs4", Source: "192.168.0.100:/opt/stackstorm/packs", Options: []string{"rw", "relatime"}, SuperOptions: []string{"rw", "vers=4.2"}},
+		{Root: "/mnt1", MountPoint: "/mnt 2", FSType: "ext3", Source: "/dev/root", Options: []string{"rw", "noatime"},
+			SuperOptions: []string{"rw", "errors=continue"}},
+		{Root: "/", MountPoint: "/opt/stackstorm/packs", FSType: "nfs4", Source: "192.168.0.100:/opt/stackstorm/packs",
+			Options: []string{"rw", "relatime"}, SuperOptions: []string{"rw", "vers=4.2"}},
 		{Root: "/", MountPoint: "/x", FSType: "tmpfs", Options: []string{"rw"}, SuperOptions: []string{"rw"}},
 	}, got)
 	_, err = confedit.MountInfo([]byte("36 35 98:0 / / rw shared:2 ext3 a rw\n"))
@@ -404,11 +410,16 @@ func TestLargeFiles(t *testing.T) {
 
 // An odd line of st2.conf costs that line only, an odd header what is below it.
 func TestReadOSLO(t *testing.T) {
-	f, err := confedit.ReadOSLO([]byte("stray = 1\n[database]\nhost = a\nwhat is this\n  more of it\nport = 1\nnul\x00 = 1\n = 2\n[messaging\nurl = x\nnonsense\n[timer]\nenable = False\n"))
-	require.EqualError(t, err, "line 1: option stray before the first section; line 4: neither an option, a section nor a comment; "+
-		"line 5: a line that starts with a space continues an option, but there is no option before it; line 7: NUL byte; "+
-		"line 8: a line that starts with a space continues an option, but there is no option before it; "+
-		"line 9: section header without a name or its closing bracket; line 11: neither an option, a section nor a comment")
+	f, err := confedit.ReadOSLO([]byte(
+		"stray = 1\n[database]\nhost = a\nwhat is this\n  more of it\nport = 1\nnul\x00 = 1\n = 2\n[messaging\n" +
+			"url = x\nnonsense\n[timer]\nenable = False\n"))
+	require.EqualError(t, err,
+		"line 1: option stray before the first section; line 4: neither an option, a section nor a comment; "+
+			"line 5: a line that starts with a space continues an option, but there is no option before it; line 7: "+
+			"NUL byte; "+
+			"line 8: a line that starts with a space continues an option, but there is no option before it; "+
+			"line 9: section header without a name or its closing bracket; line 11: neither an option, a section nor "+
+			"a comment")
 	require.Equal(t, []string{"host", "port"}, f.Keys("database"))
 	require.Equal(t, []string{"enable"}, f.Keys("timer"))
 	require.Empty(t, f.Keys("messaging"))

@@ -60,7 +60,8 @@ func ParseErlang(src []byte) ([]Term, error) {
 // first counts, as in proplists:get_value.
 func (t Term) Find(key string) (Term, bool) {
 	for _, item := range t.Items {
-		if t.Kind == List && item.Kind == Tuple && len(item.Items) == 2 && item.Items[0].Kind == Atom && item.Items[0].Text == key {
+		if t.Kind == List && item.Kind == Tuple && len(item.Items) == 2 && item.Items[0].Kind == Atom &&
+			item.Items[0].Text == key {
 			return item.Items[1], true
 		}
 	}

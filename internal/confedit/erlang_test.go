@@ -8,7 +8,9 @@ import (
 )
 
 func TestParseErlang(t *testing.T) {
-	src := "%% mine\n[{kernel, [{inet_dist_listen_min, 16#ff}]},\n {rabbit,\n  [{vm_memory_high_watermark, 0.4}, {'tcp_listeners', [{\"127.0.\" \"0.1\", 5672}, 5673, {\"\\x\\061\", $a}]},\n" +
+	src := "%% mine\n[{kernel, [{inet_dist_listen_min, 16#ff}]},\n {rabbit,\n" +
+		"  [{vm_memory_high_watermark, 0.4}, {'tcp_listeners', [{\"127.0.\" \"0.1\", 5672}, 5673, {\"\\x\\061\", " +
+		"$a}]},\n" +
 		"   {default_pass, <<\"a>>\\\"%\">>}, {x, -1.5e-3}, {tcp_listeners, []}]}\n].\n"
 	terms, err := ParseErlang([]byte(src))
 	require.NoError(t, err)
@@ -48,7 +50,8 @@ func TestParseErlang(t *testing.T) {
 }
 
 func FuzzErlang(f *testing.F) {
-	for _, seed := range []string{"[{rabbit,[{tcp_listeners,[{\"127.0.0.1\",5672}]}]}].", "[$\\", "'a\\", "1.5e-3. [].", "<<\"", "[[[["} {
+	for _, seed := range []string{"[{rabbit,[{tcp_listeners,[{\"127.0.0.1\",5672}]}]}].", "[$\\", "'a\\",
+		"1.5e-3. [].", "<<\"", "[[[["} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, src []byte) {

@@ -282,7 +282,8 @@ func AddExport(src []byte, path, client string, options []string) ([]byte, error
 		return nil, err
 	}
 	c := findExport(after, path, client)
-	if c == nil || !sameSet(c.Options, options) || !slices.Equal(others(after, path, client), others(parsed, path, client)) {
+	if c == nil || !sameSet(c.Options, options) ||
+		!slices.Equal(others(after, path, client), others(parsed, path, client)) {
 		return nil, refuse(lineAt(out, e.start), "the export of %s to %s cannot be written as wanted", path, client)
 	}
 	return out, nil

@@ -81,14 +81,16 @@ func parseMount(src []byte, line int, fields []span) (mountLine, *Error) {
 	// comments; before that a comment is a parse error to it.
 	for i := range min(len(fields), 6) {
 		if raw(i)[0] == '#' && i > 1 {
-			return mountLine{}, refuse(line, "a comment after field %d: fstab has comments on lines of their own only", i)
+			return mountLine{}, refuse(line,
+				"a comment after field %d: fstab has comments on lines of their own only", i)
 		}
 	}
 	if len(fields) < 3 {
 		return mountLine{}, refuse(line, "%d fields, and fstab has 4 to 6", len(fields))
 	}
 	if len(fields) > 6 && raw(6)[0] != '#' {
-		return mountLine{}, refuse(line, "%d fields, and fstab has 4 to 6; is there a space in one of them? (write \\040)", len(fields))
+		return mountLine{}, refuse(line,
+			"%d fields, and fstab has 4 to 6; is there a space in one of them? (write \\040)", len(fields))
 	}
 	m := mountLine{Mount: Mount{
 		Line:   line,
@@ -186,7 +188,8 @@ func OtherOptions(src []byte, m Mount) (*Mount, error) {
 		return nil, err
 	}
 	for _, have := range parsed {
-		if trimSlash(have.Target) == trimSlash(m.Target) && trimSlash(have.Source) == trimSlash(m.Source) && have.Type == m.Type &&
+		if trimSlash(have.Target) == trimSlash(m.Target) &&
+			trimSlash(have.Source) == trimSlash(m.Source) && have.Type == m.Type &&
 			!sameSet(have.Options, mountOptions(m.Options)) {
 			return &have.Mount, nil
 		}

@@ -144,7 +144,8 @@ func FuzzINI(f *testing.F) {
 				if err := b.Delete(section, key); err != nil {
 					t.Fatal(err)
 				}
-				if out, in := cut(src, b.Bytes()); len(out) > 0 || len(in) > 0 && !strings.Contains(string(in), "["+section+"]") {
+				if out, in := cut(src, b.Bytes()); len(out) > 0 ||
+					len(in) > 0 && !strings.Contains(string(in), "["+section+"]") {
 					t.Fatalf("delete left %q in the place of %q", in, out)
 				}
 			}
@@ -293,7 +294,8 @@ func FuzzMountInfo(f *testing.F) {
 	f.Add([]byte("59 29 0:53 / /x rw - tmpfs  rw\n"))
 	f.Fuzz(func(t *testing.T, src []byte) {
 		got, err := confedit.MountInfo(src)
-		if err == nil && len(got) != bytes.Count(append(bytes.TrimSuffix(src, []byte("\n")), 'x'), []byte("\n"))+1 && len(src) > 0 {
+		if err == nil && len(got) != bytes.Count(append(bytes.TrimSuffix(src, []byte("\n")), 'x'), []byte("\n"))+1 &&
+			len(src) > 0 {
 			t.Fatalf("%d mounts of %q", len(got), src)
 		}
 	})

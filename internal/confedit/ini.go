@@ -339,7 +339,8 @@ func (f *INI) checkName(section, key string) error {
 	plain := func(s, more string) bool {
 		for i := 0; i < len(s); i++ {
 			c := s[i]
-			if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte(more, c) >= 0) {
+			if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' ||
+				strings.IndexByte(more, c) >= 0) {
 				return false
 			}
 		}
@@ -367,7 +368,8 @@ func (f *INI) format(key, value string, old []byte) (string, error) {
 		return "", err
 	}
 	quote := byte(0)
-	if n := len(old); n > 1 && old[0] == old[n-1] && (old[0] == '"' || old[0] == '\'') && bytes.IndexByte(old, '\n') < 0 {
+	if n := len(old); n > 1 && old[0] == old[n-1] && (old[0] == '"' || old[0] == '\'') &&
+		bytes.IndexByte(old, '\n') < 0 {
 		quote = old[0]
 	}
 	n := len(value)
@@ -390,7 +392,8 @@ func (f *INI) format(key, value string, old []byte) (string, error) {
 	case Rabbit:
 		// Releases before 3.13 take quotes literally, so none are added.
 		if n == 0 || !trimmed || strings.ContainsAny(value, "#'") {
-			return "", refuse(0, "the value of %s is empty, or has a #, a quote or spaces at an end, which RabbitMQ would not read", key)
+			return "", refuse(0, "the value of %s is empty, or has a #, a quote or spaces at an end, which RabbitMQ "+
+				"would not read", key)
 		}
 		if quote == '\'' {
 			value = "'" + value + "'"
@@ -412,7 +415,8 @@ func (f *INI) separator(section string) [2]string {
 		if f.opts[i].val == f.opts[i].end {
 			continue
 		}
-		if same := f.norm(f.opts[i].section) == f.norm(section); same || pick < 0 || f.norm(f.opts[pick].section) != f.norm(section) {
+		if same := f.norm(f.opts[i].section) == f.norm(section); same || pick < 0 ||
+			f.norm(f.opts[pick].section) != f.norm(section) {
 			pick = i
 		}
 	}
@@ -454,7 +458,8 @@ func (f *INI) insertion(section, key, raw string) edit {
 	add := []string{line}
 	if section != "" {
 		add = []string{"[" + section + "]", line}
-		if n := len(f.src); n > 0 && !bytes.HasSuffix(f.src, []byte("\n\n")) && !bytes.HasSuffix(f.src, []byte("\n\r\n")) {
+		if n := len(f.src); n > 0 && !bytes.HasSuffix(f.src, []byte("\n\n")) &&
+			!bytes.HasSuffix(f.src, []byte("\n\r\n")) {
 			add = append([]string{""}, add...)
 		}
 	}
@@ -513,7 +518,8 @@ func (f *INI) example(r span, key string) (at int, ok bool) {
 	if f.style == Env {
 		prefix = `(?:export[ \t]+)?(?:RABBITMQ_)?`
 	}
-	re := regexp.MustCompile(`(?m)^(?:` + mark + `)+[ \t]*` + prefix + regexp.QuoteMeta(f.bare(key)) + `[ \t]*` + sign + `.*(?:\n|\z)`)
+	re := regexp.MustCompile(`(?m)^(?:` + mark + `)+[ \t]*` + prefix + regexp.QuoteMeta(f.bare(key)) + `[ \t]*` +
+		sign + `.*(?:\n|\z)`)
 	for _, m := range re.FindAllIndex(f.src[r.start:r.next], -1) {
 		start, next := r.start+m[0], r.start+m[1]
 		// Not within an assignment of several lines.
@@ -547,7 +553,8 @@ func (f *INI) parseOSLO() (odd []*Error) {
 		switch {
 		case isBlank(text[0]):
 			if cur == nil {
-				stumble(refuse(n+1, "a line that starts with a space continues an option, but there is no option before it"))
+				stumble(refuse(n+1, "a line that starts with a space continues an option, but there is no option "+
+					"before it"))
 				continue
 			}
 			cur.value += "\n" + strings.TrimLeftFunc(text, unicode.IsSpace)
@@ -581,7 +588,8 @@ func (f *INI) parseOSLO() (odd []*Error) {
 				continue
 			}
 			value := strings.TrimLeftFunc(text[i+1:], unicode.IsSpace)
-			o := iniOption{span: l, line: n + 1, section: section, key: key, keyEnd: l.start + len(key), end: l.start + len(text)}
+			o := iniOption{span: l, line: n + 1, section: section, key: key, keyEnd: l.start + len(key),
+				end: l.start + len(text)}
 			o.val = o.end - len(value)
 			if v := len(value); v > 0 && value[0] == value[v-1] && (value[0] == '"' || value[0] == '\'') {
 				value = value[1:max(v-1, 1)]

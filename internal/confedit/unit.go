@@ -41,7 +41,8 @@ func logical(src []byte, glue string) func(yield func(UnitLine) bool) {
 		for line := range bytes.Lines(src) {
 			n++
 			text := strings.TrimRight(string(line), "\r\n")
-			if t := strings.TrimSpace(text); t == "" && open.Line == 0 || strings.HasPrefix(t, "#") || strings.HasPrefix(t, ";") {
+			if t := strings.TrimSpace(text); t == "" && open.Line == 0 || strings.HasPrefix(t, "#") ||
+				strings.HasPrefix(t, ";") {
 				continue
 			}
 			if open.Line == 0 {

@@ -11,7 +11,8 @@ func TestUnit(t *testing.T) {
 		{2, "Unit", "Description", "x"},
 		{5, "Service", "Environment", `A=b   "C=d e"   'F=g'`},
 		{9, "Service", "Environment", ""},
-	}, Unit([]byte("[Unit]\nDescription = x\n[Service]\n# A=comment\nEnvironment=A=b \\\n \"C=d e\" \\\n; a comment in between\n 'F=g'\nEnvironment=\nnothing\n")))
+	}, Unit([]byte("[Unit]\nDescription = x\n[Service]\n# A=comment\nEnvironment=A=b \\\n \"C=d e\" \\\n; a comment "+
+		"in between\n 'F=g'\nEnvironment=\nnothing\n")))
 	require.Equal(t, []UnitLine{{1, "", "A", "b"}}, Unit([]byte("A=b\\")))
 	words, ok := UnitWords(`A=b "C=d e"  'F="g' H=\" ""`)
 	require.True(t, ok)

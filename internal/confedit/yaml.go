@@ -115,7 +115,8 @@ func parseYAML(whole []byte) (*yamlDoc, error) {
 	// YAML 1.1 and 1.2 differ on these line breaks, and so would the lines here.
 	for _, c := range []string{"\u0085", "\u2028", "\u2029"} {
 		if i := bytes.Index(d.src, []byte(c)); i >= 0 {
-			return nil, refuse(lineAt(d.src, i), "a character (U+%04X) that only some YAML readers take as a line break", []rune(c)[0])
+			return nil, refuse(lineAt(d.src, i),
+				"a character (U+%04X) that only some YAML readers take as a line break", []rune(c)[0])
 		}
 	}
 	if err := checkText(d.src); err != nil {
@@ -216,7 +217,8 @@ func (d *yamlDoc) follow(at yamlPlace, path []string, best *yamlPlace) error {
 			switch {
 			case value.Kind == yaml.SequenceNode:
 				return refuse(value.Line, "%s is a list; mongod takes a string, with commas in it", key.Value)
-			case value.Kind == yaml.MappingNode && len(value.Content) > 0 && strings.HasPrefix(value.Content[0].Value, "__"):
+			case value.Kind == yaml.MappingNode && len(value.Content) > 0 &&
+				strings.HasPrefix(value.Content[0].Value, "__"):
 				return refuse(value.Line, "%s gets its value from elsewhere (%s)", key.Value, value.Content[0].Value)
 			case value.Kind != yaml.ScalarNode:
 				return refuse(value.Line, "%s is a section, not a value", key.Value)
@@ -227,7 +229,8 @@ func (d *yamlDoc) follow(at yamlPlace, path []string, best *yamlPlace) error {
 			best.key, best.value = key, value
 			continue
 		}
-		next := yamlPlace{section: value, sectionKey: key, depth: len(path) - len(rest), flow: at.flow || value.Style&yaml.FlowStyle != 0}
+		next := yamlPlace{section: value, sectionKey: key, depth: len(path) - len(rest),
+			flow: at.flow || value.Style&yaml.FlowStyle != 0}
 		switch {
 		case value.Anchor != "" || value.Style&yaml.TaggedStyle != 0:
 			return refuse(value.Line, "%s has an anchor or a tag", key.Value)
@@ -393,7 +396,8 @@ func (d *yamlDoc) insertions(at yamlPlace, path []string, value string) ([]edit,
 // flowInsertions are those into a mapping in braces.
 func (d *yamlDoc) flowInsertions(section *yaml.Node, missing []string, value string) ([]edit, error) {
 	quote := ""
-	if of := append(slices.Clone(section.Content), d.root.Content...); len(of) > 0 && of[0].Style == yaml.DoubleQuotedStyle {
+	if of := append(slices.Clone(section.Content), d.root.Content...); len(of) > 0 &&
+		of[0].Style == yaml.DoubleQuotedStyle {
 		quote = `"` // JSON stays JSON
 	}
 	text := yamlScalar(value, 0, true)

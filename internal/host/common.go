@@ -85,14 +85,23 @@ func fileError(host, doing, name string, err error) error {
 	var foreign *foreignError
 	switch {
 	case errors.As(err, &foreign):
-		return fault.Preflight("foreign_link", fmt.Sprintf("make %s a plain file or directory, or keep the link in a directory that only root may write", foreign.link), "%s: %w", at, err)
+		return fault.Preflight("foreign_link",
+			fmt.Sprintf("make %s a plain file or directory, or keep the link in a directory that only root may write",
+				foreign.link),
+			"%s: %w", at, err)
 	case errors.Is(err, syscall.EROFS):
-		return fault.Failed("read_only", fmt.Sprintf("see findmnt -T %s and the kernel's log; mount -o remount,rw its mount point", dir), "%s: %w", at, err)
+		return fault.Failed("read_only",
+			fmt.Sprintf("see findmnt -T %s and the kernel's log; mount -o remount,rw its mount point", dir),
+			"%s: %w", at, err)
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return fault.Failed("disk_full", fmt.Sprintf("make room: df -h %s; df -i %s", dir, dir), "%s: %w; the file is as it was", at, err)
+		return fault.Failed("disk_full", fmt.Sprintf("make room: df -h %s; df -i %s", dir, dir),
+			"%s: %w; the file is as it was", at, err)
 	// SFTP has one status for EPERM and EACCES; root hardly ever gets the latter.
 	case !reading && errors.Is(err, fs.ErrPermission) && !errors.Is(err, syscall.EACCES):
-		return fault.Failed("immutable", fmt.Sprintf("if lsattr -d %s %s shows i or a, take it away with chattr -i -a; on NFS, the server may squash root", name, dir), "%s: %w (immutable? see lsattr, chattr -i)", at, err)
+		return fault.Failed("immutable",
+			fmt.Sprintf("if lsattr -d %s %s shows i or a, take it away with chattr -i -a; on NFS, the server may "+
+				"squash root", name, dir),
+			"%s: %w (immutable? see lsattr, chattr -i)", at, err)
 	}
 	return fmt.Errorf("%s: %w", at, err)
 }

@@ -210,17 +210,21 @@ func TestDialSSHErrors(t *testing.T) {
 	known := filepath.Join(dir, "known_hosts")
 	fingerprint := ssh.FingerprintSHA256(server.HostKey.PublicKey())
 
-	is(t, try(func(c *host.SSHConfig) { c.KnownHosts = []string{known} }), "host_key_unknown", fingerprint, "ssh-keyscan -p", "-H 127.0.0.1 >> "+known)
+	is(t, try(func(c *host.SSHConfig) { c.KnownHosts = []string{known} }), "host_key_unknown", fingerprint,
+		"ssh-keyscan -p", "-H 127.0.0.1 >> "+known)
 	cfg := server.Config
 	cfg.KnownHosts = []string{known}
 	hosttest.WriteKnownHosts(t, cfg, strange.PublicKey())
-	is(t, try(func(c *host.SSHConfig) { c.KnownHosts = []string{known} }), "host_key_changed", fingerprint, ssh.FingerprintSHA256(strange.PublicKey()), known+" line 1", "ssh-keygen -f "+known+" -R '[127.0.0.1]:")
+	is(t, try(func(c *host.SSHConfig) { c.KnownHosts = []string{known} }), "host_key_changed", fingerprint,
+		ssh.FingerprintSHA256(strange.PublicKey()), known+" line 1", "ssh-keygen -f "+known+" -R '[127.0.0.1]:")
 	require.NoError(t, os.WriteFile(known, []byte("no such line\n"), 0o600))
 	is(t, try(func(c *host.SSHConfig) { c.KnownHosts = []string{known} }), "host_key_unknown", known)
-	rsa := "[127.0.0.1]:" + fmt.Sprint(server.Config.Port) + " ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAgQDCxbrbThbXZPyWJGTY48b7xKfKoQ7VUl8eK7JC9sbkzLJ1RYq0vbjJNBTGkmYHkZ0mbEhkpV7zmfyAzTrVkzlAoISVTfQmJhQPe2JvPUPAYgRjqVW9JhHf9jgUwkX4wa0VHKqHVSZwRRd7zWbQ8YVhHiC3ZFh6aJcbqDRr2uykmw==\n"
+	rsa := "[127.0.0.1]:" + fmt.Sprint(server.Config.Port) +
+		" ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAgQDCxbrbThbXZPyWJGTY48b7xKfKoQ7VUl8eK7JC9sbkzLJ1RYq0vbjJNBTGkmYHkZ0mbEhkpV7zmfyAzTrVkzlAoISVTfQmJhQPe2JvPUPAYgRjqVW9JhHf9jgUwkX4wa0VHKqHVSZwRRd7zWbQ8YVhHiC3ZFh6aJcbqDRr2uykmw==\n"
 	require.NoError(t, os.WriteFile(known, []byte(rsa), 0o600))
 	is(t, try(func(c *host.SSHConfig) { c.KnownHosts = []string{known} }), "host_key_changed", "no host key of a type")
-	authority := fmt.Sprintf("@cert-authority [127.0.0.1]:%d %s", server.Config.Port, ssh.MarshalAuthorizedKey(strange.PublicKey()))
+	authority := fmt.Sprintf("@cert-authority [127.0.0.1]:%d %s", server.Config.Port,
+		ssh.MarshalAuthorizedKey(strange.PublicKey()))
 	require.NoError(t, os.WriteFile(known, []byte(authority), 0o600))
 	is(t, try(func(c *host.SSHConfig) { c.KnownHosts = []string{known} }), "host_key_changed", "no host key of a type")
 	// Missing files are skipped, as long as one knows the host.
@@ -228,14 +232,16 @@ func TestDialSSHErrors(t *testing.T) {
 		c.KnownHosts = append([]string{filepath.Join(dir, "missing")}, c.KnownHosts...)
 	}))
 
-	is(t, try(func(c *host.SSHConfig) { c.KeyFile = filepath.Join(dir, "missing") }), "ssh_key", "missing", "no such file")
+	is(t, try(func(c *host.SSHConfig) { c.KeyFile = filepath.Join(dir, "missing") }), "ssh_key",
+		"missing", "no such file")
 	large, fifo := filepath.Join(dir, "large"), filepath.Join(dir, "fifo")
 	require.NoError(t, os.WriteFile(large, make([]byte, 1<<20+1), 0o600))
 	require.NoError(t, syscall.Mkfifo(fifo, 0o600))
 	is(t, try(func(c *host.SSHConfig) { c.KeyFile = large }), "ssh_key", large, "larger than 1 MiB")
 	for _, odd := range []string{"/dev/zero", fifo, dir} {
 		is(t, try(func(c *host.SSHConfig) { c.KeyFile = odd }), "ssh_key", odd, "not a regular file")
-		is(t, try(func(c *host.SSHConfig) { c.KnownHosts = []string{odd} }), "host_key_unknown", odd, "not a regular file")
+		is(t, try(func(c *host.SSHConfig) { c.KnownHosts = []string{odd} }), "host_key_unknown",
+			odd, "not a regular file")
 	}
 	text := filepath.Join(dir, "text")
 	require.NoError(t, os.WriteFile(text, []byte("not a key"), 0o600))
@@ -244,12 +250,14 @@ func TestDialSSHErrors(t *testing.T) {
 	out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "passphrase", "-f", locked).CombinedOutput()
 	require.NoError(t, err, string(out))
 	is(t, try(func(c *host.SSHConfig) { c.KeyFile = locked }), "ssh_key", locked, "passphrase", "ssh-keygen -p")
-	is(t, try(func(c *host.SSHConfig) { c.KeyFile = filepath.Join(dir, "strange") }), "ssh_auth", "stanley", "authorized_keys")
+	is(t, try(func(c *host.SSHConfig) { c.KeyFile = filepath.Join(dir, "strange") }), "ssh_auth",
+		"stanley", "authorized_keys")
 
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	silent := l.Addr().(*net.TCPAddr).Port
-	is(t, try(func(c *host.SSHConfig) { c.Port, c.ConnectTimeout = silent, 200*time.Millisecond }), "unreachable", "deadline exceeded")
+	is(t, try(func(c *host.SSHConfig) { c.Port, c.ConnectTimeout = silent, 200*time.Millisecond }),
+		"unreachable", "deadline exceeded")
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(100*time.Millisecond, cancel)
 	cfg = server.Config
@@ -276,7 +284,8 @@ func TestDialSSHErrors(t *testing.T) {
 
 	for _, said := range []string{
 		"sudo: a password is required",
-		"sudo: a terminal is required to read the password; either use the -S option to read from standard input or configure an askpass helper\nsudo: a password is required",
+		"sudo: a terminal is required to read the password; either use the -S option to read from standard input or " +
+			"configure an askpass helper\nsudo: a password is required",
 		"sudo: sorry, you must have a tty to run sudo",
 		"stanley is not in the sudoers file.",
 		"Sorry, user stanley is not allowed to execute '/bin/sh' as root on node2.",
@@ -293,7 +302,8 @@ func TestDialSSHErrors(t *testing.T) {
 	server.Script("sudo", "echo This account is currently not available.; exit 1")
 	is(t, try(func(*host.SSHConfig) {}), "ssh_session")
 	server.Script("sudo", "sleep 1")
-	is(t, try(func(c *host.SSHConfig) { c.ConnectTimeout = 300 * time.Millisecond }), "unreachable", "deadline exceeded")
+	is(t, try(func(c *host.SSHConfig) { c.ConnectTimeout = 300 * time.Millisecond }),
+		"unreachable", "deadline exceeded")
 	require.Eventually(t, func() bool { return hosttest.Goroutines() <= before }, 5*time.Second, 50*time.Millisecond)
 }
 
@@ -301,12 +311,14 @@ func TestDialSSHErrors(t *testing.T) {
 func TestHostCertificate(t *testing.T) {
 	server := hosttest.NewServer(t)
 	_, authority := hosttest.NewKey(t, filepath.Join(t.TempDir(), "ca"))
-	cert := &ssh.Certificate{Key: server.HostKey.PublicKey(), CertType: ssh.HostCert, ValidPrincipals: []string{"127.0.0.1"}, ValidBefore: ssh.CertTimeInfinity}
+	cert := &ssh.Certificate{Key: server.HostKey.PublicKey(), CertType: ssh.HostCert,
+		ValidPrincipals: []string{"127.0.0.1"}, ValidBefore: ssh.CertTimeInfinity}
 	require.NoError(t, cert.SignCert(rand.Reader, authority))
 	signer, err := ssh.NewCertSigner(cert, server.HostKey)
 	require.NoError(t, err)
 	server.AddHostKey(signer)
-	line := fmt.Sprintf("@cert-authority [127.0.0.1]:%d %s", server.Config.Port, ssh.MarshalAuthorizedKey(authority.PublicKey()))
+	line := fmt.Sprintf("@cert-authority [127.0.0.1]:%d %s", server.Config.Port,
+		ssh.MarshalAuthorizedKey(authority.PublicKey()))
 	require.NoError(t, os.WriteFile(server.Config.KnownHosts[0], []byte(line), 0o600))
 	s, err := host.DialSSH(t.Context(), server.Config)
 	require.NoError(t, err)
@@ -319,7 +331,8 @@ func TestSudoOfSome(t *testing.T) {
 	s, err := host.DialSSH(t.Context(), server.Config)
 	require.NoError(t, err)
 	defer s.Close()
-	server.Script("sudo", "echo 'Sorry, user stanley is not allowed to execute '\\''/usr/bin/env'\\'' as root on node2.' >&2; exit 1")
+	server.Script("sudo", "echo 'Sorry, user stanley is not allowed to execute '\\''/usr/bin/env'\\'' as root on "+
+		"node2.' >&2; exit 1")
 	_, err = s.Run(t.Context(), nil, "true")
 	is(t, err, "sudo", "not allowed to execute")
 	_, err = s.Lock(t.Context(), t.TempDir()+"/lock", "x")
@@ -458,8 +471,10 @@ func TestKeepalive(t *testing.T) {
 }
 
 func TestRunEnvironment(t *testing.T) {
-	got := host.Environment([]string{"HOME=/root", "PATH=/evil", "LC_ALL=de_DE", "ST2HA_PASSWORD=x", "ST2_ACTION_AUTH_TOKEN=x", "ST2_ACTION_API_URL=u"})
-	require.Equal(t, []string{"HOME=/root", "ST2_ACTION_API_URL=u", "LC_ALL=C", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "PWD=/"}, got)
+	got := host.Environment([]string{"HOME=/root", "PATH=/evil", "LC_ALL=de_DE", "ST2HA_PASSWORD=x",
+		"ST2_ACTION_AUTH_TOKEN=x", "ST2_ACTION_API_URL=u"})
+	require.Equal(t, []string{"HOME=/root", "ST2_ACTION_API_URL=u", "LC_ALL=C",
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "PWD=/"}, got)
 }
 
 func TestTempName(t *testing.T) {
@@ -468,19 +483,24 @@ func TestTempName(t *testing.T) {
 }
 
 func TestOpen(t *testing.T) {
-	for _, addr := range []string{"", " ", "192.168.0.300", "1.2.3", "1", "a b", "a,b", "a:b", "amqp://a", "a\n", "-a", "a-", "a_b", "a..b", "a.", "0.0.0.0", "::", "224.0.0.1", "255.255.255.255", "host:22", "[::1]", "fe80::1%eth0", "fe80::1%a b\n", "::1%$(id)", "user@host", "$(id)", "a/b", "é", strings.Repeat("a", 64), strings.Repeat("a.", 127) + "a"} {
+	for _, addr := range []string{"", " ", "192.168.0.300", "1.2.3", "1", "a b", "a,b", "a:b", "amqp://a", "a\n", "-a",
+		"a-", "a_b", "a..b", "a.", "0.0.0.0", "::", "224.0.0.1", "255.255.255.255", "host:22", "[::1]", "fe80::1%eth0",
+		"fe80::1%a b\n", "::1%$(id)", "user@host", "$(id)", "a/b", "é", strings.Repeat("a", 64),
+		strings.Repeat("a.", 127) + "a"} {
 		_, err := host.Open(t.Context(), addr, host.SSHConfig{})
 		var e *fault.Error
 		require.ErrorAs(t, err, &e, addr)
 		require.Equal(t, fault.ExitUsage, e.Exit, addr)
 		require.ErrorContains(t, host.CheckAddress("primary", addr), "primary", "the parameter is named")
 	}
-	for _, addr := range []string{"192.168.0.100", "::1", "2001:db8::1", "a", "node", "node1", "node-1.example.com", "3com.com", strings.Repeat("a", 63)} {
+	for _, addr := range []string{"192.168.0.100", "::1", "2001:db8::1", "a", "node", "node1", "node-1.example.com",
+		"3com.com", strings.Repeat("a", 63)} {
 		require.NoError(t, host.CheckAddress("host", addr), addr)
 	}
 	name, err := os.Hostname()
 	require.NoError(t, err)
-	for addr, want := range map[string]bool{"127.0.0.1": true, "127.1.2.3": true, "::1": true, "::ffff:127.0.0.1": true, "localhost": true, "LocalHost": true, name: true, "192.0.2.1": false, "2001:db8::1": false} {
+	for addr, want := range map[string]bool{"127.0.0.1": true, "127.1.2.3": true, "::1": true, "::ffff:127.0.0.1": true,
+		"localhost": true, "LocalHost": true, name: true, "192.0.2.1": false, "2001:db8::1": false} {
 		local, err := host.IsLocal(t.Context(), addr)
 		require.NoError(t, err)
 		require.Equal(t, want, local, addr)
@@ -529,7 +549,8 @@ func benchmark(b *testing.B, cfg host.SSHConfig) {
 	s, err := host.DialSSH(b.Context(), cfg)
 	require.NoError(b, err)
 	defer s.Close()
-	f := host.File{Path: b.TempDir() + "/f", Data: make([]byte, 4000), Mode: 0o640, UID: os.Geteuid(), GID: os.Getegid()}
+	f := host.File{Path: b.TempDir() + "/f", Data: make([]byte, 4000), Mode: 0o640,
+		UID: os.Geteuid(), GID: os.Getegid()}
 	require.NoError(b, s.WriteFile(b.Context(), f))
 	for _, one := range []struct {
 		name string

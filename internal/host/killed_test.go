@@ -141,7 +141,8 @@ func TestWriterKilled(t *testing.T) {
 	t.Parallel()
 	var points []string
 	half, moved := 0, 0
-	for _, call := range []string{"write", "fchown", "flistxattr", "fremovexattr", "fchmod", "fsync", "rename", "renameat"} {
+	for _, call := range []string{"write", "fchown", "flistxattr", "fremovexattr", "fchmod", "fsync",
+		"rename", "renameat"} {
 		for at := 1; ; at++ { // strace counts by call and thread
 			file := oldFile(t)
 			err := start(t, "local "+file, "strace", "-f", "-qq", "-o", "/dev/null",
@@ -160,7 +161,8 @@ func TestWriterKilled(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("killed before %s; %d times with the temporary file there, %d times after the rename", strings.Join(points, ", "), half, moved)
+	t.Logf("killed before %s; %d times with the temporary file there, %d times after the rename",
+		strings.Join(points, ", "), half, moved)
 	require.Equal(t, 7, half)
 	require.Equal(t, 1, moved)
 }
@@ -179,7 +181,8 @@ func TestWriteOrder(t *testing.T) {
 				cfg := hosttest.NewSSHD(t)
 				job = fmt.Sprintf("ssh %s %d %s", file, cfg.Port, filepath.Dir(cfg.KeyFile))
 				pid := listener(t, cfg.Port)
-				tracer := exec.Command("strace", "-f", "-qq", "-y", "-s", "64", "-o", trace, "-e", "trace=openat,write,fsync,rename,renameat,renameat2", "-p", pid)
+				tracer := exec.Command("strace", "-f", "-qq", "-y", "-s", "64", "-o", trace, "-e",
+					"trace=openat,write,fsync,rename,renameat,renameat2", "-p", pid)
 				require.NoError(t, tracer.Start())
 				t.Cleanup(func() { tracer.Process.Kill(); tracer.Wait() })
 				require.Eventually(t, func() bool {
@@ -187,14 +190,16 @@ func TestWriteOrder(t *testing.T) {
 					return strings.Contains(string(status), fmt.Sprintf("TracerPid:\t%d\n", tracer.Process.Pid))
 				}, 10*time.Second, 10*time.Millisecond)
 			} else {
-				argv = []string{"strace", "-f", "-qq", "-y", "-s", "64", "-o", trace, "-e", "trace=openat,write,fsync,rename,renameat,renameat2"}
+				argv = []string{"strace", "-f", "-qq", "-y", "-s", "64", "-o", trace, "-e",
+					"trace=openat,write,fsync,rename,renameat,renameat2"}
 			}
 			require.NoError(t, start(t, job, argv...).Wait())
 			require.True(t, whole(t, file, 0))
 			dir := regexp.QuoteMeta(filepath.Dir(file))
 			temp := dir + `/\.f\.conf\.st2ha-[0-9a-f]{16}`
 			// By a path over SFTP, by a name in the directory's descriptor here.
-			created, renamed := `openat\(.*"`+temp+`", .*O_CREAT\|O_EXCL`, `rename(at2?)?\(.*"`+temp+`", .*"`+regexp.QuoteMeta(file)+`"`
+			created, renamed := `openat\(.*"`+temp+`", .*O_CREAT\|O_EXCL`, `rename(at2?)?\(.*"`+temp+`", .*"`+
+				regexp.QuoteMeta(file)+`"`
 			if !server {
 				name := `"\.f\.conf\.st2ha-[0-9a-f]{16}"`
 				created = `openat\(\d+<` + dir + `>, ` + name + `, .*O_CREAT\|O_EXCL\|O_NOFOLLOW`
@@ -239,7 +244,9 @@ func TestRemoteWriterKilled(t *testing.T) {
 	proxy := newProxy(t, cfg.Port)
 	known, err := os.ReadFile(keys + "/known_hosts")
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(keys+"/known_hosts", []byte(strings.ReplaceAll(string(known), fmt.Sprintf(":%d ", cfg.Port), fmt.Sprintf(":%d ", proxy.port))), 0o600))
+	require.NoError(t, os.WriteFile(keys+"/known_hosts",
+		[]byte(strings.ReplaceAll(string(known), fmt.Sprintf(":%d ", cfg.Port), fmt.Sprintf(":%d ", proxy.port))),
+		0o600))
 	there := host.NewLocal("node")
 	var half, moved int
 	for at := 1; ; at++ {
@@ -266,7 +273,8 @@ func TestRemoteWriterKilled(t *testing.T) {
 		if err == nil {
 			require.True(t, isNew)
 			require.Zero(t, left)
-			t.Logf("killed at %d packets: %d times with the temporary file there, %d times after the rename", at-1, half, moved)
+			t.Logf("killed at %d packets: %d times with the temporary file there, %d times after the rename",
+				at-1, half, moved)
 			require.Positive(t, half)
 			require.Positive(t, moved)
 			return

@@ -24,7 +24,10 @@ func TestEndlessDirectory(t *testing.T) {
 			_, err := far.Write(append(append(packet, kind), body...))
 			return err == nil
 		}
-		text := func(b []byte, s string) []byte { return append(binary.BigEndian.AppendUint32(b, uint32(len(s))), s...) }
+		text := func(b []byte, s string) []byte {
+			return append(binary.BigEndian.AppendUint32(b, uint32(len(s))),
+				s...)
+		}
 		const names = 1000
 		for {
 			head := make([]byte, 5)

@@ -138,7 +138,8 @@ func (d *localDir) remove(name string) error {
 
 func statInfo(st *unix.Stat_t) Info {
 	mode := fs.FileMode(st.Mode & 0o777)
-	for bit, is := range map[uint32]fs.FileMode{unix.S_ISUID: fs.ModeSetuid, unix.S_ISGID: fs.ModeSetgid, unix.S_ISVTX: fs.ModeSticky} {
+	for bit, is := range map[uint32]fs.FileMode{unix.S_ISUID: fs.ModeSetuid, unix.S_ISGID: fs.ModeSetgid,
+		unix.S_ISVTX: fs.ModeSticky} {
 		if st.Mode&bit != 0 {
 			mode |= is
 		}
@@ -339,7 +340,8 @@ func keepAttributes(from, to int) error {
 	}
 	// A directory's default ACL gave the new file one that the old has not.
 	if !slices.Contains(names, aclAccess) {
-		if err := unix.Fremovexattr(to, aclAccess); err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP) {
+		if err := unix.Fremovexattr(to, aclAccess); err != nil && !errors.Is(err, unix.ENODATA) &&
+			!errors.Is(err, unix.ENOTSUP) {
 			return fmt.Errorf("drop the inherited ACL: %w", err)
 		}
 	}
@@ -563,7 +565,8 @@ func (l *Local) Run(ctx context.Context, stdin []byte, argv ...string) ([]byte, 
 		if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
 			code = 128 + int(ws.Signal())
 		}
-		return stdout.Bytes(), fmt.Errorf("on %s: %w", l.name, &ExitError{Program: program(argv), Code: code, Stderr: stderr.String()})
+		return stdout.Bytes(), fmt.Errorf("on %s: %w", l.name,
+			&ExitError{Program: program(argv), Code: code, Stderr: stderr.String()})
 	}
 	return nil, fmt.Errorf("%s: %w", doing, bare(err))
 }
@@ -632,7 +635,8 @@ func (p place) flock(name, note string) (*os.File, error) {
 			var mine, there unix.Stat_t
 			e1 := unix.Fstat(int(fd.Fd()), &mine)
 			e2 := unix.Fstatat(p.dir.fd, p.base, &there, unix.AT_SYMLINK_NOFOLLOW)
-			if e1 == nil && (errors.Is(e2, fs.ErrNotExist) || e2 == nil && (mine.Dev != there.Dev || mine.Ino != there.Ino)) {
+			if e1 == nil && (errors.Is(e2, fs.ErrNotExist) ||
+				e2 == nil && (mine.Dev != there.Dev || mine.Ino != there.Ino)) {
 				fd.Close()
 				continue
 			}

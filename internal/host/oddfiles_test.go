@@ -62,7 +62,8 @@ func (i oddInfo) Size() int64 {
 // of the program.
 func TestOddSizes(t *testing.T) {
 	server := hosttest.NewServer(t)
-	server.Script("sudo", `shift 2; case "$*" in *sftp-server*) exec env `+child+`=sftp `+host.Quote(os.Args[0])+`;; esac; exec "$@"`)
+	server.Script("sudo", `shift 2; case "$*" in *sftp-server*) exec env `+child+`=sftp `+
+		host.Quote(os.Args[0])+`;; esac; exec "$@"`)
 	s, err := host.DialSSH(t.Context(), server.Config)
 	require.NoError(t, err)
 	defer s.Close()

@@ -24,7 +24,8 @@ func Open(ctx context.Context, addr string, cfg SSHConfig) (Host, error) {
 	}
 	if local {
 		if os.Geteuid() != 0 {
-			return nil, fault.Preflight("not_root", "run it with sudo; an action has sudo: true", "%s is this machine, and only root can change it", addr)
+			return nil, fault.Preflight("not_root", "run it with sudo; an action has sudo: true",
+				"%s is this machine, and only root can change it", addr)
 		}
 		return NewLocal(addr), nil
 	}
@@ -52,7 +53,8 @@ func CheckAddress(name, addr string) error {
 			return fault.Usage("%s %q is not the address of one host", name, addr)
 		}
 		if ip.Zone() != "" {
-			return fault.Usage("%s %q has a zone, which means another network on each node: give it without the %% and what follows", name, addr)
+			return fault.Usage("%s %q has a zone, which means another network on each node: give it without the %% "+
+				"and what follows", name, addr)
 		}
 		return nil
 	}

@@ -171,14 +171,18 @@ func (s *SSH) startFiles(ctx context.Context) (*files, error) {
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("start sftp-server on %s: %w", s.name, ctx.Err())
 	case status == 69:
-		return nil, fault.Preflight("sftp_server", "install openssh-sftp-server (Debian, Ubuntu) or openssh-server (Red Hat family)", "there is no sftp-server on %s", s.name)
+		return nil, fault.Preflight("sftp_server",
+			"install openssh-sftp-server (Debian, Ubuntu) or openssh-server (Red Hat family)",
+			"there is no sftp-server on %s", s.name)
 	case s.user != "root" && (sudoRefused(status, said) || status > 0 && strings.Contains(said, "sudo")):
 		return nil, s.sudoError(said)
 	case status < 0:
 		return nil, fmt.Errorf("start sftp-server on %s: %w", s.name, s.lost(err))
 	}
 	said, _, _ = strings.Cut(strings.TrimSpace(said), "\n")
-	return nil, fault.Preflight("ssh_session", fmt.Sprintf("check that ssh %s@%s true prints nothing and succeeds: the login shell must not be nologin, and its .bashrc must print nothing", s.user, s.name),
+	return nil, fault.Preflight("ssh_session",
+		fmt.Sprintf("check that ssh %s@%s true prints nothing and succeeds: the login shell must not be nologin, and "+
+			"its .bashrc must print nothing", s.user, s.name),
 		"start sftp-server on %s: status %d: %s: %w", s.name, status, said, err)
 }
 
@@ -267,7 +271,8 @@ func (c *files) why(err error, dir string, need int) error {
 }
 
 // errNoPin is a server that does not say which file is open.
-var errNoPin = errors.New("users other than root can replace it, and the sftp-server's /proc/self/fd does not say what was opened")
+var errNoPin = errors.New("users other than root can replace it, and the sftp-server's /proc/self/fd does not say " +
+	"what was opened")
 
 // farWalk is one operation's way to the files of a server. SFTP has no
 // directory descriptors, but OpenSSH's server has, below /proc/self/fd. Where
@@ -470,7 +475,8 @@ func (p farPlace) open() (*sftp.File, error) {
 }
 
 // there walks to name and runs fn on it with the sftp server, within ctx.
-func there[T any](ctx context.Context, s *SSH, doing, name string, last bool, fn func(c *files, p farPlace) (T, error)) (T, error) {
+func there[T any](ctx context.Context, s *SSH, doing, name string, last bool,
+	fn func(c *files, p farPlace) (T, error)) (T, error) {
 	return on(ctx, s, doing, name, func(c *files) (T, error) {
 		w := c.ahead(name)
 		defer w.done(s)
@@ -606,7 +612,8 @@ func (s *SSH) replace(ctx context.Context, c *files, p farPlace, f File) (err er
 		}
 		// SFTP knows no ACLs and attributes. Not the times: a file that
 		// changed has to look changed.
-		if _, err := s.Run(ctx, nil, "cp", "--attributes-only", "--preserve=all", "--no-preserve=timestamps", "--", from, to); err != nil {
+		if _, err := s.Run(ctx, nil, "cp", "--attributes-only", "--preserve=all", "--no-preserve=timestamps",
+			"--", from, to); err != nil {
 			return fmt.Errorf("keep its ACLs and attributes: %w", err)
 		}
 	}

@@ -31,7 +31,7 @@ type SSHConfig struct {
 	Port           int           // 22
 	User           string        // stanley
 	KeyFile        string        // /home/stanley/.ssh/stanley_rsa
-	KnownHosts     []string      // /home/stanley/.ssh/known_hosts and /etc/ssh/ssh_known_hosts; missing ones are skipped
+	KnownHosts     []string      // that of stanley and /etc/ssh/ssh_known_hosts; missing ones are skipped
 	ConnectTimeout time.Duration // 10 s, until the host is ready for use
 
 	// A third of the silence that ends a connection; 10 s, for a small node that restarts
@@ -120,7 +120,8 @@ func DialSSH(ctx context.Context, cfg SSHConfig) (*SSH, error) {
 		return nil, unreachable(cfg, fmt.Errorf("ssh handshake: %w", dial.Err()))
 	case err != nil && strings.Contains(err.Error(), "unable to authenticate"):
 		return nil, fault.Preflight("ssh_auth",
-			fmt.Sprintf("on %s append the output of ssh-keygen -y -f %s to %s's ~/.ssh/authorized_keys (mode 0600)", cfg.Addr, cfg.KeyFile, cfg.User),
+			fmt.Sprintf("on %s append the output of ssh-keygen -y -f %s to %s's ~/.ssh/authorized_keys (mode 0600)",
+				cfg.Addr, cfg.KeyFile, cfg.User),
 			"log in to %s as %s with %s: %w", cfg.Addr, cfg.User, cfg.KeyFile, err)
 	case err != nil && strings.Contains(err.Error(), "no common algorithm for host key"):
 		return nil, fault.Preflight("host_key_changed", keyscan(cfg, "its fingerprint"),
@@ -168,7 +169,8 @@ func (p prompt) Read(b []byte) (int, error) {
 
 func unreachable(cfg SSHConfig, err error) error {
 	return fault.Preflight("unreachable",
-		fmt.Sprintf("try: ssh -p %d -i %s %s@%s true; check the address, that sshd runs there and that no firewall is between", cfg.Port, cfg.KeyFile, cfg.User, cfg.Addr),
+		fmt.Sprintf("try: ssh -p %d -i %s %s@%s true; check the address, that sshd runs there and that no firewall "+
+			"is between", cfg.Port, cfg.KeyFile, cfg.User, cfg.Addr),
 		"connect to %s port %d by SSH: %w", cfg.Addr, cfg.Port, err)
 }
 
@@ -185,9 +187,12 @@ func readKey(file string) (ssh.Signer, error) {
 	var locked *ssh.PassphraseMissingError
 	switch {
 	case errors.As(err, &locked):
-		return nil, fault.Preflight("ssh_key", fmt.Sprintf("use a key without a passphrase, or remove the passphrase: ssh-keygen -p -N '' -f %s", file), "SSH key %s is protected by a passphrase", file)
+		return nil, fault.Preflight("ssh_key",
+			fmt.Sprintf("use a key without a passphrase, or remove the passphrase: ssh-keygen -p -N '' -f %s", file),
+			"SSH key %s is protected by a passphrase", file)
 	case err != nil:
-		return nil, fault.Preflight("ssh_key", fmt.Sprintf("see what the file is: ssh-keygen -l -f %s", file), "SSH key %s: %w", file, err)
+		return nil, fault.Preflight("ssh_key", fmt.Sprintf("see what the file is: ssh-keygen -l -f %s", file),
+			"SSH key %s: %w", file, err)
 	}
 	return signer, nil
 }
@@ -239,7 +244,8 @@ func keyscan(cfg SSHConfig, fingerprint string) string {
 	if cfg.Port != 22 {
 		port = fmt.Sprintf("-p %d ", cfg.Port)
 	}
-	return fmt.Sprintf("compare %s with ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub run on the host itself, then: ssh-keyscan %s-H %s >> %s", fingerprint, port, cfg.Addr, cfg.KnownHosts[0])
+	return fmt.Sprintf("compare %s with ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub run on the host itself, then: "+
+		"ssh-keyscan %s-H %s >> %s", fingerprint, port, cfg.Addr, cfg.KnownHosts[0])
 }
 
 func hostKeyError(cfg SSHConfig, key ssh.PublicKey, err error) error {
@@ -252,14 +258,19 @@ func hostKeyError(cfg SSHConfig, key ssh.PublicKey, err error) error {
 	var known *xknownhosts.KeyError
 	switch {
 	case errors.As(err, &revoked):
-		return fault.Preflight("host_key_changed", "give the host a new key", "%s offers the host key %s, which %s line %d revokes", cfg.Addr, offered, revoked.Revoked.Filename, revoked.Revoked.Line)
+		return fault.Preflight("host_key_changed", "give the host a new key",
+			"%s offers the host key %s, which %s line %d revokes", cfg.Addr, offered,
+			revoked.Revoked.Filename, revoked.Revoked.Line)
 	case errors.As(err, &known) && len(known.Want) > 0:
 		want := known.Want[0]
 		return fault.Preflight("host_key_changed",
-			fmt.Sprintf("only if the host was installed anew: ssh-keygen -f %s -R %s; %s", want.Filename, quote(knownhosts.Normalize(net.JoinHostPort(cfg.Addr, strconv.Itoa(cfg.Port)))), keyscan(cfg, print)),
-			"%s offers the host key %s, but %s line %d has %s: another machine may answer in its place", cfg.Addr, offered, want.Filename, want.Line, ssh.FingerprintSHA256(want.Key))
+			fmt.Sprintf("only if the host was installed anew: ssh-keygen -f %s -R %s; %s", want.Filename,
+				quote(knownhosts.Normalize(net.JoinHostPort(cfg.Addr, strconv.Itoa(cfg.Port)))), keyscan(cfg, print)),
+			"%s offers the host key %s, but %s line %d has %s: another machine may answer in its place", cfg.Addr,
+			offered, want.Filename, want.Line, ssh.FingerprintSHA256(want.Key))
 	case errors.As(err, &known):
-		return fault.Preflight("host_key_unknown", keyscan(cfg, print), "%s offers the host key %s, which is not in %s", cfg.Addr, offered, strings.Join(cfg.KnownHosts, " or "))
+		return fault.Preflight("host_key_unknown", keyscan(cfg, print), "%s offers the host key %s, which is not in %s",
+			cfg.Addr, offered, strings.Join(cfg.KnownHosts, " or "))
 	}
 	return fault.Preflight("host_key_unknown", keyscan(cfg, print), "host key %s of %s: %w", offered, cfg.Addr, err)
 }
@@ -643,7 +654,8 @@ done`
 func (s *SSH) kill(mark string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
-	s.exec(ctx, s.asRoot()+quoteAll([]string{"sh", "-c", killScript}), []byte(mark+"\n"), io.Discard, io.Discard, func() {})
+	s.exec(ctx, s.asRoot()+quoteAll([]string{"sh", "-c", killScript}), []byte(mark+"\n"), io.Discard,
+		io.Discard, func() {})
 }
 
 // sudoRefused distinguishes sudo's refusal from a program that failed.
@@ -663,18 +675,21 @@ func sudoRefused(code int, stderr string) bool {
 			}
 		}
 	case 127:
-		return strings.Contains(stderr, "sudo: No such file") || strings.Contains(stderr, "'sudo'") || strings.Contains(stderr, "‘sudo’")
+		return strings.Contains(stderr, "sudo: No such file") || strings.Contains(stderr, "'sudo'") ||
+			strings.Contains(stderr, "‘sudo’")
 	}
 	return false
 }
 
 func (s *SSH) sudoError(stderr string) error {
 	said, _, _ := strings.Cut(strings.TrimSpace(stderr), "\n")
-	hint := fmt.Sprintf("as root on %s write to /etc/sudoers.d/st2 (mode 0440), as StackStorm's installer does: %s ALL=(ALL) NOPASSWD: SETENV: ALL", s.name, s.user)
+	hint := fmt.Sprintf("as root on %s write to /etc/sudoers.d/st2 (mode 0440), as StackStorm's installer does: %s "+
+		"ALL=(ALL) NOPASSWD: SETENV: ALL", s.name, s.user)
 	if strings.Contains(stderr, "tty") {
 		hint += fmt.Sprintf(" and: Defaults:%s !requiretty", s.user)
 	}
-	return fault.Preflight("sudo", hint, "sudo does not give %s root on %s: %s", s.user, s.name, strings.TrimSpace(said))
+	return fault.Preflight("sudo", hint, "sudo does not give %s root on %s: %s", s.user, s.name,
+		strings.TrimSpace(said))
 }
 
 // lockScript runs under flock(1): it notes the holder, says that the lock is

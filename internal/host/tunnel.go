@@ -78,7 +78,9 @@ func (s *SSH) dialError(network, addr string, err error) error {
 		return fmt.Errorf("dial %s from %s: %w", addr, s.name, s.lost(err))
 	}
 	if open.Reason == ssh.Prohibited {
-		return fault.Failed("forwarding", fmt.Sprintf("set AllowTcpForwarding yes (or local) in sshd_config on %s, also where a Match block has it, and reload sshd", s.name),
+		return fault.Failed("forwarding",
+			fmt.Sprintf("set AllowTcpForwarding yes (or local) in sshd_config on %s, also where a Match block has "+
+				"it, and reload sshd", s.name),
 			"dial %s from %s: sshd forbids forwarding: %w", addr, s.name, err)
 	}
 	tried := false
@@ -95,7 +97,8 @@ func (s *SSH) dialError(network, addr string, err error) error {
 	if !tried {
 		err = fmt.Errorf("%w: %w", ErrNotTried, err)
 	}
-	return fmt.Errorf("from %s: %w", s.name, &net.OpError{Op: "dial", Net: network, Addr: address{network, addr}, Err: err})
+	return fmt.Errorf("from %s: %w", s.name,
+		&net.OpError{Op: "dial", Net: network, Addr: address{network, addr}, Err: err})
 }
 
 // farErrno is an errno of the far side's connect.
@@ -166,7 +169,8 @@ func (s *SSH) bridge(far net.Conn, network, addr string) (net.Conn, error) {
 		<-ended
 		<-sent
 	}()
-	return &tunnel{in: in, out: out, local: address{network, s.name}, remote: address{network, addr}, closing: closing}, nil
+	return &tunnel{in: in, out: out, local: address{network, s.name},
+		remote: address{network, addr}, closing: closing}, nil
 }
 
 // netError makes a pipe's errors those of a network connection.

@@ -77,8 +77,10 @@ func nestedDoc(n int) bson.D {
 
 // Whatever a server says, it takes little memory.
 func TestHostileServer(t *testing.T) {
-	hello := bson.D{{Key: "ok", Value: 1}, {Key: "isWritablePrimary", Value: true}, {Key: "maxWireVersion", Value: 21}, {Key: "minWireVersion", Value: 0},
-		{Key: "maxBsonObjectSize", Value: 16 << 20}, {Key: "maxMessageSizeBytes", Value: int32(1<<31 - 1)}, {Key: "maxWriteBatchSize", Value: 100000}}
+	hello := bson.D{{Key: "ok", Value: 1}, {Key: "isWritablePrimary", Value: true}, {Key: "maxWireVersion", Value: 21},
+		{Key: "minWireVersion", Value: 0},
+		{Key: "maxBsonObjectSize", Value: 16 << 20}, {Key: "maxMessageSizeBytes", Value: int32(1<<31 - 1)},
+		{Key: "maxWriteBatchSize", Value: 100000}}
 	huge := []byte{0xff, 0xff, 0xff, 0x7f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 	for name, say := range map[string]func(n int, question []byte) []byte{
 		"2 GB at once": func(int, []byte) []byte { return huge },
@@ -103,7 +105,8 @@ func TestHostileServer(t *testing.T) {
 			addr := server(t, say)
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			opts := Options(&net.Dialer{}, Server{URI: "mongodb://" + addr}, addr).SetServerSelectionTimeout(200 * time.Millisecond).SetTimeout(time.Second)
+			opts := Options(&net.Dialer{}, Server{URI: "mongodb://" + addr},
+				addr).SetServerSelectionTimeout(200 * time.Millisecond).SetTimeout(time.Second)
 			var into bson.M
 			err := ask(t.Context(), opts, "admin", bson.D{{Key: "hello", Value: 1}}, &into)
 			runtime.ReadMemStats(&after)

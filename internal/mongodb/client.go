@@ -38,7 +38,8 @@ type Server struct {
 // Options are those of a client that talks to exactly the server at addr
 // (host:port). TLS is below the driver.
 func Options(d options.ContextDialer, s Server, addr string) *options.ClientOptions {
-	return options.Client().ApplyURI(s.URI).SetHosts([]string{addr}).SetDialer(bounded{s.TLS.Dialer(d)}).SetDirect(true).SetMaxPoolSize(1).
+	return options.Client().ApplyURI(s.URI).SetHosts([]string{addr}).SetDialer(bounded{s.TLS.Dialer(d)}).
+		SetDirect(true).SetMaxPoolSize(1).
 		SetServerSelectionTimeout(answerTime).SetConnectTimeout(answerTime).SetTimeout(answerTime)
 }
 
@@ -57,7 +58,8 @@ func ask(ctx context.Context, opts *options.ClientOptions, database string, comm
 }
 
 // run runs one command as the user, whichever database holds it.
-func run(ctx context.Context, d options.ContextDialer, s Server, addr, database string, command bson.D, into any) error {
+func run(ctx context.Context, d options.ContextDialer, s Server, addr, database string,
+	command bson.D, into any) error {
 	opts := Options(d, s, addr)
 	err := ask(ctx, opts, database, command, into)
 	if refused(err) && s.Fallback != "" && opts.Auth != nil {
@@ -159,7 +161,8 @@ func refused(err error) bool {
 // AllowsAnonymous says whether the server at addr takes commands from a client that has not logged in.
 func AllowsAnonymous(ctx context.Context, d options.ContextDialer, s Server, addr string) (bool, error) {
 	var reply bson.M
-	err := ask(ctx, Options(d, s, addr), "admin", bson.D{{Key: "listDatabases", Value: 1}, {Key: "nameOnly", Value: true}}, &reply)
+	err := ask(ctx, Options(d, s, addr), "admin",
+		bson.D{{Key: "listDatabases", Value: 1}, {Key: "nameOnly", Value: true}}, &reply)
 	var refused mongo.CommandError
 	if errors.As(err, &refused) {
 		return false, nil
@@ -169,7 +172,8 @@ func AllowsAnonymous(ctx context.Context, d options.ContextDialer, s Server, add
 
 // Field reads one field of the document with an id, as text; empty if there is
 // no such document or field.
-func Field(ctx context.Context, d options.ContextDialer, s Server, addr, database, collection, id, field string) (string, error) {
+func Field(ctx context.Context, d options.ContextDialer, s Server, addr, database, collection, id,
+	field string) (string, error) {
 	object, err := primitive.ObjectIDFromHex(id)
 	if err != nil {
 		return "", err
@@ -180,7 +184,8 @@ func Field(ctx context.Context, d options.ContextDialer, s Server, addr, databas
 		} `bson:"cursor"`
 	}
 	command := bson.D{{Key: "find", Value: collection}, {Key: "filter", Value: bson.D{{Key: "_id", Value: object}}},
-		{Key: "projection", Value: bson.D{{Key: field, Value: 1}}}, {Key: "limit", Value: 1}, {Key: "singleBatch", Value: true}}
+		{Key: "projection", Value: bson.D{{Key: field, Value: 1}}}, {Key: "limit", Value: 1},
+		{Key: "singleBatch", Value: true}}
 	if err := run(ctx, d, s, addr, database, command, &reply); err != nil || len(reply.Cursor.FirstBatch) == 0 {
 		return "", err
 	}

@@ -214,15 +214,17 @@ func (s *Configure) Check(ctx context.Context, h host.Host) ([]step.Finding, err
 		return nil, step.Located(h, c.file.Path, err)
 	}
 	finding := step.Finding{Severity: step.Error, Host: h.Name(), Check: "mongodb_authorization",
-		Message: fmt.Sprintf("%s: authorization is not enabled: everybody who reaches %s could read and change StackStorm's data", c.file.Path, s.Address),
-		Fix:     "create users and set security.authorization: enabled, or accept it with allow_unauthenticated=true"}
+		Message: fmt.Sprintf("%s: authorization is not enabled: everybody who reaches %s could read and change "+
+			"StackStorm's data", c.file.Path, s.Address),
+		Fix: "create users and set security.authorization: enabled, or accept it with allow_unauthenticated=true"}
 	if secured {
 		// The file may say so, and the process not know it yet.
 		open, err := s.open(ctx, h, c, now, port)
 		if err != nil || !open {
 			return nil, nil //nolint:nilerr // one that does not answer is Plan's and Verify's concern
 		}
-		finding.Message = fmt.Sprintf("%s enables authorization, but the running mongod still takes commands from clients that have not logged in", c.file.Path)
+		finding.Message = fmt.Sprintf("%s enables authorization, but the running mongod still takes commands from "+
+			"clients that have not logged in", c.file.Path)
 		finding.Fix = "restart mongod, then run this again; or accept it with allow_unauthenticated=true"
 	}
 	if s.AllowUnauthenticated || now == want {
@@ -240,8 +242,10 @@ func (s *Configure) keepsClients(ctx context.Context, h host.Host) error {
 	}
 	for _, server := range servers {
 		if name, _, _ := net.SplitHostPort(server); name != s.Address {
-			return fault.Preflight("replace_bind_ip", "start it on a secondary, run the steps of the primary from a shell, or leave replace_bind_ip out",
-				"%s: StackStorm uses mongod at %s, where it would no longer listen: the result of this action could not be stored", h.Name(), server)
+			return fault.Preflight("replace_bind_ip",
+				"start it on a secondary, run the steps of the primary from a shell, or leave replace_bind_ip out",
+				"%s: StackStorm uses mongod at %s, where it would no longer listen: the result of this action could "+
+					"not be stored", h.Name(), server)
 		}
 	}
 	return nil
@@ -328,7 +332,8 @@ func (s *Configure) Plan(ctx context.Context, h host.Host) ([]step.Change, error
 		return nil, err
 	}
 	if unit == "" {
-		return nil, fault.Preflight("mongod_unit", "install MongoDB's packages, which bring the unit", "%s: there is no unit mongod.service", h.Name())
+		return nil, fault.Preflight("mongod_unit", "install MongoDB's packages, which bring the unit",
+			"%s: there is no unit mongod.service", h.Name())
 	}
 	return append(changes, &service.Restart{Unit: unit}), nil
 }
@@ -352,6 +357,7 @@ func (s *Configure) Verify(ctx context.Context, h host.Host) error {
 	return step.Await(ctx, 200*time.Millisecond, func(ctx context.Context) (waiting, err error) {
 		return Answers(ctx, h, addr), nil
 	}, func(seen error) error {
-		return fault.Failed("mongodb", "journalctl -u mongod says why", "%s: mongod does not answer on %s: %w", h.Name(), addr, seen)
+		return fault.Failed("mongodb", "journalctl -u mongod says why",
+			"%s: mongod does not answer on %s: %w", h.Name(), addr, seen)
 	})
 }

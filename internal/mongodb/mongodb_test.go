@@ -68,22 +68,29 @@ func TestBindIP(t *testing.T) {
 		want    string // the file afterwards; empty: as it was
 		err     string
 	}{
-		{"loopback", "net:\n  port: 27017\n  bindIp: 127.0.0.1  # here only\n", false, "net:\n  port: 27017\n  bindIp: 127.0.0.1,192.168.0.100  # here only\n", ""},
+		{"loopback", "net:\n  port: 27017\n  bindIp: 127.0.0.1  # here only\n", false,
+			"net:\n  port: 27017\n  bindIp: 127.0.0.1,192.168.0.100  # here only\n", ""},
 		{"loopback, replaced", "net:\n  bindIp: 127.0.0.1\n", true, "net:\n  bindIp: 192.168.0.100\n", ""},
-		{"several", "net:\n  bindIp: 127.0.0.1, 10.0.0.1\n", false, "net:\n  bindIp: 127.0.0.1,10.0.0.1,192.168.0.100\n", ""},
+		{"several", "net:\n  bindIp: 127.0.0.1, 10.0.0.1\n", false,
+			"net:\n  bindIp: 127.0.0.1,10.0.0.1,192.168.0.100\n", ""},
 		{"there already", "net:\n  bindIp: 127.0.0.1, 192.168.0.100\n", false, "", ""},
 		{"there already, replaced", "net:\n  bindIp: 192.168.0.100\n", true, "", ""},
-		{"there among others, replaced", "net:\n  bindIp: 127.0.0.1,192.168.0.100\n", true, "net:\n  bindIp: 192.168.0.100\n", ""},
+		{"there among others, replaced", "net:\n  bindIp: 127.0.0.1,192.168.0.100\n", true,
+			"net:\n  bindIp: 192.168.0.100\n", ""},
 		{"all", "net:\n  bindIp: 0.0.0.0\n", false, "", ""},
 		{"all, by a star", "net:\n  bindIp: \"*\"\n", false, "", ""},
 		{"all, replaced", "net:\n  bindIp: 0.0.0.0\n", true, "net:\n  bindIp: 192.168.0.100\n", ""},
 		{"bindIpAll", "net:\n  bindIpAll: true\n", false, "", ""},
 		{"bindIpAll, replaced", "net:\n  bindIpAll: true\n", true, "", "bindIpAll is true"},
-		{"bindIpAll off", "net:\n  bindIpAll: false\n  bindIp: 127.0.0.1\n", false, "net:\n  bindIpAll: false\n  bindIp: 127.0.0.1,192.168.0.100\n", ""},
+		{"bindIpAll off", "net:\n  bindIpAll: false\n  bindIp: 127.0.0.1\n", false,
+			"net:\n  bindIpAll: false\n  bindIp: 127.0.0.1,192.168.0.100\n", ""},
 		{"no bindIp", "net:\n  port: 27017\n", false, "net:\n  port: 27017\n  bindIp: 127.0.0.1,192.168.0.100\n", ""},
-		{"no net", "storage:\n  dbPath: /var/lib/mongodb\n", false, "storage:\n  dbPath: /var/lib/mongodb\n\nnet:\n  bindIp: 127.0.0.1,192.168.0.100\n", ""},
-		{"similar address", "net:\n  bindIp: 192.168.0.10\n", false, "net:\n  bindIp: 192.168.0.10,192.168.0.100\n", ""},
-		{"ini", "# mine\nbind_ip = 127.0.0.1\nport = 27017\n", false, "# mine\nbind_ip = 127.0.0.1,192.168.0.100\nport = 27017\n", ""},
+		{"no net", "storage:\n  dbPath: /var/lib/mongodb\n", false,
+			"storage:\n  dbPath: /var/lib/mongodb\n\nnet:\n  bindIp: 127.0.0.1,192.168.0.100\n", ""},
+		{"similar address", "net:\n  bindIp: 192.168.0.10\n", false,
+			"net:\n  bindIp: 192.168.0.10,192.168.0.100\n", ""},
+		{"ini", "# mine\nbind_ip = 127.0.0.1\nport = 27017\n", false,
+			"# mine\nbind_ip = 127.0.0.1,192.168.0.100\nport = 27017\n", ""},
 		{"ini, replaced", "bind_ip = 127.0.0.1\n", true, "bind_ip = 192.168.0.100\n", ""},
 		{"ini, there", "bind_ip = 192.168.0.100\n", false, "", ""},
 		{"ini, all", "bind_ip_all = true\n", false, "", ""},
@@ -103,7 +110,8 @@ func TestBindIP(t *testing.T) {
 			}
 			require.NoError(t, err)
 			// It does not answer, so it is restarted in any case.
-			require.Equal(t, "restart mongod.service", changes[len(changes)-1].Kind()+" "+changes[len(changes)-1].Target())
+			require.Equal(t, "restart mongod.service",
+				changes[len(changes)-1].Kind()+" "+changes[len(changes)-1].Target())
 			if tc.want == "" {
 				require.Len(t, changes, 1)
 				return
@@ -124,7 +132,8 @@ func TestBindIP(t *testing.T) {
 func TestIPv6(t *testing.T) {
 	for _, tc := range [][2]string{
 		{"net:\n  bindIp: 127.0.0.1\n", "net:\n  bindIp: 127.0.0.1,2001:db8::64\n  ipv6: true\n"},
-		{"net:\n  bindIp: 127.0.0.1,2001:db8::64\n  ipv6: false\n", "net:\n  bindIp: 127.0.0.1,2001:db8::64\n  ipv6: true\n"},
+		{"net:\n  bindIp: 127.0.0.1,2001:db8::64\n  ipv6: false\n",
+			"net:\n  bindIp: 127.0.0.1,2001:db8::64\n  ipv6: true\n"},
 		{"net:\n  bindIp: 0.0.0.0\n", "net:\n  bindIp: 0.0.0.0,2001:db8::64\n  ipv6: true\n"},
 		{"net:\n  bindIpAll: true\n", "net:\n  bindIpAll: true\n  ipv6: true\n"},
 		{"net:\n  bindIp: \"::\"\n  ipv6: true\n", ""},
@@ -153,9 +162,12 @@ func TestIPv6(t *testing.T) {
 
 // The runner of this very step loses its database: refused before anything is changed.
 func TestReplaceUnderARunner(t *testing.T) {
-	m := newMachine(t, map[string]string{"/etc/mongod.conf": "net:\n  bindIp: 127.0.0.1\nsecurity:\n  authorization: enabled\n"})
-	for server, refused := range map[string]bool{"127.0.0.1:27017": true, "localhost:27017": true, address + ":27017": false} {
-		s := &Configure{Address: address, Replace: true, Clients: func(context.Context, host.Host) ([]string, error) { return []string{server}, nil }}
+	m := newMachine(t, map[string]string{
+		"/etc/mongod.conf": "net:\n  bindIp: 127.0.0.1\nsecurity:\n  authorization: enabled\n"})
+	for server, refused := range map[string]bool{"127.0.0.1:27017": true, "localhost:27017": true,
+		address + ":27017": false} {
+		s := &Configure{Address: address, Replace: true,
+			Clients: func(context.Context, host.Host) ([]string, error) { return []string{server}, nil }}
 		_, err := s.Check(m.until(t), m)
 		if !refused {
 			require.NoError(t, err, server)
@@ -178,7 +190,9 @@ func TestFiles(t *testing.T) {
 	changes, err := s.Plan(ctx, newMachine(t, map[string]string{"/etc/mongodb.conf": "bind_ip=127.0.0.1\n"}))
 	require.NoError(t, err)
 	require.Equal(t, "/etc/mongodb.conf", changes[0].Target())
-	changes, err = s.Plan(ctx, newMachine(t, map[string]string{"/etc/mongodb.conf": "bind_ip=127.0.0.1\n", "/etc/mongod.conf": "net:\n  bindIp: 127.0.0.1\n"}))
+	changes, err = s.Plan(ctx,
+		newMachine(t, map[string]string{"/etc/mongodb.conf": "bind_ip=127.0.0.1\n",
+			"/etc/mongod.conf": "net:\n  bindIp: 127.0.0.1\n"}))
 	require.NoError(t, err)
 	require.Equal(t, "/etc/mongod.conf", changes[0].Target())
 }
@@ -283,8 +297,10 @@ func (answers) DialContext(context.Context, string, string) (net.Conn, error) {
 			if _, err := io.CopyN(io.Discard, server, int64(binary.LittleEndian.Uint32(header))-16); err != nil {
 				return
 			}
-			body, err := bson.Marshal(bson.D{{Key: "ok", Value: 1}, {Key: "isWritablePrimary", Value: true}, {Key: "minWireVersion", Value: 0},
-				{Key: "maxWireVersion", Value: 21}, {Key: "helloOk", Value: true}, {Key: "maxBsonObjectSize", Value: 1 << 24},
+			body, err := bson.Marshal(bson.D{{Key: "ok", Value: 1}, {Key: "isWritablePrimary", Value: true},
+				{Key: "minWireVersion", Value: 0},
+				{Key: "maxWireVersion", Value: 21}, {Key: "helloOk", Value: true},
+				{Key: "maxBsonObjectSize", Value: 1 << 24},
 				{Key: "maxMessageSizeBytes", Value: 48000000}, {Key: "maxWriteBatchSize", Value: 1000}})
 			if err != nil {
 				return

@@ -45,13 +45,16 @@ func (s *Export) Check(ctx context.Context, h host.Host) ([]step.Finding, error)
 		info, err := h.Stat(ctx, dir)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			findings = append(findings, step.Finding{Severity: step.Error, Host: h.Name(), Check: "directory", Message: dir + " does not exist",
-				Fix: "install StackStorm there first, or take it out of the list of directories"})
+			findings = append(findings,
+				step.Finding{Severity: step.Error, Host: h.Name(), Check: "directory", Message: dir + " does not exist",
+					Fix: "install StackStorm there first, or take it out of the list of directories"})
 		case err != nil:
 			return nil, err
 		case !info.Mode.IsDir():
-			findings = append(findings, step.Finding{Severity: step.Error, Host: h.Name(), Check: "directory", Message: dir + " is not a directory",
-				Fix: "take it out of the list of directories"})
+			findings = append(findings,
+				step.Finding{Severity: step.Error, Host: h.Name(), Check: "directory",
+					Message: dir + " is not a directory",
+					Fix:     "take it out of the list of directories"})
 		}
 	}
 	root, err := version4Root(ctx, h)
@@ -59,8 +62,10 @@ func (s *Export) Check(ctx context.Context, h host.Host) ([]step.Finding, error)
 		return findings, err
 	}
 	return append(findings, step.Finding{Severity: step.Warning, Host: h.Name(), Check: "fsid",
-		Message: fmt.Sprintf("%s:%d makes %s the root of NFSv4 (fsid=0): clients do not find %s by NFSv4", exportsPath, root.Line, root.Path, strings.Join(dirs, ", ")),
-		Fix:     "take fsid=0 out of that line, if no client needs it; else mount.nfs falls back to NFSv3, which the firewalls must let through"}), nil
+		Message: fmt.Sprintf("%s:%d makes %s the root of NFSv4 (fsid=0): clients do not find %s by NFSv4", exportsPath,
+			root.Line, root.Path, strings.Join(dirs, ", ")),
+		Fix: "take fsid=0 out of that line, if no client needs it; else mount.nfs falls back to NFSv3, which the " +
+			"firewalls must let through"}), nil
 }
 
 // version4Root is the export that NFSv4 clients take for the server's root
@@ -96,7 +101,8 @@ func (s *Export) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
 		return nil, err
 	}
 	var changes []step.Change
-	pkg, err := service.PlanPackage(ctx, h, service.Package{Debian: "nfs-kernel-server", RedHat: "nfs-utils"}, "/usr/sbin/exportfs", "/sbin/exportfs")
+	pkg, err := service.PlanPackage(ctx, h, service.Package{Debian: "nfs-kernel-server", RedHat: "nfs-utils"},
+		"/usr/sbin/exportfs", "/sbin/exportfs")
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +144,8 @@ func (s *Export) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
 
 // ask runs the programs that Plan has to hear, side by side: the group's gid,
 // and, where the server is installed, how to start it and whether it exports.
-func (s *Export) ask(ctx context.Context, h host.Host, dirs []string, installed bool) (gid int, start *service.Start, shown bool, err error) {
+func (s *Export) ask(ctx context.Context, h host.Host, dirs []string,
+	installed bool) (gid int, start *service.Start, shown bool, err error) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() (err error) {
 		gid, err = groupID(ctx, h, Group)

@@ -93,8 +93,9 @@ func (s *Mount) Check(ctx context.Context, h host.Host) ([]step.Finding, error) 
 			return nil, err
 		} else if hidden && !ok {
 			findings = append(findings, step.Finding{Severity: step.Error, Host: h.Name(), Check: "pack",
-				Message: fmt.Sprintf("the mount on %s would hide this program, %s: the primary has none there", dir, s.Program),
-				Fix:     "install the pack on the primary, too; or start the join there"})
+				Message: fmt.Sprintf("the mount on %s would hide this program, %s: the primary has none there",
+					dir, s.Program),
+				Fix: "install the pack on the primary, too; or start the join there"})
 		}
 	}
 	return findings, nil
@@ -115,7 +116,8 @@ func (s *Mount) otherOptions(ctx context.Context, h host.Host, dirs []string) ([
 		}
 		if have != nil {
 			findings = append(findings, step.Finding{Severity: step.Warning, Host: h.Name(), Check: "mount_options",
-				Message: fmt.Sprintf("%s:%d mounts %s with the options %s; they are replaced by %s, from the next mount on", fstabPath, have.Line, dir,
+				Message: fmt.Sprintf("%s:%d mounts %s with the options %s; they are replaced by %s, from the next "+
+					"mount on", fstabPath, have.Line, dir,
 					strings.Join(have.Options, ","), s.Options),
 				Fix: "to keep them, give mount_options=" + strings.Join(have.Options, ",")})
 		}
@@ -148,7 +150,8 @@ func (s *Mount) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
 		return nil, err
 	}
 	var changes []step.Change
-	pkg, err := service.PlanPackage(ctx, h, service.Package{Debian: "nfs-common", RedHat: "nfs-utils"}, "/usr/sbin/mount.nfs", "/sbin/mount.nfs")
+	pkg, err := service.PlanPackage(ctx, h, service.Package{Debian: "nfs-common", RedHat: "nfs-utils"},
+		"/usr/sbin/mount.nfs", "/sbin/mount.nfs")
 	if err != nil {
 		return nil, err
 	}
@@ -227,7 +230,8 @@ func (s *Mount) aside(ctx context.Context, h host.Host, dir string) (step.Change
 		}
 		kept = fmt.Sprintf("%s.before-st2ha-%d", dir, i)
 	}
-	return &Aside{Dir: dir, Kept: kept, Entries: len(names), Mode: info.Mode & (fs.ModePerm | fs.ModeSetgid | fs.ModeSticky), UID: info.UID, GID: info.GID}, nil
+	return &Aside{Dir: dir, Kept: kept, Entries: len(names),
+		Mode: info.Mode & (fs.ModePerm | fs.ModeSetgid | fs.ModeSticky), UID: info.UID, GID: info.GID}, nil
 }
 
 // Verify proves that both nodes see the same files: what is written on one is
@@ -260,7 +264,8 @@ func seen(ctx context.Context, from, to host.Host, prefix string) error {
 	token := hex.EncodeToString(random)
 	name := prefix + token
 	if err := from.WriteFile(ctx, host.File{Path: name, Data: []byte(token), Mode: 0o600}); err != nil {
-		return fault.Failed("share", "look at the export's options and at the directory's owner", "write to the shared %s on %s: %w", path.Dir(name), from.Name(), err)
+		return fault.Failed("share", "look at the export's options and at the directory's owner",
+			"write to the shared %s on %s: %w", path.Dir(name), from.Name(), err)
 	}
 	f, err := to.ReadFile(ctx, name)
 	if removeErr := from.Remove(context.WithoutCancel(ctx), name); removeErr != nil && err == nil {
@@ -283,7 +288,8 @@ func sweep(ctx context.Context, h host.Host, dir, prefix string) error {
 		return err
 	}
 	for _, name := range names {
-		if !strings.HasPrefix(name, prefix) && !strings.HasPrefix(name, "."+prefix) { // a temporary file has one dot more
+		temporary := strings.HasPrefix(name, "."+prefix)
+		if !strings.HasPrefix(name, prefix) && !temporary {
 			continue
 		}
 		if err := h.Remove(ctx, path.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -394,7 +400,8 @@ func (m *MountUnit) Apply(ctx context.Context, h host.Host) error {
 		return err
 	}
 	if mounted[m.Dir].Source != m.Source {
-		return fault.Failed("mount", hint, "%s: %s is active, but %s is not mounted on %s", h.Name(), m.unit(), m.Source, m.Dir)
+		return fault.Failed("mount", hint, "%s: %s is active, but %s is not mounted on %s", h.Name(),
+			m.unit(), m.Source, m.Dir)
 	}
 	return nil
 }

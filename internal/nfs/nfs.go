@@ -49,7 +49,8 @@ func Validate(dirs []string) error {
 		case strings.ContainsFunc(dir, func(r rune) bool { return r < ' ' || r == 0x7f }):
 			return fault.Usage("directory %q holds a control character", dir)
 		}
-		for _, system := range []string{"/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/proc", "/root", "/run", "/sbin", "/sys", "/tmp", "/usr", "/var/lib/st2ha"} {
+		for _, system := range []string{"/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/proc", "/root",
+			"/run", "/sbin", "/sys", "/tmp", "/usr", "/var/lib/st2ha"} {
 			if dir == system || strings.HasPrefix(dir, system+"/") {
 				return fault.Usage("directory %s is the system's own", dir)
 			}
@@ -84,7 +85,8 @@ func checkLinks(ctx context.Context, h host.Host, dirs []string) ([]step.Finding
 	}
 	if err := Validate(real); err != nil {
 		return []step.Finding{{Severity: step.Error, Host: h.Name(), Check: "directories",
-			Message: fmt.Sprintf("%s: %v, once links are resolved", strings.Join(dirs, ", "), err), Fix: "leave it out of the list of directories, or replace the link by a directory"}}, nil
+			Message: fmt.Sprintf("%s: %v, once links are resolved", strings.Join(dirs, ", "), err),
+			Fix:     "leave it out of the list of directories, or replace the link by a directory"}}, nil
 	}
 	return nil, nil
 }
@@ -93,7 +95,8 @@ func checkLinks(ctx context.Context, h host.Host, dirs []string) ([]step.Finding
 func groupID(ctx context.Context, h host.Host, group string) (int, error) {
 	out, err := h.Run(ctx, nil, "getent", "group", group)
 	if err != nil {
-		return 0, fault.Preflight("group", "install StackStorm on "+h.Name()+" first; its packages create the group", "%s: group %s: %w", h.Name(), group, err)
+		return 0, fault.Preflight("group", "install StackStorm on "+h.Name()+" first; its packages create the group",
+			"%s: group %s: %w", h.Name(), group, err)
 	}
 	fields := strings.Split(strings.TrimSpace(string(out)), ":")
 	if len(fields) < 3 {

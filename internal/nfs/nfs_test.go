@@ -97,11 +97,13 @@ func TestExported(t *testing.T) {
 }
 
 func TestValidate(t *testing.T) {
-	for _, ok := range [][]string{nil, {"/opt/stackstorm/packs"}, {"/opt/a", "/opt/ab"}, {"/opt/a", "/srv/a b"}, {"/opt/ä"}} {
+	for _, ok := range [][]string{nil, {"/opt/stackstorm/packs"}, {"/opt/a", "/opt/ab"},
+		{"/opt/a", "/srv/a b"}, {"/opt/ä"}} {
 		require.NoError(t, Validate(ok), ok)
 	}
 	for _, bad := range [][]string{
-		{""}, {"opt"}, {"/opt/"}, {"/opt//a"}, {"/opt/../etc"}, {"/opt/./a"}, {"/"}, {"/etc"}, {"/usr"}, {"/var"}, {"/home"}, {"/home/stanley/x"}, {"/etc/x"}, {"/root/x"},
+		{""}, {"opt"}, {"/opt/"}, {"/opt//a"}, {"/opt/../etc"}, {"/opt/./a"}, {"/"}, {"/etc"}, {"/usr"}, {"/var"},
+		{"/home"}, {"/home/stanley/x"}, {"/etc/x"}, {"/root/x"},
 		{"/opt/a\nb"}, {"/opt/a\tb"}, {"/opt/a", "/opt/a"}, {"/opt/a", "/opt/a/b"}, {"/opt/a/b", "/srv", "/opt/a"},
 	} {
 		err := Validate(bad)
@@ -134,7 +136,8 @@ func TestDirectories(t *testing.T) {
 }
 
 func TestGroupID(t *testing.T) {
-	for out, want := range map[string]int{"st2packs:x:999:st2,stanley\n": 999, "st2packs:x:1001:": 1001, "st2packs": -1, "": -1, "st2packs:x:many:\n": -1} {
+	for out, want := range map[string]int{"st2packs:x:999:st2,stanley\n": 999, "st2packs:x:1001:": 1001, "st2packs": -1,
+		"": -1, "st2packs:x:many:\n": -1} {
 		m := newMachine(t, "primary", nil)
 		m.run = func(string) (string, error) { return out, nil }
 		gid, err := groupID(t.Context(), m, Group)
@@ -162,7 +165,8 @@ func what(changes []step.Change) []string {
 
 func TestExportPlan(t *testing.T) {
 	ctx := t.Context()
-	m := newMachine(t, "primary", map[string]string{"/opt/stackstorm/packs/": "", "/usr/sbin/exportfs": "", "/etc/exports": "# mine\n"})
+	m := newMachine(t, "primary",
+		map[string]string{"/opt/stackstorm/packs/": "", "/usr/sbin/exportfs": "", "/etc/exports": "# mine\n"})
 	exports := ""
 	inactive := false
 	m.run = func(argv string) (string, error) {
@@ -210,7 +214,8 @@ func TestExportPlan(t *testing.T) {
 	require.NoError(t, os.Remove(m.root+"/etc/exports"))
 	changes, err = s.Plan(ctx, m)
 	require.NoError(t, err)
-	require.Equal(t, []string{"package nfs-kernel-server", "file /etc/exports", "start nfs-server.service", "exportfs /etc/exports"}, what(changes))
+	require.Equal(t, []string{"package nfs-kernel-server", "file /etc/exports", "start nfs-server.service",
+		"exportfs /etc/exports"}, what(changes))
 
 	s.Directories = []string{"/opt/none", "/opt/file"}
 	require.NoError(t, os.WriteFile(m.root+"/opt/file", nil, 0o644))
@@ -225,18 +230,21 @@ func TestExportPlan(t *testing.T) {
 	require.NoError(t, os.Symlink("/root/own", m.root+"/opt/link"))
 	require.NoError(t, os.MkdirAll(m.root+"/proc/1", 0o755))
 	require.NoError(t, os.WriteFile(m.root+"/proc/1/mountinfo", nil, 0o644))
-	for _, s := range []step.Step{&Export{Directories: []string{"/opt/link"}}, &Mount{Primary: m, Directories: []string{"/opt/link"}}} {
+	for _, s := range []step.Step{&Export{Directories: []string{"/opt/link"}},
+		&Mount{Primary: m, Directories: []string{"/opt/link"}}} {
 		findings, err = s.Check(ctx, m)
 		require.NoError(t, err)
 		require.Len(t, findings, 1, s.Name())
-		require.Contains(t, findings[0].Message, "/opt/link: directory /root/own is the system's own, once links are resolved")
+		require.Contains(t, findings[0].Message,
+			"/opt/link: directory /root/own is the system's own, once links are resolved")
 	}
 	require.NoError(t, os.Remove(m.root+"/opt/link"))
 }
 
 // An export the administrator made otherwise is not repeated.
 func TestExportConflict(t *testing.T) {
-	m := newMachine(t, "primary", map[string]string{"/usr/sbin/exportfs": "", "/etc/exports": "\n/opt/a 192.168.0.101(ro)\n"})
+	m := newMachine(t, "primary",
+		map[string]string{"/usr/sbin/exportfs": "", "/etc/exports": "\n/opt/a 192.168.0.101(ro)\n"})
 	m.run = func(string) (string, error) { return "st2packs:x:999:\n", nil }
 	_, err := (&Export{Directories: []string{"/opt/a"}, Clients: []string{"192.168.0.101"}}).Plan(t.Context(), m)
 	require.ErrorContains(t, err, "primary: /etc/exports: line 2")
@@ -253,13 +261,15 @@ func TestMountPlan(t *testing.T) {
 		"/sbin/mount.nfs": "", "/proc/1/mountinfo": mountinfo, "/etc/fstab": "/dev/sda1 / ext4 defaults 0 1\n",
 		"/opt/a/pack/": "", "/opt/a.before-st2ha/": "", "/opt/b/": "",
 	})
-	s := &Mount{PrimaryAddress: "192.168.0.100", Primary: primary, Directories: []string{"/opt/a", "/opt/b", "/opt/c"}, Options: DefaultMountOptions}
+	s := &Mount{PrimaryAddress: "192.168.0.100", Primary: primary, Directories: []string{"/opt/a", "/opt/b", "/opt/c"},
+		Options: DefaultMountOptions}
 	findings, err := s.Check(ctx, m)
 	require.NoError(t, err)
 	require.Empty(t, findings)
 	changes, err := s.Plan(ctx, m)
 	require.NoError(t, err)
-	require.Equal(t, []string{"file /etc/fstab", "daemon_reload systemd", "aside /opt/a", "mount /opt/a", "mount /opt/b", "directory /opt/c", "mount /opt/c"}, what(changes))
+	require.Equal(t, []string{"file /etc/fstab", "daemon_reload systemd", "aside /opt/a", "mount /opt/a",
+		"mount /opt/b", "directory /opt/c", "mount /opt/c"}, what(changes))
 	require.Contains(t, changes[0].Diff(), "+192.168.0.100:/opt/a /opt/a nfs _netdev,nofail,bg,hard 0 0\n")
 
 	// The mount would take this very program away, unless the primary has it.
@@ -267,7 +277,8 @@ func TestMountPlan(t *testing.T) {
 	findings, err = s.Check(ctx, m)
 	require.NoError(t, err)
 	require.Len(t, findings, 1)
-	require.Equal(t, "the mount on /opt/a would hide this program, /opt/a/pack/bin/st2ha: the primary has none there", findings[0].Message)
+	require.Equal(t, "the mount on /opt/a would hide this program, /opt/a/pack/bin/st2ha: the primary has none there",
+		findings[0].Message)
 	require.NoError(t, os.MkdirAll(primary.root+"/opt/a/pack/bin/st2ha", 0o755))
 	findings, err = s.Check(ctx, m)
 	require.NoError(t, err)
@@ -280,9 +291,11 @@ func TestMountPlan(t *testing.T) {
 	require.NoError(t, killed.Apply(ctx, m))
 	for answer, want := range map[string]bool{"not-found no": true, "loaded yes": true, "loaded no": false} {
 		m.run = func(argv string) (string, error) {
-			require.Equal(t, "systemctl show --property=LoadState,NeedDaemonReload opt-a.mount opt-b.mount opt-c.mount", argv)
+			require.Equal(t, "systemctl show --property=LoadState,NeedDaemonReload opt-a.mount opt-b.mount opt-c.mount",
+				argv)
 			state, need, _ := strings.Cut(answer, " ")
-			return strings.Repeat("LoadState=loaded\nNeedDaemonReload=no\n\n", 2) + "LoadState=" + state + "\nNeedDaemonReload=" + need + "\n", nil
+			return strings.Repeat("LoadState=loaded\nNeedDaemonReload=no\n\n",
+				2) + "LoadState=" + state + "\nNeedDaemonReload=" + need + "\n", nil
 		}
 		again, err := s.Plan(ctx, m)
 		require.NoError(t, err)
@@ -308,7 +321,8 @@ func TestMountPlan(t *testing.T) {
 	require.Empty(t, changes)
 
 	// Something else is, and what shall be a directory is none.
-	require.NoError(t, os.WriteFile(m.root+"/proc/1/mountinfo", []byte(mountinfo+"30 22 0:1 / /opt/a rw - nfs4 10.0.0.1:/x rw\n"), 0o644))
+	require.NoError(t, os.WriteFile(m.root+"/proc/1/mountinfo",
+		[]byte(mountinfo+"30 22 0:1 / /opt/a rw - nfs4 10.0.0.1:/x rw\n"), 0o644))
 	require.NoError(t, os.WriteFile(m.root+"/opt/c", nil, 0o644))
 	findings, err = s.Check(ctx, m)
 	require.NoError(t, err)
@@ -323,14 +337,16 @@ func TestMountPlanWithoutPackage(t *testing.T) {
 	s := &Mount{PrimaryAddress: "2001:db8::64", Primary: primary, Directories: []string{"/opt/a"}, Options: "rw"}
 	changes, err := s.Plan(t.Context(), m)
 	require.NoError(t, err)
-	require.Equal(t, []string{"package nfs-common", "file /etc/fstab", "daemon_reload systemd", "mount /opt/a"}, what(changes))
+	require.Equal(t, []string{"package nfs-common", "file /etc/fstab", "daemon_reload systemd", "mount /opt/a"},
+		what(changes))
 	require.Contains(t, changes[1].Diff(), "+[2001:db8::64]:/opt/a /opt/a nfs rw 0 0\n")
 }
 
 func TestFstabConflict(t *testing.T) {
 	primary := newMachine(t, "primary", map[string]string{"/opt/a/": ""})
-	m := newMachine(t, "secondary", map[string]string{"/sbin/mount.nfs": "", "/proc/1/mountinfo": mountinfo, "/opt/a/": "",
-		"/etc/fstab": "#\n/dev/sdb1 /opt/a ext4 defaults 0 2\n"})
+	m := newMachine(t, "secondary",
+		map[string]string{"/sbin/mount.nfs": "", "/proc/1/mountinfo": mountinfo, "/opt/a/": "",
+			"/etc/fstab": "#\n/dev/sdb1 /opt/a ext4 defaults 0 2\n"})
 	s := &Mount{PrimaryAddress: "192.168.0.100", Primary: primary, Directories: []string{"/opt/a"}, Options: "rw"}
 	_, err := s.Plan(t.Context(), m)
 	require.ErrorContains(t, err, "secondary: /etc/fstab: line 2")
@@ -340,26 +356,33 @@ func TestFstabConflict(t *testing.T) {
 // Options that somebody chose are not replaced without a word.
 func TestOtherOptions(t *testing.T) {
 	primary := newMachine(t, "primary", map[string]string{"/opt/a/": "", "/opt/b/": ""})
-	m := newMachine(t, "secondary", map[string]string{"/sbin/mount.nfs": "", "/proc/1/mountinfo": mountinfo, "/opt/a/": "", "/opt/b/": "",
-		"/etc/fstab": "#\n192.168.0.100:/opt/a /opt/a nfs ro,vers=4.1 0 0\n192.168.0.100:/opt/b/ /opt/b nfs hard,rw 0 0\n"})
-	s := &Mount{PrimaryAddress: "192.168.0.100", Primary: primary, Directories: []string{"/opt/a", "/opt/b"}, Options: "rw,hard"}
+	m := newMachine(t, "secondary",
+		map[string]string{"/sbin/mount.nfs": "", "/proc/1/mountinfo": mountinfo, "/opt/a/": "", "/opt/b/": "",
+			"/etc/fstab": "#\n192.168.0.100:/opt/a /opt/a nfs ro,vers=4.1 0 0\n" +
+				"192.168.0.100:/opt/b/ /opt/b nfs hard,rw 0 0\n"})
+	s := &Mount{PrimaryAddress: "192.168.0.100", Primary: primary,
+		Directories: []string{"/opt/a", "/opt/b"}, Options: "rw,hard"}
 	findings, err := s.Check(t.Context(), m)
 	require.NoError(t, err)
 	require.Len(t, findings, 1)
 	require.Equal(t, step.Warning, findings[0].Severity)
-	require.Equal(t, "/etc/fstab:2 mounts /opt/a with the options ro,vers=4.1; they are replaced by rw,hard, from the next mount on", findings[0].Message)
+	require.Equal(t, "/etc/fstab:2 mounts /opt/a with the options ro,vers=4.1; they are replaced by rw,hard, from "+
+		"the next mount on", findings[0].Message)
 	require.Equal(t, "to keep them, give mount_options=ro,vers=4.1", findings[0].Fix)
 	changes, err := s.Plan(t.Context(), m)
 	require.NoError(t, err)
-	require.Contains(t, changes[0].Diff(), "-192.168.0.100:/opt/a /opt/a nfs ro,vers=4.1 0 0\n+192.168.0.100:/opt/a /opt/a nfs rw,hard 0 0\n")
+	require.Contains(t, changes[0].Diff(),
+		"-192.168.0.100:/opt/a /opt/a nfs ro,vers=4.1 0 0\n+192.168.0.100:/opt/a /opt/a nfs rw,hard 0 0\n")
 }
 
 // An export that NFSv4 takes for the root hides all others from it.
 func TestExportBesideARoot(t *testing.T) {
 	for line, want := range map[string]string{
-		"/srv *(ro,fsid=0)\n":    "/etc/exports:1 makes /srv the root of NFSv4 (fsid=0): clients do not find /opt/a by NFSv4",
-		"#\n/srv -fsid=root *\n": "/etc/exports:2 makes /srv the root of NFSv4 (fsid=0): clients do not find /opt/a by NFSv4",
-		"/ *(ro,fsid=0)\n":       "", "/srv *(fsid=1)\n": "",
+		"/srv *(ro,fsid=0)\n": "/etc/exports:1 makes /srv the root of NFSv4 (fsid=0): clients do not find /opt/a " +
+			"by NFSv4",
+		"#\n/srv -fsid=root *\n": "/etc/exports:2 makes /srv the root of NFSv4 (fsid=0): clients do not find /opt/a " +
+			"by NFSv4",
+		"/ *(ro,fsid=0)\n": "", "/srv *(fsid=1)\n": "",
 	} {
 		m := newMachine(t, "primary", map[string]string{"/opt/a/": "", "/etc/exports": line})
 		findings, err := (&Export{Directories: []string{"/opt/a"}}).Check(t.Context(), m)
@@ -378,7 +401,8 @@ func TestAside(t *testing.T) {
 	ctx := t.Context()
 	m := newMachine(t, "secondary", map[string]string{"/opt/a/x": "data"})
 	require.NoError(t, os.Chmod(m.root+"/opt/a", 0o750))
-	a := &Aside{Dir: "/opt/a", Kept: "/opt/a.before-st2ha", Entries: 1, Mode: 0o750, UID: os.Geteuid(), GID: os.Getegid()}
+	a := &Aside{Dir: "/opt/a", Kept: "/opt/a.before-st2ha", Entries: 1, Mode: 0o750,
+		UID: os.Geteuid(), GID: os.Getegid()}
 	require.NoError(t, a.Undo(ctx, m), "never applied")
 	require.FileExists(t, m.root+"/opt/a/x")
 	require.NoError(t, a.Apply(ctx, m))
@@ -478,7 +502,8 @@ func TestShared(t *testing.T) {
 	require.NoError(t, os.MkdirAll(same.root+primary.root+"/opt", 0o755))
 	s := &Mount{Primary: primary, Directories: []string{"/opt/a"}}
 	same.Local = host.NewLocalAt("secondary", primary.root)
-	for _, name := range []string{".st2ha-secondary-0123456789abcdef", "..st2ha-secondary-0123456789abcdef.st2ha-0123456789abcdef"} {
+	for _, name := range []string{".st2ha-secondary-0123456789abcdef",
+		"..st2ha-secondary-0123456789abcdef.st2ha-0123456789abcdef"} {
 		require.NoError(t, os.WriteFile(primary.root+"/opt/a/"+name, nil, 0o600), "of a run that was killed")
 	}
 	require.NoError(t, s.Verify(ctx, same))

@@ -43,7 +43,8 @@ func (s *Recover) Check(ctx context.Context, h host.Host) ([]step.Finding, error
 	}
 	server := Server(source)
 	if err := Answers(ctx, h, server); err != nil {
-		finding.Check, finding.Message = "nfs_server", fmt.Sprintf("the NFS server at %s does not answer: %v", server, err)
+		finding.Check, finding.Message = "nfs_server",
+			fmt.Sprintf("the NFS server at %s does not answer: %v", server, err)
 		finding.Fix = "bring the server back; the mount heals itself then"
 		return []step.Finding{finding}, nil
 	}
@@ -95,7 +96,8 @@ func (s *Recover) Plan(ctx context.Context, h host.Host) ([]step.Change, error) 
 // Verify asks the mount once more.
 func (s *Recover) Verify(ctx context.Context, h host.Host) error {
 	if err := statfs(ctx, h, s.Directory); err != nil {
-		return fault.Failed("mount", "look at the kernel's log and at the server", "%s: %s: %w", h.Name(), s.Directory, err)
+		return fault.Failed("mount", "look at the kernel's log and at the server", "%s: %s: %w", h.Name(),
+			s.Directory, err)
 	}
 	return nil
 }
@@ -103,7 +105,8 @@ func (s *Recover) Verify(ctx context.Context, h host.Host) error {
 // inHost is what runs a program in PID 1's mounts, as a process that SIGKILL
 // ends after some seconds also where it hangs in a system call.
 func inHost(seconds int, argv ...string) []string {
-	return append([]string{"timeout", "--signal=KILL", strconv.Itoa(seconds), "nsenter", "--target=1", "--mount", "--"}, argv...)
+	return append([]string{"timeout", "--signal=KILL", strconv.Itoa(seconds), "nsenter", "--target=1", "--mount", "--"},
+		argv...)
 }
 
 // statfs asks the server of a mount for the file system's state: stat(2) could
@@ -141,7 +144,9 @@ func (c *unhang) Apply(ctx context.Context, h host.Host) error {
 	err := step.Await(patience, 500*time.Millisecond, func(context.Context) (waiting, err error) {
 		return statfs(ctx, h, c.Directory), nil // a look of its own end: patience does not cut it off
 	}, func(seen error) error {
-		return fault.Failed("mount_hangs", "run it with detach=true to detach the mount and mount it anew; what programs have not saved there may be lost",
+		return fault.Failed("mount_hangs",
+			"run it with detach=true to detach the mount and mount it anew; what programs have not saved there may "+
+				"be lost",
 			"%s: %s does not answer %s after its server does: %w", h.Name(), c.Directory, c.Patience, seen)
 	})
 	if err == nil || !c.Detach || ctx.Err() != nil {
@@ -159,7 +164,8 @@ func (c *unhang) remount(ctx context.Context, h host.Host) error {
 		return err
 	}
 	if m, ok := mounted[c.Directory]; ok {
-		return fault.Failed("detach", "reboot the node", "%s: %s is still mounted from %s: %w", h.Name(), c.Directory, m.Source, umountErr)
+		return fault.Failed("detach", "reboot the node", "%s: %s is still mounted from %s: %w", h.Name(),
+			c.Directory, m.Source, umountErr)
 	}
 	return (&MountUnit{Dir: c.Directory, Source: c.source, Within: c.Within}).Apply(ctx, h)
 }

@@ -77,7 +77,8 @@ const (
 func newNode(t *testing.T, server, mountinfo string) *node {
 	t.Helper()
 	testenv.NeedsRoot(t)
-	n := &node{machine: newMachine(t, "secondary", map[string]string{"/etc/fstab": fstab, "/proc/1/mountinfo": mountinfo}), server: server}
+	n := &node{machine: newMachine(t, "secondary",
+		map[string]string{"/etc/fstab": fstab, "/proc/1/mountinfo": mountinfo}), server: server}
 	n.run = func(argv string) (string, error) {
 		switch {
 		case strings.Contains(argv, " stat --file-system "):
@@ -142,7 +143,8 @@ func TestRecover(t *testing.T) {
 	n = newNode(t, server, "")
 	changes, err = apply(t, s, n)
 	require.NoError(t, err)
-	require.Equal(t, []step.Change{&MountUnit{Dir: "/opt/a", Source: "192.168.0.100:/opt/a", Within: 5 * time.Second}}, changes)
+	require.Equal(t, []step.Change{&MountUnit{Dir: "/opt/a", Source: "192.168.0.100:/opt/a", Within: 5 * time.Second}},
+		changes)
 
 	// One that hangs heals itself; it is neither unmounted nor mounted.
 	n = newNode(t, server, mounted)
@@ -165,7 +167,8 @@ func TestRecover(t *testing.T) {
 	_, err = apply(t, s, n)
 	require.NoError(t, err)
 	all := strings.Join(n.ran, "\n")
-	require.Contains(t, all, "timeout --signal=KILL 10 nsenter --target=1 --mount -- umount --lazy -- /opt/a\nsystemctl start opt-a.mount")
+	require.Contains(t, all, "timeout --signal=KILL 10 nsenter --target=1 --mount -- umount --lazy -- "+
+		"/opt/a\nsystemctl start opt-a.mount")
 	require.NotContains(t, all, "--force")
 	require.NotContains(t, all, " -f")
 
@@ -196,7 +199,8 @@ func TestRecoverRefuses(t *testing.T) {
 
 func TestServer(t *testing.T) {
 	for source, want := range map[string]string{
-		"192.168.0.100:/opt/a": "192.168.0.100:2049", "[2001:db8::1]:/opt/a": "[2001:db8::1]:2049", "nfs.example:/a:/b": "nfs.example:2049",
+		"192.168.0.100:/opt/a": "192.168.0.100:2049", "[2001:db8::1]:/opt/a": "[2001:db8::1]:2049",
+		"nfs.example:/a:/b": "nfs.example:2049",
 	} {
 		require.Equal(t, want, Server(source), source)
 	}
@@ -211,7 +215,8 @@ func TestRestore(t *testing.T) {
 		case "exportfs -v":
 			return listing, nil
 		case "exportfs -ra":
-			listing = "/srv          \t<world>(ro)\n/opt/a        \t192.168.0.101(rw)\n/opt/with space\n\t\tnode2.example(rw)\n"
+			listing = "/srv          \t<world>(ro)\n/opt/a        \t192.168.0.101(rw)\n" +
+				"/opt/with space\n\t\tnode2.example(rw)\n"
 		}
 		return "", nil
 	}
@@ -244,7 +249,8 @@ func (late) Run(ctx context.Context, _ []byte, argv ...string) ([]byte, error) {
 func TestLate(t *testing.T) {
 	h := late{host.NewLocal("node")}
 	err := (&MountUnit{Dir: "/opt/a", Source: "192.168.0.100:/a", Within: 50 * time.Millisecond}).Apply(t.Context(), h)
-	require.EqualError(t, err, "node: mount 192.168.0.100:/a on /opt/a: not done within 50ms: opt-a.mount is activating/mounting")
+	require.EqualError(t, err,
+		"node: mount 192.168.0.100:/a on /opt/a: not done within 50ms: opt-a.mount is activating/mounting")
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	err = (&unhang{Recover: Recover{Directory: "/opt/a", Patience: time.Minute}}).Apply(ctx, h)

@@ -33,8 +33,9 @@ func (s *Restore) Check(ctx context.Context, h host.Host) ([]step.Finding, error
 	if slices.ContainsFunc(wanted, func(e confedit.Export) bool { return e.Path == s.Directory }) {
 		return nil, nil
 	}
-	return []step.Finding{{Severity: step.Error, Host: h.Name(), Check: "exports", Message: exportsPath + " does not name " + s.Directory,
-		Fix: "if it was not taken out on purpose, run export_nfs on it"}}, nil
+	return []step.Finding{{Severity: step.Error, Host: h.Name(), Check: "exports",
+		Message: exportsPath + " does not name " + s.Directory,
+		Fix:     "if it was not taken out on purpose, run export_nfs on it"}}, nil
 }
 
 func (s *Restore) wanted(ctx context.Context, h host.Host) ([]confedit.Export, error) {

@@ -42,7 +42,8 @@ type account struct {
 func (s *Configure) access(ctx context.Context, h host.Host) ([]step.Change, error) {
 	out, err := h.Run(ctx, nil, "rabbitmqctl", "--quiet", "export_definitions", "-")
 	if err != nil {
-		return nil, fault.Preflight("rabbitmqctl", "start RabbitMQ (3.8.2 or newer) on the primary: systemctl start "+unit,
+		return nil, fault.Preflight("rabbitmqctl",
+			"start RabbitMQ (3.8.2 or newer) on the primary: systemctl start "+unit,
 			"%s: ask RabbitMQ for its users: %w", h.Name(), err)
 	}
 	var defs definitions
@@ -103,8 +104,10 @@ func checkPatterns(ctx context.Context, h host.Host, p Permissions) error {
 	}
 	for i, name := range []string{"permission_configure", "permission_write", "permission_read"} {
 		if position := strings.TrimSpace(answers[i]); position != "ok" {
-			return fault.Preflight("rabbitmq_permission", "see https://www.rabbitmq.com/access-control.html: the syntax is that of PCRE",
-				"%s: %s %q is not a regular expression for RabbitMQ, from its character %s on", h.Name(), name, list[i], position)
+			return fault.Preflight("rabbitmq_permission",
+				"see https://www.rabbitmq.com/access-control.html: the syntax is that of PCRE",
+				"%s: %s %q is not a regular expression for RabbitMQ, from its character %s on", h.Name(), name,
+				list[i], position)
 		}
 	}
 	return nil
@@ -133,7 +136,8 @@ func (s *Configure) user(h host.Host, defs definitions) (step.Change, error) {
 			return nil, nil
 		}
 		if !s.UpdatePassword {
-			return nil, fault.Preflight("rabbitmq_password", "give the user's password, or set it to the given one with update_password=true",
+			return nil, fault.Preflight("rabbitmq_password",
+				"give the user's password, or set it to the given one with update_password=true",
 				"%s: RabbitMQ has a user %s already, with another password", h.Name(), s.User)
 		}
 		return &Password{User: s.User, password: s.Password, old: raw}, nil
@@ -228,7 +232,8 @@ func (u *User) Diff() string { return "+ user " + u.Name }
 func (u *User) Apply(ctx context.Context, h host.Host) error {
 	err := ctl(ctx, h, u.password, "add_user", u.Name)
 	// A run that was killed here left its rabbitmqctl at work, which may come first.
-	if err != nil && strings.Contains(err.Error(), "already exists") && ctl(ctx, h, u.password, "authenticate_user", u.Name) == nil {
+	if err != nil && strings.Contains(err.Error(), "already exists") &&
+		ctl(ctx, h, u.password, "authenticate_user", u.Name) == nil {
 		return nil
 	}
 	return err

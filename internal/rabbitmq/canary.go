@@ -29,7 +29,8 @@ func (c *Connection) NewCanary(ctx context.Context) (*Canary, error) {
 		if err != nil {
 			return err
 		}
-		q, err := channel.QueueDeclare(ownName("canary"), false, true, true, false, amqp.Table{"x-max-length": int32(1)})
+		q, err := channel.QueueDeclare(ownName("canary"), false, true, true, false,
+			amqp.Table{"x-max-length": int32(1)})
 		if err != nil {
 			return permission(err, "configure")
 		}

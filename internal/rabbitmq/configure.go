@@ -59,7 +59,8 @@ func (p Permissions) list() []string { return []string{p.Configure, p.Write, p.R
 func (s *Configure) Name() string { return "configure_rabbitmq" }
 
 func (s *Configure) login(address string) Login {
-	return Login{Addr: net.JoinHostPort(address, strconv.Itoa(s.Port)), User: s.User, Password: s.Password, VHost: s.VHost, TLS: s.tls}
+	return Login{Addr: net.JoinHostPort(address, strconv.Itoa(s.Port)), User: s.User, Password: s.Password,
+		VHost: s.VHost, TLS: s.tls}
 }
 
 // Validate refuses what RabbitMQ would, before anything is changed.
@@ -71,14 +72,18 @@ func (s *Configure) Validate() error {
 	case s.User == "guest":
 		return fault.Usage("rabbitmq_user guest may log in from loopback only: choose another, such as st2")
 	case s.Password == "":
-		return fault.Usage("rabbitmq_password is missing: set it in the pack's configuration, or in the environment as ST2HA_RABBITMQ_PASSWORD")
-	case s.VHost == "" || strings.HasPrefix(s.VHost, "-") || strings.ContainsFunc(s.VHost, func(r rune) bool { return r < ' ' }):
+		return fault.Usage("rabbitmq_password is missing: set it in the pack's configuration, or in the environment " +
+			"as ST2HA_RABBITMQ_PASSWORD")
+	case s.VHost == "" || strings.HasPrefix(s.VHost, "-") ||
+		strings.ContainsFunc(s.VHost, func(r rune) bool { return r < ' ' }):
 		return fault.Usage("rabbitmq_vhost %q cannot be the name of a vhost", s.VHost)
 	}
 	for _, pattern := range s.Permissions.list() {
 		// Whether it is a regular expression is for the broker to say: see checkPatterns.
-		if strings.HasPrefix(pattern, "-") || !utf8.ValidString(pattern) || strings.ContainsFunc(pattern, unicode.IsControl) {
-			return fault.Usage("permission must be a regular expression that does not begin with - and has no control characters, not %q", pattern)
+		if strings.HasPrefix(pattern, "-") || !utf8.ValidString(pattern) ||
+			strings.ContainsFunc(pattern, unicode.IsControl) {
+			return fault.Usage("permission must be a regular expression that does not begin with - and has no "+
+				"control characters, not %q", pattern)
 		}
 	}
 	return nil
@@ -127,7 +132,9 @@ func (s *Configure) Plan(ctx context.Context, h host.Host) ([]step.Change, error
 	}
 	err := Works(ctx, h, s.login(at))
 	if secure.Unaskable(err) {
-		return nil, fault.Preflight("rabbitmq_tls", "give rabbitmq_port the port of a listener that [messaging] of the primary's st2.conf speaks to, or of one without TLS",
+		return nil, fault.Preflight("rabbitmq_tls",
+			"give rabbitmq_port the port of a listener that [messaging] of the primary's st2.conf speaks to, or of "+
+				"one without TLS",
 			"%s: RabbitMQ at %s cannot be asked: %w", h.Name(), s.login(at).Addr, err)
 	}
 	if s.Permissions == everything && err == nil {
@@ -157,24 +164,35 @@ func (s *Configure) listener(ctx context.Context, h host.Host) ([]step.Change, e
 	switch {
 	case reached:
 	case off != "":
-		return nil, f.refuse("take the line out: the nodes' services log in without TLS, which this line switches off", "%s", off)
+		return nil, f.refuse("take the line out: the nodes' services log in without TLS, which this line switches off",
+			"%s", off)
 	case slices.ContainsFunc(secured, at):
 		l := secured[slices.IndexFunc(secured, at)]
-		return nil, f.refuse(fmt.Sprintf("add a listener for TLS at %s there by hand, restart RabbitMQ, then run this again", s.login(s.Address).Addr),
+		return nil, f.refuse(fmt.Sprintf(
+			"add a listener for TLS at %s there by hand, restart RabbitMQ, then run this again",
+			s.login(s.Address).Addr),
 			"%s makes RabbitMQ listen for TLS on %s only", l.at, l)
 	case f.decides:
-		return nil, fault.Preflight("rabbitmq_classic_config", fmt.Sprintf("add {%q, %d} to tcp_listeners there by hand, restart RabbitMQ, then run this again", s.Address, s.Port),
-			"%s: %s makes RabbitMQ listen on %s only, in Erlang terms, which st2ha does not edit", h.Name(), where(plain, f.terms+": tcp_listeners"), list(plain))
+		return nil, fault.Preflight("rabbitmq_classic_config",
+			fmt.Sprintf("add {%q, %d} to tcp_listeners there by hand, restart RabbitMQ, then run this again",
+				s.Address, s.Port),
+			"%s: %s makes RabbitMQ listen on %s only, in Erlang terms, which st2ha does not edit", h.Name(),
+			where(plain, f.terms+": tcp_listeners"), list(plain))
 	case environment && plain[0].port != s.Port && f.port.value != "":
-		return nil, f.refuse("leave rabbitmq_port out or set it to that port, or take the line out", "%s makes RabbitMQ listen on port %d, not %d", f.port.at, plain[0].port, s.Port)
+		return nil, f.refuse("leave rabbitmq_port out or set it to that port, or take the line out",
+			"%s makes RabbitMQ listen on port %d, not %d", f.port.at, plain[0].port, s.Port)
 	case environment && plain[0].port != s.Port:
 		return nil, f.refuse("leave rabbitmq_port out", "RabbitMQ listens on port %d, not %d", plain[0].port, s.Port)
 	case !slices.ContainsFunc(plain, at):
-		return nil, f.refuse("leave rabbitmq_port out or set it to that port, or change the line", "%s makes RabbitMQ listen on port %d, not %d", plain[0].at, plain[0].port, s.Port)
+		return nil, f.refuse("leave rabbitmq_port out or set it to that port, or change the line",
+			"%s makes RabbitMQ listen on port %d, not %d", plain[0].at, plain[0].port, s.Port)
 	case environment && !isLoopback(plain[0].host):
-		return nil, f.refuse("give that address as the primary's, or take the line out", "%s makes RabbitMQ listen on %s only", plain[0].at, plain[0].host)
+		return nil, f.refuse("give that address as the primary's, or take the line out",
+			"%s makes RabbitMQ listen on %s only", plain[0].at, plain[0].host)
 	case f.main == nil:
-		return nil, fault.Preflight("rabbitmq_classic_config", fmt.Sprintf("add {tcp_listeners, [{\"127.0.0.1\", %d}, {%q, %d}]} to the section rabbit there by hand, restart RabbitMQ, then run this again", s.Port, s.Address, s.Port),
+		return nil, fault.Preflight("rabbitmq_classic_config",
+			fmt.Sprintf("add {tcp_listeners, [{\"127.0.0.1\", %d}, {%q, %d}]} to the section rabbit there by hand, "+
+				"restart RabbitMQ, then run this again", s.Port, s.Address, s.Port),
 			"%s: %s is in Erlang terms, which st2ha does not edit", h.Name(), f.terms)
 	}
 	everywhere := func(l listener) bool { return l.port == s.Port && covers(l.host, "") }
@@ -231,7 +249,8 @@ func appendEdit(changes []step.Change, edit *step.FileChange) []step.Change {
 func (s *Configure) listen(ctx context.Context, f *files, environment bool) ([]step.Change, error) {
 	dir := path.Dir(f.mainFile.Path)
 	if _, err := f.host.Stat(ctx, dir); errors.Is(err, fs.ErrNotExist) {
-		return nil, f.refuse("make the directory, or take out the variable that names it", "RabbitMQ reads %s, and there is no directory %s", f.mainFile.Path, dir)
+		return nil, f.refuse("make the directory, or take out the variable that names it",
+			"RabbitMQ reads %s, and there is no directory %s", f.mainFile.Path, dir)
 	} else if err != nil {
 		return nil, err
 	}
@@ -253,7 +272,9 @@ func (s *Configure) listen(ctx context.Context, f *files, environment bool) ([]s
 			return appendEdit(nil, step.EditFile(f.mainFile, f.mainExists, f.main.Bytes())), nil
 		}
 	}
-	return nil, f.refuse("take the line out, or add the listener there by hand", "%s replaces what %s says, and makes RabbitMQ listen on %s only", plain[len(plain)-1].at, f.mainFile.Path, list(plain))
+	return nil, f.refuse("take the line out, or add the listener there by hand",
+		"%s replaces what %s says, and makes RabbitMQ listen on %s only", plain[len(plain)-1].at,
+		f.mainFile.Path, list(plain))
 }
 
 func isLoopback(name string) bool {
@@ -289,7 +310,8 @@ func (s *Configure) Verify(ctx context.Context, h host.Host) error {
 	}
 	for _, from := range hosts {
 		failed := func(seen error) error {
-			return fault.Failed("rabbitmq_login", "look at /var/log/rabbitmq on "+h.Name()+" and at the firewalls between the nodes",
+			return fault.Failed("rabbitmq_login",
+				"look at /var/log/rabbitmq on "+h.Name()+" and at the firewalls between the nodes",
 				"log in to RabbitMQ at %s as %s from %s: %w", s.login(s.Address).Addr, s.User, from.Name(), seen)
 		}
 		if err := step.Await(ctx, 500*time.Millisecond, func(ctx context.Context) (waiting, err error) {
@@ -313,7 +335,8 @@ func (s *Configure) Verify(ctx context.Context, h host.Host) error {
 // bound reads back from the running broker what it listens on after an edit.
 func (s *Configure) bound(ctx context.Context, h host.Host) error {
 	failed := func(seen error) error {
-		return fault.Failed("rabbitmq_listener", "rabbitmq-diagnostics listeners and rabbitmq-diagnostics environment on "+h.Name()+" say more",
+		return fault.Failed("rabbitmq_listener",
+			"rabbitmq-diagnostics listeners and rabbitmq-diagnostics environment on "+h.Name()+" say more",
 			"%s: RabbitMQ does not listen as its files say: %w", h.Name(), seen)
 	}
 	return step.Await(ctx, 500*time.Millisecond, func(ctx context.Context) (waiting, err error) {
@@ -331,6 +354,7 @@ func (s *Configure) bound(ctx context.Context, h host.Host) error {
 				return nil, nil
 			}
 		}
-		return fmt.Errorf("it listens on %s, port %d, not on %s", cmp.Or(strings.Join(found, ", "), "nothing"), s.Port, s.Address), nil
+		return fmt.Errorf("it listens on %s, port %d, not on %s", cmp.Or(strings.Join(found, ", "), "nothing"),
+			s.Port, s.Address), nil
 	}, failed)
 }

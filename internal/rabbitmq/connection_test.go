@@ -135,7 +135,8 @@ func TestRefusedAtOnce(t *testing.T) {
 		spoil func(*Login)
 		want  string
 	}{
-		{func(l *Login) { l.Password = "another" }, "login refused: user stackstorm does not exist, or has another password"},
+		{func(l *Login) { l.Password = "another" },
+			"login refused: user stackstorm does not exist, or has another password"},
 		{func(l *Login) { l.User = "nobody" }, "login refused: user nobody does not exist, or has another password"},
 		{func(l *Login) { l.VHost = "gone" }, "login refused: vhost gone not found"},
 	} {
@@ -270,7 +271,8 @@ func TestCanaryCut(t *testing.T) {
 }
 
 func frame(kind byte, payload string) string {
-	return string(kind) + "\x00\x00" + string(binary.BigEndian.AppendUint32(nil, uint32(len(payload)))) + payload + "\xce"
+	return string(kind) + "\x00\x00" +
+		string(binary.BigEndian.AppendUint32(nil, uint32(len(payload)))) + payload + "\xce"
 }
 
 func long(s string) string { return string(binary.BigEndian.AppendUint32(nil, uint32(len(s)))) + s }
@@ -293,21 +295,27 @@ func nested(n int) string {
 
 // hostile are brokers whose answers once took all memory.
 var hostile = map[string]string{
-	"a message of 2^40 bytes":           handshake("") + frame(2, "\x00\x3c\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00"),
-	"a frame of 2^32 bytes":             handshake("") + "\x03\x00\x00\xff\xff\xff\xff",
-	"63 KB of tables in each other":     handshake(nested(9000)),
-	"tables in each other in a message": handshake("") + frame(2, "\x00\x3c\x00\x00"+"\x00\x00\x00\x00\x00\x00\x00\x01"+"\x20\x00"+long(nested(9000))),
-	"a string of 2 GB":                  frame(1, "\x00\x0a\x00\x0a\x00\x09"+long("")+"\x7f\xff\xff\xff"),
-	"a field of -1 bytes":               handshake("\x01kx\xff\xff\xff\xff"),
-	"a string in a table that goes on":  handshake("\x01kS\x7f\xff\xff\xff"),
-	"a method that takes of the next":   handshake("") + frame(1, "\x00\x14\x00\x0b\x00") + "\xce\xce\xce\x03\x00\x00\xff\xff\xff\xff",
-	"a method that leaves some of it":   handshake("") + frame(1, "\x00\x0a\x00\x33\x03\x00\x00\xff\xff\xff\xff"),
-	"a method that only clients send":   handshake("") + frame(1, "\x00\x3c\x00\x14"),
-	"an answer to no question":          handshake("") + frame(1, "\x00\x0a\x00\x33"),
-	"a channel nobody opened":           handshake("") + frame(1, "\x00\x3c\x00\x3c\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00")[:1] + "\x00\x01" + frame(1, "\x00\x3c\x00\x3c\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00")[3:],
-	"a message on channel 0":            handshake("") + frame(2, "\x00\x3c\x00\x00"+"\x00\x00\x00\x00\x00\x00\x00\x01"+"\x00\x00"),
-	"no end of a frame":                 "\x01\x00\x00\x00\x00\x00\x04\x00\x0a\x00\x33\x00",
-	"something else":                    "HTTP/1.1 400 Bad Request\r\n\r\n",
+	"a message of 2^40 bytes": handshake("") + frame(2,
+		"\x00\x3c\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00"),
+	"a frame of 2^32 bytes":         handshake("") + "\x03\x00\x00\xff\xff\xff\xff",
+	"63 KB of tables in each other": handshake(nested(9000)),
+	"tables in each other in a message": handshake("") + frame(2,
+		"\x00\x3c\x00\x00"+"\x00\x00\x00\x00\x00\x00\x00\x01"+"\x20\x00"+long(nested(9000))),
+	"a string of 2 GB":                 frame(1, "\x00\x0a\x00\x0a\x00\x09"+long("")+"\x7f\xff\xff\xff"),
+	"a field of -1 bytes":              handshake("\x01kx\xff\xff\xff\xff"),
+	"a string in a table that goes on": handshake("\x01kS\x7f\xff\xff\xff"),
+	"a method that takes of the next": handshake("") + frame(1,
+		"\x00\x14\x00\x0b\x00") + "\xce\xce\xce\x03\x00\x00\xff\xff\xff\xff",
+	"a method that leaves some of it": handshake("") + frame(1, "\x00\x0a\x00\x33\x03\x00\x00\xff\xff\xff\xff"),
+	"a method that only clients send": handshake("") + frame(1, "\x00\x3c\x00\x14"),
+	"an answer to no question":        handshake("") + frame(1, "\x00\x0a\x00\x33"),
+	"a channel nobody opened": handshake("") + frame(1,
+		"\x00\x3c\x00\x3c\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00")[:1] + "\x00\x01" + frame(1,
+		"\x00\x3c\x00\x3c\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00")[3:],
+	"a message on channel 0": handshake("") + frame(2,
+		"\x00\x3c\x00\x00"+"\x00\x00\x00\x00\x00\x00\x00\x01"+"\x00\x00"),
+	"no end of a frame": "\x01\x00\x00\x00\x00\x00\x04\x00\x0a\x00\x33\x00",
+	"something else":    "HTTP/1.1 400 Bad Request\r\n\r\n",
 }
 
 // played is a connection on which a broker says frame by frame what it will
@@ -332,7 +340,8 @@ func play(said string) *played {
 
 func (p *played) Read(b []byte) (int, error) {
 	if p.part == "" {
-		waits := [][]chan struct{}{{p.wrote}, {p.wrote}, {p.wrote, p.wrote}, {p.open}}[min(p.turn, 3)] // Tune-Ok has no answer, Open has
+		// Tune-Ok has no answer, Open has
+		waits := [][]chan struct{}{{p.wrote}, {p.wrote}, {p.wrote, p.wrote}, {p.open}}[min(p.turn, 3)]
 		for _, c := range waits {
 			select {
 			case <-c:
@@ -402,7 +411,8 @@ func TestHostileBroker(t *testing.T) {
 			require.Less(t, took, uint64(8<<20))
 		})
 	}
-	conn, err := open(t.Context(), play(handshake("\x01kF"+long("\x01aA"+long("VVS"+long("x"))))), Login{User: "u", VHost: "/"}, heartbeat)
+	conn, err := open(t.Context(), play(handshake("\x01kF"+long("\x01aA"+long("VVS"+long("x"))))),
+		Login{User: "u", VHost: "/"}, heartbeat)
 	require.NoError(t, err, "three levels are in order")
 	_ = conn.Close()
 }
@@ -414,7 +424,8 @@ func FuzzBroker(f *testing.F) {
 	}
 	f.Add([]byte(handshake("\x01kF" + long("\x01aA"+long("VVS"+long("x"))))))
 	f.Add([]byte(handshake("") + frame(1, "\x00\x3c\x00\x3c\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00") +
-		frame(2, "\x00\x3c\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\xff\xfc"+"\x00\x00"+long("")+"\x02\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00") + frame(3, "x")))
+		frame(2, "\x00\x3c\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\xff\xfc"+"\x00\x00"+long("")+
+			"\x02\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00") + frame(3, "x")))
 	f.Fuzz(func(t *testing.T, said []byte) {
 		took, _ := listen(t, string(said), 10*time.Millisecond)
 		require.Less(t, took, uint64(16<<20+100*len(said)))

@@ -91,12 +91,14 @@ func (f *files) refuse(hint, format string, args ...any) error {
 // variables are those that say where the broker listens, or which files do,
 // without RABBITMQ_, which each may have before it.
 func variables() []string {
-	return append(argumentVariables(), "CONF_ENV_FILE", "CONFIG_FILE", "CONFIG_FILES", "ADVANCED_CONFIG_FILE", "NODE_IP_ADDRESS", "NODE_PORT")
+	return append(argumentVariables(), "CONF_ENV_FILE", "CONFIG_FILE", "CONFIG_FILES", "ADVANCED_CONFIG_FILE",
+		"NODE_IP_ADDRESS", "NODE_PORT")
 }
 
 // argumentVariables hold arguments of the Erlang machine.
 func argumentVariables() []string {
-	return []string{"SERVER_ERL_ARGS", "SERVER_ADDITIONAL_ERL_ARGS", "SERVER_START_ARGS", "ERL_FLAGS", "ERL_AFLAGS", "ERL_ZFLAGS"}
+	return []string{"SERVER_ERL_ARGS", "SERVER_ADDITIONAL_ERL_ARGS", "SERVER_START_ARGS", "ERL_FLAGS",
+		"ERL_AFLAGS", "ERL_ZFLAGS"}
 }
 
 // readFiles reads them.
@@ -139,7 +141,8 @@ func (f *files) variable(name string) (setting, error) {
 			if err != nil {
 				return s, step.Located(f.host, f.envFile.Path, err)
 			}
-			s, ok = setting{value: value, at: fmt.Sprintf("%s:%d: %s", f.envFile.Path, f.env.Line("", key), key), file: true}, true
+			s, ok = setting{value: value,
+				at: fmt.Sprintf("%s:%d: %s", f.envFile.Path, f.env.Line("", key), key), file: true}, true
 		}
 		switch {
 		case ok && s.odd != "":
@@ -174,7 +177,8 @@ func (f *files) readMain(ctx context.Context) error {
 		return err
 	} else if exact {
 		if name = base; path.Ext(base) != ".conf" && path.Ext(base) != ".config" {
-			return f.refuse("give it a name that ends in .conf", "%s is RabbitMQ's configuration, and its name does not say in which format", base)
+			return f.refuse("give it a name that ends in .conf",
+				"%s is RabbitMQ's configuration, and its name does not say in which format", base)
 		}
 	} else if classic, err := f.regular(ctx, base+".config"); err != nil {
 		return err
@@ -221,7 +225,8 @@ func (f *files) readMore(ctx context.Context) error {
 	}
 	dir, base := path.Split(pattern)
 	if strings.ContainsAny(dir, "*?[{") || strings.ContainsAny(base, "{}") || strings.Contains(base, "**") {
-		return f.refuse("name a directory, or a pattern such as "+morePath, "RABBITMQ_CONFIG_FILES is %s, a pattern that st2ha does not read", pattern)
+		return f.refuse("name a directory, or a pattern such as "+morePath,
+			"RABBITMQ_CONFIG_FILES is %s, a pattern that st2ha does not read", pattern)
 	}
 	names, err := f.host.ReadDir(ctx, path.Clean(dir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -373,7 +378,8 @@ func (f *files) erlang(ctx context.Context, key string) (found []listener, given
 			if where := item.Items[0]; where.Kind == confedit.String {
 				l.host = where.Text
 			} else if where.Text != "auto" {
-				return nil, true, f.refuse("", "%s has an entry that is not a listener: {\"ADDRESS\", PORT} or PORT", at)
+				return nil, true, f.refuse("",
+					"%s has an entry that is not a listener: {\"ADDRESS\", PORT} or PORT", at)
 			}
 		}
 		if l.port, err = strconv.Atoi(port.Text); port.Kind != confedit.Number || err != nil {
@@ -394,7 +400,8 @@ func (f *files) arguments() error {
 			return err
 		}
 		if meant.MatchString(s.value + " ") {
-			return f.refuse("set it in rabbitmq.conf instead", "%s has arguments that may change where RabbitMQ listens", s.at)
+			return f.refuse("set it in rabbitmq.conf instead",
+				"%s has arguments that may change where RabbitMQ listens", s.at)
 		}
 	}
 	return nil
@@ -495,7 +502,8 @@ func Port(ctx context.Context, h host.Host, address string) (int, error) {
 	if len(plain) == 0 {
 		plain = secured
 	}
-	if near := slices.DeleteFunc(slices.Clone(plain), func(l listener) bool { return !l.reaches(address) }); len(near) > 0 {
+	if near := slices.DeleteFunc(slices.Clone(plain),
+		func(l listener) bool { return !l.reaches(address) }); len(near) > 0 {
 		plain = near
 	}
 	for _, l := range plain {
@@ -507,7 +515,8 @@ func Port(ctx context.Context, h host.Host, address string) (int, error) {
 	case len(plain) == 0:
 		return defaultPort, nil
 	case slices.ContainsFunc(plain, func(l listener) bool { return l.port != plain[0].port }):
-		return 0, f.refuse("give rabbitmq_port the one that the nodes are to use", "RabbitMQ listens on several ports: %s at %s, %s at %s", plain[0], plain[0].at, plain[1], plain[1].at)
+		return 0, f.refuse("give rabbitmq_port the one that the nodes are to use",
+			"RabbitMQ listens on several ports: %s at %s, %s at %s", plain[0], plain[0].at, plain[1], plain[1].at)
 	}
 	return plain[0].port, nil
 }

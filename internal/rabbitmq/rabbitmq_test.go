@@ -96,34 +96,47 @@ func TestListener(t *testing.T) {
 		{name: "env to loopback", env: "NODENAME=rabbit@node\nNODE_IP_ADDRESS=127.0.0.1\n", conf: none,
 			wantEnv:  "NODENAME=rabbit@node\n#NODE_IP_ADDRESS=127.0.0.1\n",
 			wantConf: "listeners.tcp.local = 127.0.0.1:5672\nlisteners.tcp.st2ha = 192.168.0.100:5672\n"},
-		{name: "env to loopback by the long name", env: "export RABBITMQ_NODE_IP_ADDRESS=\"localhost\"\n", conf: "# mine\nvm_memory_high_watermark.relative = 0.4\n",
-			wantEnv:  "#export RABBITMQ_NODE_IP_ADDRESS=\"localhost\"\n",
-			wantConf: "# mine\nvm_memory_high_watermark.relative = 0.4\nlisteners.tcp.local = 127.0.0.1:5672\nlisteners.tcp.st2ha = 192.168.0.100:5672\n"},
+		{name: "env to loopback by the long name", env: "export RABBITMQ_NODE_IP_ADDRESS=\"localhost\"\n",
+			conf:    "# mine\nvm_memory_high_watermark.relative = 0.4\n",
+			wantEnv: "#export RABBITMQ_NODE_IP_ADDRESS=\"localhost\"\n",
+			wantConf: "# mine\nvm_memory_high_watermark.relative = 0.4\n" +
+				"listeners.tcp.local = 127.0.0.1:5672\nlisteners.tcp.st2ha = 192.168.0.100:5672\n"},
 		{name: "env to IPv6 loopback", env: "NODE_IP_ADDRESS=::1\n", conf: none, wantEnv: "#NODE_IP_ADDRESS=::1\n",
 			wantConf: "listeners.tcp.local = 127.0.0.1:5672\nlisteners.tcp.st2ha = 192.168.0.100:5672\n"},
 		{name: "env to all", env: "NODE_IP_ADDRESS=0.0.0.0\n", conf: none},
 		{name: "env to the address", env: "NODE_IP_ADDRESS=192.168.0.100\n", conf: none},
 		{name: "env to nothing", env: "NODE_IP_ADDRESS=\n", conf: none},
-		{name: "env to another", env: "A=1\nNODE_IP_ADDRESS=10.0.0.1\n", conf: none, err: "/etc/rabbitmq/rabbitmq-env.conf:2: NODE_IP_ADDRESS makes RabbitMQ listen on 10.0.0.1"},
+		{name: "env to another", env: "A=1\nNODE_IP_ADDRESS=10.0.0.1\n", conf: none,
+			err: "/etc/rabbitmq/rabbitmq-env.conf:2: NODE_IP_ADDRESS makes RabbitMQ listen on 10.0.0.1"},
 		{name: "conf to loopback", env: none, conf: "listeners.tcp.1 = 127.0.0.1:5672\n",
 			wantConf: "listeners.tcp.1 = 127.0.0.1:5672\nlisteners.tcp.st2ha = 192.168.0.100:5672\n"},
 		{name: "conf to a port", env: none, conf: "listeners.tcp.default = 5672\n"},
 		{name: "conf to all", env: none, conf: "listeners.tcp.default = 0.0.0.0:5672\n"},
 		{name: "conf to all, IPv6", env: none, conf: "listeners.tcp.default = :::5672\n"},
 		{name: "conf to all, IPv6 in brackets", env: none, conf: "listeners.tcp.default = [::]:5672\n"},
-		{name: "conf to loopback, as in the networking guide", env: none, conf: "listeners.tcp.local    = 127.0.0.1:5672\nlisteners.tcp.local_v6 = ::1:5672\n",
-			wantConf: "listeners.tcp.local    = 127.0.0.1:5672\nlisteners.tcp.local_v6 = ::1:5672\nlisteners.tcp.st2ha = 192.168.0.100:5672\n"},
-		{name: "conf to the address", env: none, conf: "listeners.tcp.local = 127.0.0.1:5672\nlisteners.tcp.x = 192.168.0.100:5672\n"},
-		{name: "both", env: "NODE_IP_ADDRESS=127.0.0.1\n", conf: "listeners.tcp.1 = 127.0.0.1:5672\n", wantEnv: "#NODE_IP_ADDRESS=127.0.0.1\n",
+		{name: "conf to loopback, as in the networking guide", env: none,
+			conf: "listeners.tcp.local    = 127.0.0.1:5672\nlisteners.tcp.local_v6 = ::1:5672\n",
+			wantConf: "listeners.tcp.local    = 127.0.0.1:5672\n" +
+				"listeners.tcp.local_v6 = ::1:5672\nlisteners.tcp.st2ha = 192.168.0.100:5672\n"},
+		{name: "conf to the address", env: none,
+			conf: "listeners.tcp.local = 127.0.0.1:5672\nlisteners.tcp.x = 192.168.0.100:5672\n"},
+		{name: "both", env: "NODE_IP_ADDRESS=127.0.0.1\n", conf: "listeners.tcp.1 = 127.0.0.1:5672\n",
+			wantEnv:  "#NODE_IP_ADDRESS=127.0.0.1\n",
 			wantConf: "listeners.tcp.1 = 127.0.0.1:5672\nlisteners.tcp.st2ha = 192.168.0.100:5672\n"},
-		{name: "TLS only", env: none, conf: "listeners.ssl.default = 5671\nlisteners.tcp = none\n", err: "/etc/rabbitmq/rabbitmq.conf:2: listeners.tcp = none"},
-		{name: "env to another port", env: "NODE_PORT=5673\n", conf: none, err: "/etc/rabbitmq/rabbitmq-env.conf:1: NODE_PORT makes RabbitMQ listen on port 5673, not 5672"},
-		{name: "env to another port by the long name", env: "NODE_IP_ADDRESS=127.0.0.1\nRABBITMQ_NODE_PORT=5673\n", conf: none, err: "rabbitmq-env.conf:2: RABBITMQ_NODE_PORT makes"},
-		{name: "env to the port", env: "NODE_IP_ADDRESS=127.0.0.1\nNODE_PORT=5672\n", conf: none, wantEnv: "#NODE_IP_ADDRESS=127.0.0.1\nNODE_PORT=5672\n",
+		{name: "TLS only", env: none, conf: "listeners.ssl.default = 5671\nlisteners.tcp = none\n",
+			err: "/etc/rabbitmq/rabbitmq.conf:2: listeners.tcp = none"},
+		{name: "env to another port", env: "NODE_PORT=5673\n", conf: none,
+			err: "/etc/rabbitmq/rabbitmq-env.conf:1: NODE_PORT makes RabbitMQ listen on port 5673, not 5672"},
+		{name: "env to another port by the long name", env: "NODE_IP_ADDRESS=127.0.0.1\nRABBITMQ_NODE_PORT=5673\n",
+			conf: none, err: "rabbitmq-env.conf:2: RABBITMQ_NODE_PORT makes"},
+		{name: "env to the port", env: "NODE_IP_ADDRESS=127.0.0.1\nNODE_PORT=5672\n", conf: none,
+			wantEnv:  "#NODE_IP_ADDRESS=127.0.0.1\nNODE_PORT=5672\n",
 			wantConf: "listeners.tcp.local = 127.0.0.1:5672\nlisteners.tcp.st2ha = 192.168.0.100:5672\n"},
-		{name: "classic, to loopback", env: "NODE_IP_ADDRESS=127.0.0.1\n", conf: none, classic: true, err: "in Erlang terms"},
+		{name: "classic, to loopback", env: "NODE_IP_ADDRESS=127.0.0.1\n", conf: none, classic: true,
+			err: "in Erlang terms"},
 		{name: "classic, all interfaces", env: none, conf: none, classic: true},
-		{name: "env is a script", env: "if true; then NODE_IP_ADDRESS=127.0.0.1; fi\n", conf: none, err: "/etc/rabbitmq/rabbitmq-env.conf: line 1"},
+		{name: "env is a script", env: "if true; then NODE_IP_ADDRESS=127.0.0.1; fi\n", conf: none,
+			err: "/etc/rabbitmq/rabbitmq-env.conf: line 1"},
 		{name: "conf is broken", env: none, conf: "\nlisteners.tcp.1\n", err: "/etc/rabbitmq/rabbitmq.conf: line 2"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -208,7 +221,8 @@ func TestAccepts(t *testing.T) {
 		}
 	}
 	// The example of RabbitMQ's passwords guide: test12 with the salt 908DC60A.
-	guide := account{Hash: "kI3GCqW5JLMJa4iX1lo7X4D6XbYqlLgxIs30+P6tENUV2POR", Algorithm: "rabbit_password_hashing_sha256"}
+	guide := account{Hash: "kI3GCqW5JLMJa4iX1lo7X4D6XbYqlLgxIs30+P6tENUV2POR",
+		Algorithm: "rabbit_password_hashing_sha256"}
 	require.True(t, guide.accepts("test12"))
 	require.False(t, guide.accepts("test13"))
 	for _, hash := range []string{"", "AA==", "not base64"} {
@@ -229,20 +243,31 @@ func TestAccess(t *testing.T) {
 		want   []string
 		err    string
 	}{
-		{name: "nothing is there", defs: `{"users":[` + user("guest", "guest") + `],"vhosts":[{"name":"/"}],"permissions":[]}`,
+		{name: "nothing is there",
+			defs: `{"users":[` + user("guest", "guest") + `],"vhosts":[{"name":"/"}],"permissions":[]}`,
 			want: []string{"rabbitmq_user st2: + user st2", `rabbitmq_permissions st2 on /: + ".*" ".*" ".*"`}},
-		{name: "with words before it", defs: "Exporting definitions in JSON to STDOUT ...\n" + `{"users":[],"vhosts":[{"name":"/"}],"permissions":[]}`,
+		{name: "with words before it",
+			defs: "Exporting definitions in JSON to STDOUT ...\n" +
+				`{"users":[],"vhosts":[{"name":"/"}],"permissions":[]}`,
 			want: []string{"rabbitmq_user st2: + user st2", `rabbitmq_permissions st2 on /: + ".*" ".*" ".*"`}},
-		{name: "all is there", defs: `{"users":[` + user("st2", "p@/ w") + `],"vhosts":[{"name":"/"}],"permissions":[` + granted + `]}`},
-		{name: "fewer permissions", defs: `{"users":[` + user("st2", "p@/ w") + `],"vhosts":[{"name":"/"}],"permissions":[{"user":"st2","vhost":"/","configure":"","write":".*","read":".*"}]}`,
+		{name: "all is there", defs: `{"users":[` + user("st2",
+			"p@/ w") + `],"vhosts":[{"name":"/"}],"permissions":[` + granted + `]}`},
+		{name: "fewer permissions",
+			defs: `{"users":[` + user("st2",
+				"p@/ w") + `],"vhosts":[{"name":"/"}],"permissions":[{"user":"st2","vhost":"/","configure":"","write":".*","read":".*"}]}`,
 			want: []string{"rabbitmq_permissions st2 on /: - \"\" \".*\" \".*\"\n+ \".*\" \".*\" \".*\""}},
-		{name: "others' permissions", defs: `{"users":[` + user("st2", "p@/ w") + `],"vhosts":[{"name":"/"}],"permissions":[{"user":"st2","vhost":"x","configure":"","write":"","read":""},{"user":"u","vhost":"/","configure":"","write":"","read":""}]}`,
+		{name: "others' permissions",
+			defs: `{"users":[` + user("st2",
+				"p@/ w") + `],"vhosts":[{"name":"/"}],"permissions":[{"user":"st2","vhost":"x","configure":"","write":"","read":""},{"user":"u","vhost":"/","configure":"","write":"","read":""}]}`,
 			want: []string{`rabbitmq_permissions st2 on /: + ".*" ".*" ".*"`}},
-		{name: "another vhost", vhost: "st2", defs: `{"users":[` + user("st2", "p@/ w") + `],"vhosts":[{"name":"/"}],"permissions":[` + granted + `]}`,
+		{name: "another vhost", vhost: "st2",
+			defs: `{"users":[` + user("st2", "p@/ w") + `],"vhosts":[{"name":"/"}],"permissions":[` + granted + `]}`,
 			want: []string{"rabbitmq_vhost st2: + vhost st2", `rabbitmq_permissions st2 on st2: + ".*" ".*" ".*"`}},
-		{name: "another password", defs: `{"users":[` + user("st2", "other") + `],"vhosts":[{"name":"/"}],"permissions":[` + granted + `]}`,
-			err: "primary: RabbitMQ has a user st2 already, with another password"},
-		{name: "another password, to be set", update: true, defs: `{"users":[` + user("st2", "other") + `],"vhosts":[{"name":"/"}],"permissions":[` + granted + `]}`,
+		{name: "another password",
+			defs: `{"users":[` + user("st2", "other") + `],"vhosts":[{"name":"/"}],"permissions":[` + granted + `]}`,
+			err:  "primary: RabbitMQ has a user st2 already, with another password"},
+		{name: "another password, to be set", update: true,
+			defs: `{"users":[` + user("st2", "other") + `],"vhosts":[{"name":"/"}],"permissions":[` + granted + `]}`,
 			want: []string{"rabbitmq_password st2: ~ password of user st2"}},
 		{name: "no JSON", defs: "Error: unknown command", err: "definitions of RabbitMQ"},
 	} {
@@ -305,12 +330,14 @@ func TestJudge(t *testing.T) {
 	changes, err := s.access(t.Context(), m)
 	require.NoError(t, err)
 	require.Len(t, changes, 2)
-	require.Equal(t, "rabbitmqctl --quiet eval [case re:compile(P) of {ok, _} -> ok; {error, {_, At}} -> At end || P <- "+
+	require.Equal(t, "rabbitmqctl --quiet eval [case re:compile(P) of {ok, _} -> ok; {error, {_, At}} -> At end || P "+
+		"<- "+
 		"[<<94,40,63,33,97,109,113,92,46,41>>, <<34>>, <<195,164>>]].", m.ran[1])
 	m.eval = "[ok,3,ok]\n"
 	_, err = s.access(t.Context(), m)
 	requireFault(t, err, fault.ExitPreflight, "rabbitmq_permission")
-	require.ErrorContains(t, err, `permission_write "\"" is not a regular expression for RabbitMQ, from its character 3 on`)
+	require.ErrorContains(t, err,
+		`permission_write "\"" is not a regular expression for RabbitMQ, from its character 3 on`)
 	m.eval = "something else"
 	_, err = s.access(t.Context(), m)
 	require.ErrorContains(t, err, "something else")
@@ -340,7 +367,8 @@ func TestUndo(t *testing.T) {
 		{&Password{User: "st2", password: "secret", old: old}, &Password{}, old,
 			"rabbitmqctl --quiet import_definitions < {\"users\":[{\"name\":\"st2\",\"password_hash\":\"x\"}]}\n"},
 		{&Grant{User: "st2", VHost: "/", Want: all}, &Grant{}, nil, "rabbitmqctl --quiet clear_permissions -p / st2"},
-		{&Grant{User: "st2", VHost: "/", Want: all, Had: &had}, &Grant{}, nil, "rabbitmqctl --quiet set_permissions -p / st2 a b c"},
+		{&Grant{User: "st2", VHost: "/", Want: all, Had: &had}, &Grant{}, nil,
+			"rabbitmqctl --quiet set_permissions -p / st2 a b c"},
 	} {
 		text, err := json.Marshal(tc.change)
 		require.NoError(t, err)

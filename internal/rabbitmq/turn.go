@@ -47,15 +47,18 @@ type BusyError struct {
 // Error says who had it and when it may be tried.
 func (e *BusyError) Error() string {
 	if e.Last == "" {
-		return fmt.Sprintf("another %s is at work in this cluster; it may be tried again at %s", e.Work, e.Until.UTC().Format(time.RFC3339))
+		return fmt.Sprintf("another %s is at work in this cluster; it may be tried again at %s", e.Work,
+			e.Until.UTC().Format(time.RFC3339))
 	}
-	return fmt.Sprintf("the last %s was a moment ago (%s); it may be tried again at %s", e.Work, e.Last, e.Until.UTC().Format(time.RFC3339))
+	return fmt.Sprintf("the last %s was a moment ago (%s); it may be tried again at %s", e.Work, e.Last,
+		e.Until.UTC().Format(time.RFC3339))
 }
 
 // TakeTurn takes a turn, and does not wait for one. The context that it returns
 // ends when the turn is lost, and after limit. by names who takes it, for people.
 // If somebody else has the turn, or the gap is not over, the error is a *BusyError.
-func TakeTurn(ctx context.Context, d secure.ContextDialer, l Login, work, by string, gap, limit time.Duration) (*Turn, context.Context, error) {
+func TakeTurn(ctx context.Context, d secure.ContextDialer, l Login, work, by string, gap,
+	limit time.Duration) (*Turn, context.Context, error) {
 	asking, done := context.WithTimeout(ctx, answerTime)
 	defer done()
 	conn, err := Dial(asking, d, l)
@@ -100,8 +103,9 @@ func (t *Turn) acquire(work string, gap time.Duration) error {
 		return permission(err, "configure")
 	}
 	// It goes by itself when it was not used for some time.
-	last, err := channel.QueueDeclare("st2ha."+work+".last", false, false, false, false, amqp.Table{"x-max-length": int32(1),
-		"x-message-ttl": int32(gap.Milliseconds()), "x-expires": int32(10 * gap.Milliseconds())})
+	last, err := channel.QueueDeclare("st2ha."+work+".last", false, false, false, false,
+		amqp.Table{"x-max-length": int32(1),
+			"x-message-ttl": int32(gap.Milliseconds()), "x-expires": int32(10 * gap.Milliseconds())})
 	if err != nil {
 		return permission(err, "configure")
 	}

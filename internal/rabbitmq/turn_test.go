@@ -68,7 +68,8 @@ func TestTurn(t *testing.T) {
 	// It hangs: after its limit the turn is free, and its work is told to end.
 	<-ctx.Done()
 	require.ErrorContains(t, context.Cause(ctx), "the turn's 1s are over")
-	require.Eventually(t, func() bool { turn, ctx, err = take(time.Minute); return err == nil }, 10*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { turn, ctx, err = take(time.Minute); return err == nil },
+		10*time.Second, 50*time.Millisecond)
 
 	// The broker restarts: whoever has the turn hears of it.
 	broker.Kill()
@@ -77,5 +78,6 @@ func TestTurn(t *testing.T) {
 	_, _, err = take(time.Minute)
 	require.Error(t, err)
 	require.NoError(t, broker.Start())
-	require.Eventually(t, func() bool { _, _, err = take(time.Minute); return err == nil }, 20*time.Second, 100*time.Millisecond)
+	require.Eventually(t, func() bool { _, _, err = take(time.Minute); return err == nil },
+		20*time.Second, 100*time.Millisecond)
 }

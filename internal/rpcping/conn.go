@@ -44,7 +44,8 @@ func Dial(ctx context.Context, addr string) (*Conn, error) {
 		conn.Close()
 		return nil, err
 	}
-	c := &Conn{conn: conn, privileged: privileged, done: make(chan struct{}), xid: rand.Uint32(), waiting: map[uint32]chan reply{}}
+	c := &Conn{conn: conn, privileged: privileged, done: make(chan struct{}), xid: rand.Uint32(),
+		waiting: map[uint32]chan reply{}}
 	go c.read()
 	return c, nil
 }

@@ -10,7 +10,8 @@ import (
 
 // walkReply is the answer to a walk to /opt/stackstorm/packs, which is there.
 var walkReply = append(appendWords(nil, lastFragment|92, 7, 1, 0, 0, 0, 0),
-	appendWords(nil, 0, 0, 5, opPutRootFH, 0, opLookup, 0, opLookup, 0, opLookup, 0, opGetAttr, 0, 1, attrType, 4, dirType)...)
+	appendWords(nil, 0, 0, 5, opPutRootFH, 0, opLookup, 0, opLookup, 0, opLookup, 0, opGetAttr, 0, 1, attrType,
+		4, dirType)...)
 
 // Whatever a server sends, it is read or refused, and never more is taken than
 // the limits allow.

@@ -58,11 +58,13 @@ func TestServer(t *testing.T) {
 	require.ErrorContains(t, conn.Export(within(t), "/"+strings.Repeat("n", 256)), "no path")
 
 	server.Export(venvs)
-	require.Eventually(t, func() bool { return conn.Export(within(t), packs) != nil }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return conn.Export(within(t), packs) != nil },
+		10*time.Second, 10*time.Millisecond)
 	require.Equal(t, rpcping.NoEnt, status(t, conn.Export(within(t), packs)))
 	require.NoError(t, conn.Export(within(t), venvs))
 	server.Export(packs, venvs)
-	require.Eventually(t, func() bool { return conn.Export(within(t), packs) == nil }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return conn.Export(within(t), packs) == nil },
+		10*time.Second, 10*time.Millisecond)
 }
 
 // An answer that comes too late is no answer to what is asked next.
@@ -188,15 +190,19 @@ func TestAnswers(t *testing.T) {
 		"other program": {words(1, 0, 0, 0, 1), "the program there is not NFS"},
 		"system error":  {words(1, 0, 0, 0, 5), "the server has an internal error (SYSTEM_ERR)"},
 		"rpc version":   {words(1, 1, 0, 3, 4), "the server speaks RPC versions 3 to 4 only"},
-		"weak":          {words(1, 1, 1, 5), "credentials too weak: the server wants another security flavor, or a source port below 1024"},
-		"bad":           {words(1, 1, 1, 1), "bad credentials"},
-		"auth":          {words(1, 1, 1, 14), "credentials refused (auth_stat 14)"},
-		"a call":        {words(0, 2, 100003, 4, 0), "the server ended the connection: the answer is not one of an NFS server: not a reply"},
-		"cut short":     {words(1, 0, 0), "the server ended the connection: the answer is not one of an NFS server: it is cut short"},
+		"weak": {words(1, 1, 1, 5),
+			"credentials too weak: the server wants another security flavor, or a source port below 1024"},
+		"bad":  {words(1, 1, 1, 1), "bad credentials"},
+		"auth": {words(1, 1, 1, 14), "credentials refused (auth_stat 14)"},
+		"a call": {words(0, 2, 100003, 4, 0),
+			"the server ended the connection: the answer is not one of an NFS server: not a reply"},
+		"cut short": {words(1, 0, 0),
+			"the server ended the connection: the answer is not one of an NFS server: it is cut short"},
 		"another protocol": {func([4]byte) []byte { return []byte("HTTP/1.1 400 Bad Request\r\n\r\n") },
 			"the server ended the connection: the answer is not one of an NFS server: a record of more than 4096 bytes"},
 		"no end": {func([4]byte) []byte { return make([]byte, 4*17) },
-			"the server ended the connection: the answer is not one of an NFS server: a record of more than 16 fragments"},
+			"the server ended the connection: the answer is not one of an NFS server: a record of more than 16 " +
+				"fragments"},
 		"fragments": {func(xid [4]byte) []byte {
 			b := append(be(6), xid[:]...)
 			b = append(b, 0, 0)

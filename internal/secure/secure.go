@@ -174,7 +174,8 @@ func ExplainAnswer(answer []byte) error {
 // ExplainEnd is Explain for a server that ended a connection without TLS: it may
 // speak TLS. The error of a server that is silent or refuses stays as it is.
 func ExplainEnd(ctx context.Context, d ContextDialer, addr string, err error) error {
-	if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+	if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, syscall.ECONNRESET) &&
+		!errors.Is(err, syscall.EPIPE) {
 		return err
 	}
 	if conn, other := (&TLS{}).Dial(ctx, d, addr); other == nil {

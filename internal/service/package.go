@@ -72,9 +72,11 @@ func (p *Package) Apply(ctx context.Context, h host.Host) error {
 		install, refresh = apt("install", "--no-install-recommends", p.Debian), apt("update")
 	case dnf:
 		name = p.RedHat
-		install, refresh = []string{"dnf", "install", "--assumeyes", "--quiet", name}, []string{"dnf", "makecache", "--quiet"}
+		install, refresh = []string{"dnf", "install", "--assumeyes", "--quiet", name}, []string{"dnf",
+			"makecache", "--quiet"}
 	default:
-		return fault.Preflight("package_manager", "install "+p.Debian+" by hand", "%s: neither apt-get nor dnf is there to install %s", h.Name(), p.Debian)
+		return fault.Preflight("package_manager", "install "+p.Debian+" by hand",
+			"%s: neither apt-get nor dnf is there to install %s", h.Name(), p.Debian)
 	}
 	_, err := h.Run(ctx, nil, install...)
 	if err == nil {
@@ -84,7 +86,8 @@ func (p *Package) Apply(ctx context.Context, h host.Host) error {
 		_, err = h.Run(ctx, nil, install...)
 	}
 	if err != nil {
-		return fault.Failed("package", "install it by hand, then run this again", "%s: install %s: %w", h.Name(), name, err)
+		return fault.Failed("package", "install it by hand, then run this again", "%s: install %s: %w", h.Name(),
+			name, err)
 	}
 	return nil
 }
@@ -115,7 +118,8 @@ func (p *Package) company(ctx context.Context, h host.Host) ([]string, error) {
 	if len(p.before) == 0 {
 		return nil, nil
 	}
-	out, err := h.Run(ctx, nil, apt("autoremove", "--simulate", "--purge", "--option=APT::AutoRemove::SuggestsImportant=false", p.Debian)...)
+	out, err := h.Run(ctx, nil,
+		apt("autoremove", "--simulate", "--purge", "--option=APT::AutoRemove::SuggestsImportant=false", p.Debian)...)
 	if err != nil {
 		return nil, fmt.Errorf("%s: list what was installed with %s: %w", h.Name(), p.Debian, err)
 	}
@@ -154,5 +158,6 @@ func manager(ctx context.Context, h host.Host) string {
 // to end: unattended-upgrades, or that of a run that was killed. An apt older
 // than 1.9.11 does not know the option, and fails at once.
 func apt(verb string, more ...string) []string {
-	return append([]string{"env", "DEBIAN_FRONTEND=noninteractive", "apt-get", verb, "--yes", "--quiet", "--option=DPkg::Lock::Timeout=120"}, more...)
+	return append([]string{"env", "DEBIAN_FRONTEND=noninteractive", "apt-get", verb, "--yes", "--quiet",
+		"--option=DPkg::Lock::Timeout=120"}, more...)
 }

@@ -71,7 +71,8 @@ func show(ctx context.Context, h host.Host, properties string, units []string) (
 	}
 	blocks := strings.Split(strings.TrimSpace(string(out)), "\n\n")
 	if len(blocks) != len(units) {
-		return nil, fmt.Errorf("%s: state of %s: systemctl show answered for %d of %d units", h.Name(), strings.Join(units, ", "), len(blocks), len(units))
+		return nil, fmt.Errorf("%s: state of %s: systemctl show answered for %d of %d units", h.Name(),
+			strings.Join(units, ", "), len(blocks), len(units))
 	}
 	return blocks, nil
 }
@@ -117,7 +118,8 @@ type State struct {
 // States asks for any number of units in one call; a pattern such as
 // st2actionrunner@* stands for the loaded units that match (systemctl(1), show).
 func States(ctx context.Context, h host.Host, units ...string) ([]State, error) {
-	out, err := h.Run(ctx, nil, append([]string{"systemctl", "show", "--property=Id,ActiveState,SubState"}, units...)...)
+	out, err := h.Run(ctx, nil,
+		append([]string{"systemctl", "show", "--property=Id,ActiveState,SubState"}, units...)...)
 	if err != nil {
 		return nil, fmt.Errorf("%s: state of %s: %w", h.Name(), strings.Join(units, ", "), err)
 	}
@@ -195,7 +197,8 @@ func AwaitEnabled(ctx context.Context, h host.Host, units ...string) (count int,
 		first = strings.Fields(down[0])[0]
 		return errors.New(strings.Join(down, ", ")), nil
 	}, func(seen error) error {
-		return fault.Failed("inactive", "look at: systemctl status, journalctl -u "+first, "%s: %w (waited for it to be active)", h.Name(), seen)
+		return fault.Failed("inactive", "look at: systemctl status, journalctl -u "+first,
+			"%s: %w (waited for it to be active)", h.Name(), seen)
 	})
 	return count, err
 }
@@ -251,7 +254,9 @@ func PlanStart(ctx context.Context, h host.Host, unit string) (*Start, error) {
 	}
 	p := properties(blocks[0])
 	active := p["ActiveState"] == "active"
-	enabled := slices.Contains([]string{"enabled", "enabled-runtime", "static", "alias", "indirect", "generated"}, p["UnitFileState"]) // as is-enabled has it
+	// Those that systemctl is-enabled counts.
+	enabled := slices.Contains([]string{"enabled", "enabled-runtime", "static", "alias", "indirect", "generated"},
+		p["UnitFileState"])
 	if active && enabled {
 		return nil, nil
 	}

@@ -62,7 +62,8 @@ func TestStates(t *testing.T) {
 	}
 	_, err := service.Inactive(ctx, newMachine(t, "ActiveState=active\n\nActiveState=active\n", nil), "a")
 	require.ErrorContains(t, err, "answered for 2 of 1 units")
-	first, err := service.First(ctx, newMachine(t, "LoadState=not-found\n\nLoadState=loaded\n", nil), "mongod", "mongodb")
+	first, err := service.First(ctx, newMachine(t, "LoadState=not-found\n\nLoadState=loaded\n", nil),
+		"mongod", "mongodb")
 	require.NoError(t, err)
 	require.Equal(t, "mongodb", first)
 	first, err = service.First(ctx, newMachine(t, "LoadState=not-found\n", nil), "mongod")
@@ -123,15 +124,19 @@ func TestStart(t *testing.T) {
 	var s *service.Start
 	m := newMachine(t, "", nil)
 	for state, want := range map[string][]string{
-		"ActiveState=active\nUnitFileState=enabled\n":          nil,
-		"ActiveState=active\nUnitFileState=static\n":           nil,
-		"ActiveState=inactive\nUnitFileState=enabled\n":        {"systemctl stop a.service"},
-		"ActiveState=active\nUnitFileState=disabled\n":         {"systemctl disable a.service"},
-		"ActiveState=active\nUnitFileState=linked\n":           {"systemctl disable a.service"},
-		"ActiveState=failed\nUnitFileState=disabled\n":         {"systemctl disable a.service", "systemctl stop a.service"},
-		"ActiveState=inactive\nUnitFileState=\n":               {"systemctl disable a.service", "systemctl stop a.service"},
-		"ActiveState=deactivating\nUnitFileState=masked\n":     {"systemctl disable a.service", "systemctl stop a.service"},
-		"ActiveState=inactive\nUnitFileState=linked-runtime\n": {"systemctl disable a.service", "systemctl stop a.service"},
+		"ActiveState=active\nUnitFileState=enabled\n":   nil,
+		"ActiveState=active\nUnitFileState=static\n":    nil,
+		"ActiveState=inactive\nUnitFileState=enabled\n": {"systemctl stop a.service"},
+		"ActiveState=active\nUnitFileState=disabled\n":  {"systemctl disable a.service"},
+		"ActiveState=active\nUnitFileState=linked\n":    {"systemctl disable a.service"},
+		"ActiveState=failed\nUnitFileState=disabled\n": {"systemctl disable a.service",
+			"systemctl stop a.service"},
+		"ActiveState=inactive\nUnitFileState=\n": {"systemctl disable a.service",
+			"systemctl stop a.service"},
+		"ActiveState=deactivating\nUnitFileState=masked\n": {"systemctl disable a.service",
+			"systemctl stop a.service"},
+		"ActiveState=inactive\nUnitFileState=linked-runtime\n": {"systemctl disable a.service",
+			"systemctl stop a.service"},
 	} {
 		m.run = func(argv string) (string, error) { return state, nil }
 		var err error
@@ -201,9 +206,12 @@ func TestPackage(t *testing.T) {
 	require.Nil(t, plan(m), "it is there")
 
 	for manager, lines := range map[string][]string{
-		"dnf": {"dnf install --assumeyes --quiet nfs-utils", "dnf makecache --quiet", "dnf remove --assumeyes --quiet nfs-utils"},
-		"apt-get": {"env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --option=DPkg::Lock::Timeout=120 --no-install-recommends nfs-common",
-			"env DEBIAN_FRONTEND=noninteractive apt-get update --yes --quiet --option=DPkg::Lock::Timeout=120", "env DEBIAN_FRONTEND=noninteractive apt-get purge --yes --quiet --option=DPkg::Lock::Timeout=120 nfs-common"},
+		"dnf": {"dnf install --assumeyes --quiet nfs-utils", "dnf makecache --quiet",
+			"dnf remove --assumeyes --quiet nfs-utils"},
+		"apt-get": {"env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet " +
+			"--option=DPkg::Lock::Timeout=120 --no-install-recommends nfs-common",
+			"env DEBIAN_FRONTEND=noninteractive apt-get update --yes --quiet --option=DPkg::Lock::Timeout=120",
+			"env DEBIAN_FRONTEND=noninteractive apt-get purge --yes --quiet --option=DPkg::Lock::Timeout=120 nfs-common"},
 	} {
 		m := with(manager)
 		p := plan(m)
@@ -238,7 +246,8 @@ func TestPackageCompany(t *testing.T) {
 		case strings.HasPrefix(argv, "dpkg-query"):
 			return "ii  bash\nii  keyutils\nrc  rpcbind\n", nil
 		case strings.Contains(argv, "--simulate"):
-			return "Reading package lists...\n  nfs-kernel-server*\nPurg nfs-kernel-server [1:2.6.2-4]\nPurg nfs-common [1:2.6.2-4]\n" +
+			return "Reading package lists...\n  nfs-kernel-server*\nPurg nfs-kernel-server [1:2.6.2-4]\n" +
+				"Purg nfs-common [1:2.6.2-4]\n" +
 				"Purg keyutils [1.6.3-2]\nPurg rpcbind [1.2.6]\n", nil
 		}
 		return "", nil
@@ -251,5 +260,6 @@ func TestPackageCompany(t *testing.T) {
 	m.ran = nil
 	require.NoError(t, back.Undo(ctx, m))
 	require.Len(t, m.ran, 2)
-	require.Contains(t, m.ran[1], "apt-get purge --yes --quiet --option=DPkg::Lock::Timeout=120 nfs-kernel-server nfs-common rpcbind")
+	require.Contains(t, m.ran[1],
+		"apt-get purge --yes --quiet --option=DPkg::Lock::Timeout=120 nfs-kernel-server nfs-common rpcbind")
 }

@@ -25,10 +25,12 @@ type API struct {
 func NewAPI(address, token string) (*API, error) {
 	u, err := url.Parse(address)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, fault.Usage("ST2_ACTION_API_URL is not the URL of StackStorm's API: run this as an action, or set it (http://127.0.0.1:9101/v1) and ST2_ACTION_AUTH_TOKEN")
+		return nil, fault.Usage("ST2_ACTION_API_URL is not the URL of StackStorm's API: run this as an action, or " +
+			"set it (http://127.0.0.1:9101/v1) and ST2_ACTION_AUTH_TOKEN")
 	}
 	if token == "" {
-		return nil, fault.Usage("ST2_ACTION_AUTH_TOKEN is empty: run this as an action, or set it to what st2 auth prints")
+		return nil, fault.Usage("ST2_ACTION_AUTH_TOKEN is empty: run this as an action, or set it to what st2 auth " +
+			"prints")
 	}
 	return &API{URL: strings.TrimRight(address, "/"), Token: token}, nil
 }
@@ -111,7 +113,8 @@ func refusedCall(method, path string, response *http.Response, data []byte) erro
 
 // Trigger dispatches a trigger (st2api/controllers/v1/webhooks.py: the hook st2).
 func (a *API) Trigger(ctx context.Context, trigger string, payload any) error {
-	_, err := a.call(ctx, http.MethodPost, "/webhooks/st2", nil, map[string]any{"trigger": trigger, "payload": payload}, nil)
+	_, err := a.call(ctx, http.MethodPost, "/webhooks/st2", nil,
+		map[string]any{"trigger": trigger, "payload": payload}, nil)
 	return err
 }
 
@@ -197,7 +200,8 @@ func (a *API) page(ctx context.Context, filter url.Values, offset, limit int) (p
 // Execution reads one.
 func (a *API) Execution(ctx context.Context, id string) (Execution, error) {
 	var e Execution
-	_, err := a.call(ctx, http.MethodGet, "/executions/"+url.PathEscape(id), url.Values{"exclude_attributes": {"result,trigger_instance"}}, nil, &e)
+	_, err := a.call(ctx, http.MethodGet, "/executions/"+url.PathEscape(id),
+		url.Values{"exclude_attributes": {"result,trigger_instance"}}, nil, &e)
 	return e, err
 }
 

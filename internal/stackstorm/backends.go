@@ -93,7 +93,8 @@ func (c *Conf) MessagingLogins(urls []string) ([]rabbitmq.Login, error) {
 		here := t
 		for key := range u.options {
 			if key == "ssl" || strings.HasPrefix(key, "ssl_") {
-				here = &secure.TLS{Read: read, CA: u.options.Get("ssl_ca_certs"), Cert: u.options.Get("ssl_certfile"), Key: u.options.Get("ssl_keyfile"),
+				here = &secure.TLS{Read: read, CA: u.options.Get("ssl_ca_certs"), Cert: u.options.Get("ssl_certfile"),
+					Key:    u.options.Get("ssl_keyfile"),
 					Verify: !strings.HasSuffix(strings.ToLower(u.options.Get("ssl_cert_reqs")), "none")}
 			}
 		}
@@ -122,7 +123,8 @@ func (c *Conf) MessagingLogins(urls []string) ([]rabbitmq.Login, error) {
 // always unless it is said (amqp/transport.py, _wrap_socket_sni).
 func (c *Conf) messagingTLS() (*secure.TLS, string, error) {
 	o := &optionReader{conf: c, section: "messaging"}
-	t := &secure.TLS{Read: c.readFile, CA: o.text("ssl_ca_certs"), Cert: o.text("ssl_certfile"), Key: o.text("ssl_keyfile")}
+	t := &secure.TLS{Read: c.readFile, CA: o.text("ssl_ca_certs"), Cert: o.text("ssl_certfile"),
+		Key: o.text("ssl_keyfile")}
 	t.Verify = o.text("ssl_cert_reqs") != "none"
 	method := o.text("login_method")
 	if on, _ := o.truth("ssl"); o.err != nil || !on && t.CA == "" && t.Cert == "" && t.Key == "" {

@@ -52,7 +52,8 @@ func ReadConf(ctx context.Context, h host.Host) (*Conf, error) {
 func LookAtConf(ctx context.Context, h host.Host) (*Conf, error) {
 	f, err := h.ReadFile(ctx, ConfPath)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.Preflight("missing", "install StackStorm on "+h.Name()+" first", "%s: %s does not exist", h.Name(), ConfPath)
+		return nil, fault.Preflight("missing", "install StackStorm on "+h.Name()+" first",
+			"%s: %s does not exist", h.Name(), ConfPath)
 	}
 	if err != nil {
 		return nil, err
@@ -139,7 +140,8 @@ type Database struct {
 // Database reads [database] as st2common/models/db and pymongo do: host may be
 // a whole URI, or hosts with or without ports.
 func (c *Conf) Database() (Database, error) {
-	values := map[string]string{"host": "127.0.0.1", "port": "27017", "db_name": "st2", "username": "", "password": "", "authentication_mechanism": ""}
+	values := map[string]string{"host": "127.0.0.1", "port": "27017", "db_name": "st2", "username": "", "password": "",
+		"authentication_mechanism": ""}
 	for key := range values {
 		value, _, err := c.Value("database", key)
 		if err != nil {
@@ -164,7 +166,9 @@ func (c *Conf) Database() (Database, error) {
 			return Database{}, c.located("database", "host", err)
 		}
 		if u.odd {
-			return Database{}, c.located("database", "host", errors.New("the user or the password in the URI of MongoDB has a : or @ that is not encoded: write %3A and %40"))
+			return Database{}, c.located("database", "host",
+				errors.New("the user or the password in the URI of MongoDB has a : or @ that is not encoded: write "+
+					"%3A and %40"))
 		}
 		if u.user != "" {
 			user, password = u.user, u.password // mongoengine: those of the URI count
@@ -182,7 +186,8 @@ func (c *Conf) Database() (Database, error) {
 			port = values["port"]
 		}
 		if _, err := strconv.ParseUint(port, 10, 16); err != nil || name == "" {
-			return Database{}, c.located("database", "host", errors.New("[database] host must be HOST, HOST:PORT, several of them with commas, or mongodb://…"))
+			return Database{}, c.located("database", "host",
+				errors.New("[database] host must be HOST, HOST:PORT, several of them with commas, or mongodb://…"))
 		}
 		d.Servers = append(d.Servers, net.JoinHostPort(name, port))
 	}
@@ -209,7 +214,8 @@ func (c *Conf) Database() (Database, error) {
 // tls=False beside it. forced: authentication_mechanism alone switches TLS on.
 func (c *Conf) databaseTLS(forced bool) (*secure.TLS, error) {
 	o := &optionReader{conf: c, section: "database"}
-	t := &secure.TLS{Read: c.readFile, CA: o.text("tls_ca_file", "ssl_ca_certs"), Cert: o.text("tls_certificate_key_file")}
+	t := &secure.TLS{Read: c.readFile, CA: o.text("tls_ca_file", "ssl_ca_certs"),
+		Cert: o.text("tls_certificate_key_file")}
 	t.Encrypted = o.text("tls_certificate_key_file_password") != ""
 	if t.Cert == "" { // 3.8; 3.9 reads them no more
 		t.Cert, t.Key = o.text("ssl_certfile"), o.text("ssl_keyfile")
@@ -269,7 +275,8 @@ func (o *optionReader) truth(keys ...string) (on, given bool) {
 		return false, false
 	}
 	if o.err == nil {
-		o.err = o.conf.located(o.section, keys[0], fmt.Errorf("[%s] %s is %q, neither true nor false", o.section, keys[0], value))
+		o.err = o.conf.located(o.section, keys[0],
+			fmt.Errorf("[%s] %s is %q, neither true nor false", o.section, keys[0], value))
 	}
 	return false, false
 }
@@ -380,7 +387,8 @@ func isLoopback(name string) bool {
 func MessagingURL(user, password, address string, port int, vhost string) string {
 	// net/url leaves sub-delims such as $ and & in the userinfo as they are;
 	// oslo.config would interpolate the first.
-	text := "amqp://" + encode(user) + ":" + encode(password) + "@" + net.JoinHostPort(address, strconv.Itoa(port)) + "/"
+	text := "amqp://" + encode(user) + ":" + encode(password) + "@" +
+		net.JoinHostPort(address, strconv.Itoa(port)) + "/"
 	if vhost != "/" {
 		text += encode(vhost)
 	}

@@ -60,8 +60,10 @@ func (s *Configure) Check(ctx context.Context, h host.Host) ([]step.Finding, err
 	var findings []step.Finding
 	if urls, _ := conf.Get("messaging", "cluster_urls"); len(list(urls)) > 1 && s.Role == RolePrimary {
 		findings = append(findings, step.Finding{Severity: step.Error, Host: h.Name(), Check: "messaging",
-			Message: fmt.Sprintf("%s:%d: [messaging] cluster_urls names a broker cluster", ConfPath, conf.Line("messaging", "cluster_urls")),
-			Fix:     "join works with the broker of an all-in-one primary; point the secondary's cluster_urls to the cluster by hand"})
+			Message: fmt.Sprintf("%s:%d: [messaging] cluster_urls names a broker cluster", ConfPath,
+				conf.Line("messaging", "cluster_urls")),
+			Fix: "join works with the broker of an all-in-one primary; point the secondary's cluster_urls to the " +
+				"cluster by hand"})
 	}
 	if s.Role == RolePrimary {
 		findings = append(findings, s.certificate(ctx, conf)...)
@@ -90,8 +92,11 @@ func (s *Configure) certificate(ctx context.Context, conf *Conf) []step.Finding 
 		return nil // whether it answers is for others to say
 	}
 	return []step.Finding{{Severity: step.Error, Host: conf.host.Name(), Check: "database_tls",
-		Message: fmt.Sprintf("MongoDB at %s cannot be asked as %s as [database] of %s says: %v", db.Via, s.PrimaryAddress, ConfPath, err),
-		Fix:     "give mongod a certificate that names " + s.PrimaryAddress + " (subjectAltName), and [database] the settings of TLS that mongod wants; or, with the certificate's authority trusted, set tls_allow_invalid_hostnames = True there"}}
+		Message: fmt.Sprintf("MongoDB at %s cannot be asked as %s as [database] of %s says: %v", db.Via,
+			s.PrimaryAddress, ConfPath, err),
+		Fix: "give mongod a certificate that names " + s.PrimaryAddress +
+			" (subjectAltName), and [database] the settings of TLS that mongod wants; or, with the certificate's " +
+			"authority trusted, set tls_allow_invalid_hostnames = True there"}}
 }
 
 // Plan edits st2.conf and has the services restarted.
@@ -174,8 +179,11 @@ func databaseHost(conf *Conf, address string) (string, error) {
 		}
 		elsewhere = other
 	}
-	return "", fault.Preflight("database_elsewhere", "if that is this node's other name, give it as the primary's address; if not, the database is already outside this node",
-		"%s: %s:%d: [database] host is %s, not this node", conf.host.Name(), ConfPath, conf.Line("database", "host"), elsewhere)
+	return "", fault.Preflight("database_elsewhere",
+		"if that is this node's other name, give it as the primary's address; if not, the database is already "+
+			"outside this node",
+		"%s: %s:%d: [database] host is %s, not this node", conf.host.Name(), ConfPath,
+		conf.Line("database", "host"), elsewhere)
 }
 
 // databaseKeys are the options that say where the database is and how to log
@@ -262,7 +270,8 @@ func (s *Configure) messaging(source, conf *Conf) error {
 	if err != nil {
 		return err
 	}
-	want := map[string]string{"url": MessagingURL(s.Broker.User, s.Broker.Password, s.PrimaryAddress, s.Broker.Port, s.Broker.VHost)}
+	want := map[string]string{"url": MessagingURL(s.Broker.User, s.Broker.Password, s.PrimaryAddress,
+		s.Broker.Port, s.Broker.VHost)}
 	if prefix, ok, err := source.Value("messaging", "prefix"); err != nil {
 		return err
 	} else if ok {
@@ -281,7 +290,8 @@ func (s *Configure) messaging(source, conf *Conf) error {
 	}
 	// cluster_urls replaces url; ssl and login_method would be its own broker's
 	// (st2common/transport/utils.py).
-	for _, key := range []string{"url", "cluster_urls", "prefix", "ssl", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "login_method"} {
+	for _, key := range []string{"url", "cluster_urls", "prefix", "ssl", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile",
+		"ssl_cert_reqs", "login_method"} {
 		value, wanted := want[key]
 		current, ok := conf.Get("messaging", key)
 		var err error
@@ -332,8 +342,9 @@ func (s *Configure) missing(ctx context.Context, h host.Host) ([]step.Finding, e
 			}
 			if _, err := h.Stat(ctx, path); errors.Is(err, fs.ErrNotExist) {
 				findings = append(findings, step.Finding{Severity: step.Error, Host: h.Name(), Check: "certificates",
-					Message: fmt.Sprintf("%s does not exist here, and [%s] of the primary's %s names it", path, section, ConfPath),
-					Fix:     "copy it from the primary, readable for the user st2"})
+					Message: fmt.Sprintf("%s does not exist here, and [%s] of the primary's %s names it", path,
+						section, ConfPath),
+					Fix: "copy it from the primary, readable for the user st2"})
 			} else if err != nil {
 				return nil, err
 			}
@@ -360,7 +371,8 @@ func (s *Configure) own(conf *Conf) error {
 	}
 	if provider, _ := conf.Get("sensorcontainer", "partition_provider"); everySensor(provider) {
 		if name, _ := conf.Get("sensorcontainer", "sensor_node_name"); name == "" || name == "sensornode1" {
-			if err := set("sensorcontainer", "sensor_node_name", "sensornode-"+strings.NewReplacer(".", "-", ":", "-").Replace(conf.host.Name())); err != nil {
+			if err := set("sensorcontainer", "sensor_node_name",
+				"sensornode-"+strings.NewReplacer(".", "-", ":", "-").Replace(conf.host.Name())); err != nil {
 				return err
 			}
 		}

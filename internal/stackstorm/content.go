@@ -25,7 +25,8 @@ func (c *Conf) Content() []ContentSetting {
 	if packs == "" {
 		packs = path.Join(base, "packs")
 	}
-	more := slices.DeleteFunc(strings.Split(c.option("content", "packs_base_paths"), ":"), func(dir string) bool { return dir == "" })
+	more := slices.DeleteFunc(strings.Split(c.option("content", "packs_base_paths"), ":"),
+		func(dir string) bool { return dir == "" })
 	return []ContentSetting{
 		{"[system] base_path", []string{path.Join(base, "virtualenvs"), path.Join(base, "configs")}},
 		{"[content] system_packs_base_path", []string{packs}},

@@ -37,7 +37,8 @@ func executionStatus(ctx context.Context, h host.Host, id string) (string, error
 	if err != nil {
 		return "", err
 	}
-	status, err := mongodb.Field(ctx, h, db.Server, db.Via, conf.databaseName(db.URI), "action_execution_d_b", id, "status")
+	status, err := mongodb.Field(ctx, h, db.Server, db.Via, conf.databaseName(db.URI), "action_execution_d_b",
+		id, "status")
 	if err != nil {
 		return "", fmt.Errorf("%s: look up execution %s at MongoDB %s: %w", h.Name(), id, db.Via, err)
 	}
@@ -129,7 +130,8 @@ func Defer(ctx context.Context, h host.Host, unit string, delay time.Duration, r
 	}
 	argv = append(append(argv, "--", program), args...)
 	if _, err := h.Run(ctx, nil, argv...); err != nil {
-		return fault.Failed("defer", "run it in a shell on "+h.Name()+": st2ha "+strings.Join(args, " "), "%s: schedule %s: %w", h.Name(), unit, err)
+		return fault.Failed("defer", "run it in a shell on "+h.Name()+": st2ha "+strings.Join(args, " "),
+			"%s: schedule %s: %w", h.Name(), unit, err)
 	}
 	return nil
 }

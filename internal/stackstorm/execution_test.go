@@ -30,7 +30,8 @@ func storedExecutions(t *testing.T) (*machine, *backendtest.Server, func(id, sta
 	mongod, err := backendtest.NewMongod(program, t.TempDir(), false)
 	require.NoError(t, err)
 	t.Cleanup(func() { mongod.Kill() })
-	client, err := mongo.Connect(t.Context(), mongodb.Options(&net.Dialer{}, mongodb.Server{URI: "mongodb://" + mongod.Addr}, mongod.Addr))
+	client, err := mongo.Connect(t.Context(),
+		mongodb.Options(&net.Dialer{}, mongodb.Server{URI: "mongodb://" + mongod.Addr}, mongod.Addr))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = client.Disconnect(context.Background()) })
 	m := newMachine(t, "primary", fmt.Sprintf("[database]\nhost = mongodb://%s/stacks\n", mongod.Addr))
@@ -40,13 +41,14 @@ func storedExecutions(t *testing.T) (*machine, *backendtest.Server, func(id, sta
 		collection := client.Database("stacks").Collection("action_execution_d_b")
 		_, err = collection.DeleteOne(t.Context(), bson.M{"_id": object})
 		require.NoError(t, err)
-		_, err = collection.InsertOne(t.Context(), bson.M{"_id": object, "status": status, "action": bson.M{"ref": "st2ha.join_secondary"}})
+		_, err = collection.InsertOne(t.Context(),
+			bson.M{"_id": object, "status": status, "action": bson.M{"ref": "st2ha.join_secondary"}})
 		require.NoError(t, err)
 	}
 }
 
-// Any runner takes any action: where the restart would end the wait for a result, it is deferred on that host, whoever asks
-// for it; where nobody waits it is made at once.
+// Any runner takes any action: where the restart would end the wait for a result, it is deferred on that host,
+// whoever asks for it; where nobody waits it is made at once.
 func TestRestartWhereSomebodyWaits(t *testing.T) {
 	testenv.NeedsRoot(t)
 	m, mongod, set := storedExecutions(t) // another machine than this
@@ -63,7 +65,8 @@ func TestRestartWhereSomebodyWaits(t *testing.T) {
 		run  string
 		want When
 	}{
-		{Auto, execution1, Deferred}, {Idle, execution1, Later}, {Others, execution1, Inline}, {Inline, execution1, Inline},
+		{Auto, execution1, Deferred}, {Idle, execution1, Later}, {Others, execution1, Inline},
+		{Inline, execution1, Inline},
 		{Auto, execution2, Inline}, {Idle, execution2, Inline},
 		{Auto, "6527242448d1e4e9ef404eb3", Inline}, {Auto, "20260301T120000Z-abcd", Inline}, {Idle, "", Inline},
 	} {
@@ -76,8 +79,10 @@ func TestRestartWhereSomebodyWaits(t *testing.T) {
 	require.NoError(t, step.Owe(t.Context(), m, owes))
 	m.ran = nil
 	require.NoError(t, r.Apply(t.Context(), m))
-	require.Equal(t, "systemd-run --quiet --collect --unit=st2ha-restart-st2 --timer-property=AccuracySec=1s --on-active=1 --setenv=ST2HA_AFTER="+execution1+
-		" -- /var/lib/st2ha/st2ha restart_st2 --host=127.0.0.1 --restart=inline --deadline=7200 --run="+execution1, m.ran[len(m.ran)-1])
+	require.Equal(t, "systemd-run --quiet --collect --unit=st2ha-restart-st2 --timer-property=AccuracySec=1s "+
+		"--on-active=1 --setenv=ST2HA_AFTER="+execution1+
+		" -- /var/lib/st2ha/st2ha restart_st2 --host=127.0.0.1 --restart=inline --deadline=7200 --run="+
+		execution1, m.ran[len(m.ran)-1])
 	require.Equal(t, "st2ctl restart, 10s after this execution has ended, by the unit st2ha-restart-st2", r.Diff())
 	// What is no execution cannot be looked up.
 	r = &Restart{When: Deferred, Delay: 15 * time.Second, Run: "20260301T120000Z-abcd"}
@@ -119,7 +124,8 @@ func TestAwaitEnd(t *testing.T) {
 	set(execution2, "paused")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	require.ErrorContains(t, AwaitEnd(ctx, m, execution2), "waited for the end of execution "+execution2+", and gave up: it is paused")
+	require.ErrorContains(t, AwaitEnd(ctx, m, execution2),
+		"waited for the end of execution "+execution2+", and gave up: it is paused")
 	mongod.Kill()
 	ctx, cancel = context.WithTimeout(t.Context(), time.Second)
 	defer cancel()

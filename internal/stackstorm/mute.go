@@ -21,7 +21,8 @@ import (
 // raises where it cannot connect; kombu 5.5.4 connection.py:928). The service
 // goes on taking messages and answering heartbeats: a scheduler's executions
 // stay requested or scheduled, a rules engine's are begun by nobody.
-const muteSays = `^\S+ \S+ ERROR \[-\] Connections to RabbitMQ cannot be re-established: 'NoneType' object has no attribute 'channel'`
+const muteSays = `^\S+ \S+ ERROR \[-\] Connections to RabbitMQ cannot be re-established: ` +
+	`'NoneType' object has no attribute 'channel'`
 
 // MuteWithin is how long ago a service may have said so to be mute.
 const MuteWithin = 15 * time.Minute
@@ -30,7 +31,8 @@ const MuteWithin = 15 * time.Minute
 // that they cannot publish, and have not been begun anew since. A service that
 // logs elsewhere than to the journal is not found (st2api, as its packages have it).
 func Mute(ctx context.Context, h host.Host, within time.Duration) ([]string, error) {
-	out, err := h.Run(ctx, nil, "journalctl", "--quiet", "--no-pager", "--output=json", "--output-fields=_SYSTEMD_UNIT,_SYSTEMD_INVOCATION_ID",
+	out, err := h.Run(ctx, nil, "journalctl", "--quiet", "--no-pager", "--output=json",
+		"--output-fields=_SYSTEMD_UNIT,_SYSTEMD_INVOCATION_ID",
 		fmt.Sprintf("--since=-%ds", int(within.Seconds())), "--unit=st2*", "--grep="+muteSays)
 	var exit *host.ExitError
 	if errors.As(err, &exit) && exit.Code == 1 && strings.TrimSpace(exit.Stderr) == "" {

@@ -79,7 +79,8 @@ func connections(ctx context.Context, h host.Host, addr string) ([]connection, e
 	if err != nil {
 		return nil, fmt.Errorf("%s: broker %q: %w", h.Name(), addr, err)
 	}
-	out, err := h.Run(ctx, nil, "ss", "--tcp", "--numeric", "--no-header", "--processes", "--info", "state", "established", "dport = :"+port)
+	out, err := h.Run(ctx, nil, "ss", "--tcp", "--numeric", "--no-header", "--processes", "--info", "state",
+		"established", "dport = :"+port)
 	if err != nil {
 		return nil, fmt.Errorf("%s: connections to RabbitMQ: %w", h.Name(), err)
 	}

@@ -44,14 +44,16 @@ func (s *Recoverer) Check(ctx context.Context, h host.Host) ([]step.Finding, err
 	if err != nil {
 		return nil, err
 	}
-	finding := step.Finding{Severity: step.Error, Host: h.Name(), Fix: "heal that first; the services connect again by themselves, or run this again"}
+	finding := step.Finding{Severity: step.Error, Host: h.Name(),
+		Fix: "heal that first; the services connect again by themselves, or run this again"}
 	if err := mongodb.Answers(ctx, h, db.Via); err != nil {
 		finding.Check, finding.Message = "database", fmt.Sprintf("MongoDB at %s does not answer: %v", db.Via, err)
 		return []step.Finding{finding}, nil
 	}
 	conn, err := rabbitmq.Dial(ctx, h, login)
 	if err != nil {
-		finding.Check, finding.Message = "broker", fmt.Sprintf("log in to RabbitMQ at %s as %s: %v", login.Addr, login.User, err)
+		finding.Check, finding.Message = "broker",
+			fmt.Sprintf("log in to RabbitMQ at %s as %s: %v", login.Addr, login.User, err)
 		return []step.Finding{finding}, nil
 	}
 	_ = conn.Close()
@@ -89,7 +91,8 @@ func (s *Recoverer) Verify(ctx context.Context, h host.Host) error {
 		first = ailing[0].Unit
 		return fmt.Errorf("%s: %s", first, ailing[0].why), nil
 	}, func(seen error) error {
-		return fault.Failed("services", "journalctl -u "+first+" says why", "%s: wait for the st2 services to recover: %w", h.Name(), seen)
+		return fault.Failed("services", "journalctl -u "+first+" says why",
+			"%s: wait for the st2 services to recover: %w", h.Name(), seen)
 	})
 }
 
@@ -120,7 +123,8 @@ func (s *Recoverer) ailing(ctx context.Context, h host.Host) ([]*unitRestart, er
 	ailing = append(ailing, deaf...)
 	// A restart of the runner is one of all its workers.
 	if slices.ContainsFunc(ailing, func(r *unitRestart) bool { return r.Unit == runnerUnit }) {
-		ailing = slices.DeleteFunc(ailing, func(r *unitRestart) bool { return strings.HasPrefix(r.Unit, runnerUnit+"@") })
+		ailing = slices.DeleteFunc(ailing,
+			func(r *unitRestart) bool { return strings.HasPrefix(r.Unit, runnerUnit+"@") })
 	}
 	return ailing, nil
 }
@@ -169,7 +173,8 @@ func (s *Recoverer) deaf(ctx context.Context, h host.Host, active []string) ([]*
 	// If the journal cannot be searched, the other units are healed all the same.
 	mute, _ := Mute(ctx, h, MuteWithin)
 	for _, unit := range mute {
-		if slices.Contains(active, unit) && !slices.ContainsFunc(deaf, func(r *unitRestart) bool { return r.Unit == unit }) {
+		if slices.Contains(active, unit) &&
+			!slices.ContainsFunc(deaf, func(r *unitRestart) bool { return r.Unit == unit }) {
 			deaf = append(deaf, &unitRestart{Unit: unit, why: "active, but publishes nothing any more"})
 		}
 	}
@@ -178,7 +183,8 @@ func (s *Recoverer) deaf(ctx context.Context, h host.Host, active []string) ([]*
 
 // stuck returns those of the active units that are connected, have messages
 // waiting, and take none for all of Stuck. It ends as soon as all have taken one.
-func (s *Recoverer) stuck(ctx context.Context, h host.Host, login rabbitmq.Login, names []string, prefix string, active []string) ([]*unitRestart, error) {
+func (s *Recoverer) stuck(ctx context.Context, h host.Host, login rabbitmq.Login, names []string, prefix string,
+	active []string) ([]*unitRestart, error) {
 	var p Progress
 	var doubtful []string
 	end := time.Now().Add(s.Stuck)
@@ -204,7 +210,8 @@ func (s *Recoverer) stuck(ctx context.Context, h host.Host, login rabbitmq.Login
 		if !time.Now().Before(end) {
 			var stuck []*unitRestart
 			for _, unit := range doubtful {
-				stuck = append(stuck, &unitRestart{Unit: unit, why: fmt.Sprintf("active, but takes none of %s for %s", Waits(unit, prefix, queues), s.Stuck)})
+				stuck = append(stuck, &unitRestart{Unit: unit,
+					why: fmt.Sprintf("active, but takes none of %s for %s", Waits(unit, prefix, queues), s.Stuck)})
 			}
 			return stuck, nil
 		}

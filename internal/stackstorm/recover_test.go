@@ -27,9 +27,13 @@ type st2node struct {
 }
 
 func newST2Node(t *testing.T, broker, mongod string) *st2node {
-	conf := fmt.Sprintf("[database]\nhost = mongodb://%s/st2\n[messaging]\nurl = %s\n", mongod, MessagingURL(backendtest.User, strings.ReplaceAll(backendtest.Password, "$", "$$"), "127.0.0.1", port(t, broker), "/"))
-	n := &st2node{machine: newMachine(t, "node2", conf), units: map[string]string{}, connected: map[string]int{}, pids: map[string]int{}, begun: map[string]int{}}
-	for i, unit := range []string{"st2api", "st2scheduler", "st2workflowengine", "st2actionrunner@1", "st2actionrunner@2"} {
+	conf := fmt.Sprintf("[database]\nhost = mongodb://%s/st2\n[messaging]\nurl = %s\n", mongod,
+		MessagingURL(backendtest.User, strings.ReplaceAll(backendtest.Password, "$", "$$"),
+			"127.0.0.1", port(t, broker), "/"))
+	n := &st2node{machine: newMachine(t, "node2", conf), units: map[string]string{}, connected: map[string]int{},
+		pids: map[string]int{}, begun: map[string]int{}}
+	for i, unit := range []string{"st2api", "st2scheduler", "st2workflowengine",
+		"st2actionrunner@1", "st2actionrunner@2"} {
 		n.units[unit] = "active running"
 		n.connected[unit], n.pids[unit] = 100+i, 100+i
 		name := fmt.Sprintf("/proc/%d/cgroup", 100+i)
@@ -82,7 +86,8 @@ func (n *st2node) systemd(argv string) (string, error) {
 	case words[0] == "ss":
 		var out strings.Builder
 		for unit, pid := range n.connected {
-			fmt.Fprintf(&out, "0 0 127.0.0.1:%d 127.0.0.1:5672 users:((\"%s\",pid=%d,fd=7))\n\t cubic rto:204 bytes_sent:900 bytes_acked:901 lastrcv:9\n", 40000+pid, unit, pid)
+			fmt.Fprintf(&out, "0 0 127.0.0.1:%d 127.0.0.1:5672 users:((\"%s\",pid=%d,fd=7))\n"+
+				"\t cubic rto:204 bytes_sent:900 bytes_acked:901 lastrcv:9\n", 40000+pid, unit, pid)
 		}
 		real, err := backendtest.Sockets(words, n.sockets)
 		return out.String() + real, err
@@ -148,7 +153,8 @@ func TestRecoverServices(t *testing.T) {
 	delete(n.connected, "st2workflowengine")
 	n.units["st2actionrunner@2"] = "inactive dead"
 	require.Equal(t, map[string]string{
-		"st2api": "failed (failed)", "st2workflowengine": "active, but not connected to RabbitMQ", "st2actionrunner@2": "inactive (dead)",
+		"st2api": "failed (failed)", "st2workflowengine": "active, but not connected to RabbitMQ",
+		"st2actionrunner@2": "inactive (dead)",
 	}, plan(n))
 	changes, err := s.Plan(t.Context(), n)
 	require.NoError(t, err)
@@ -158,15 +164,18 @@ func TestRecoverServices(t *testing.T) {
 	require.NoError(t, s.Verify(t.Context(), n))
 	require.Empty(t, plan(n))
 
-	// A scheduler that took a request while the broker was away goes on taking them, and publishes none: only its log says so.
+	// A scheduler that took a request while the broker was away goes on taking them, and publishes none: only its log
+	// says so.
 	n.journal = []string{
 		`{"_SYSTEMD_UNIT":"st2scheduler.service","_SYSTEMD_INVOCATION_ID":"st2scheduler-0","_PID":"3826"}`,
 		`{"_SYSTEMD_UNIT":"st2actionrunner@1.service","_SYSTEMD_INVOCATION_ID":"st2actionrunner@1-0"}`,
-		`{"_SYSTEMD_UNIT":"st2workflowengine.service","_SYSTEMD_INVOCATION_ID":"st2workflowengine-0"}`, // it was begun anew since
+		// it was begun anew since
+		`{"_SYSTEMD_UNIT":"st2workflowengine.service","_SYSTEMD_INVOCATION_ID":"st2workflowengine-0"}`,
 		`{"_SYSTEMD_UNIT":["st2api.service"]}`, "cut o",
 	}
 	require.Equal(t, map[string]string{
-		"st2scheduler": "active, but publishes nothing any more", "st2actionrunner@1": "active, but publishes nothing any more",
+		"st2scheduler":      "active, but publishes nothing any more",
+		"st2actionrunner@1": "active, but publishes nothing any more",
 	}, plan(n))
 	changes, err = s.Plan(t.Context(), n)
 	require.NoError(t, err)
@@ -185,7 +194,8 @@ func TestRecoverServices(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, changes, 1)
 	require.NoError(t, changes[0].Apply(t.Context(), n))
-	require.Equal(t, "systemd-run --quiet --collect --unit=st2ha-recover-st2actionrunner-1 --on-active=15 --timer-property=AccuracySec=1s -- systemctl restart st2actionrunner@1",
+	require.Equal(t, "systemd-run --quiet --collect --unit=st2ha-recover-st2actionrunner-1 --on-active=15 "+
+		"--timer-property=AccuracySec=1s -- systemctl restart st2actionrunner@1",
 		n.ran[len(n.ran)-1])
 	require.NoError(t, s.Verify(t.Context(), n))
 
@@ -195,8 +205,9 @@ func TestRecoverServices(t *testing.T) {
 	n.units["st2actionrunner@2"] = "inactive dead"
 	require.Eventually(t, func() bool { return len(plan(n)) == 3 }, 10*time.Second, 100*time.Millisecond)
 	require.Equal(t, map[string]string{
-		"st2scheduler": "active, but nobody consumes st2.actionrunner.req", "st2workflowengine": "active, but nobody consumes st2.workflow.work",
-		runnerUnit: "active, but nobody consumes st2.actionrunner.work",
+		"st2scheduler":      "active, but nobody consumes st2.actionrunner.req",
+		"st2workflowengine": "active, but nobody consumes st2.workflow.work",
+		runnerUnit:          "active, but nobody consumes st2.actionrunner.work",
 	}, plan(n))
 	require.ErrorContains(t, s.Verify(t.Context(), n), "nobody consumes")
 
@@ -212,24 +223,29 @@ func TestRecoverServices(t *testing.T) {
 	require.Equal(t, "database", findings[0].Check)
 }
 
-// A service that is connected and takes nothing is restarted; one that is slow is not, and is told from it within seconds.
+// A service that is connected and takes nothing is restarted; one that is slow is not, and is told from it within
+// seconds.
 func TestRecoverStuck(t *testing.T) {
 	broker, err := backendtest.NewBroker(t, t.TempDir())
 	require.NoError(t, err)
 	t.Cleanup(broker.Close)
 	const queue = "st2.actionrunner.req"
-	c := backendtest.Consume(t, MessagingURL(backendtest.User, backendtest.Password, "127.0.0.1", port(t, broker.Addr), "/"), queue, time.Second, backendtest.Hang)
+	c := backendtest.Consume(t,
+		MessagingURL(backendtest.User, backendtest.Password, "127.0.0.1", port(t, broker.Addr), "/"), queue,
+		time.Second, backendtest.Hang)
 	c.Publish(t, queue, 9)
 	stop := consume(t, broker.Addr, "st2workflowengine", runnerUnit)
 	defer stop()
 	n := newST2Node(t, broker.Addr, "127.0.0.1:1")
-	n.connected = map[string]int{"st2workflowengine": n.pids["st2workflowengine"], "st2actionrunner@1": n.pids["st2actionrunner@1"], "st2actionrunner@2": n.pids["st2actionrunner@2"]}
+	n.connected = map[string]int{"st2workflowengine": n.pids["st2workflowengine"],
+		"st2actionrunner@1": n.pids["st2actionrunner@1"], "st2actionrunner@2": n.pids["st2actionrunner@2"]}
 	n.sockets = map[string]int{c.Local: n.pids["st2scheduler"]}
 	s := &Recoverer{Within: time.Second, Stuck: 4 * time.Second}
 	require.Eventually(t, func() bool {
 		changes, err := s.Plan(t.Context(), n)
 		require.NoError(t, err)
-		return len(changes) == 1 && changes[0].Diff() == "active, but takes none of 8 messages in "+queue+" for 4s: systemctl restart st2scheduler"
+		return len(changes) == 1 && changes[0].Diff() == "active, but takes none of 8 messages in "+queue+
+			" for 4s: systemctl restart st2scheduler"
 	}, 30*time.Second, time.Millisecond)
 	c.Pace(500 * time.Millisecond)
 	began := time.Now()

@@ -181,7 +181,8 @@ func (r *Restart) Apply(ctx context.Context, h host.Host) error {
 		return Defer(ctx, h, restartUnit, r.Delay, r.Run, args...)
 	}
 	if _, err := h.Run(ctx, nil, st2ctl, "restart"); err != nil {
-		return fault.Failed("restart", "st2ctl status says which service is down", "%s: st2ctl restart: %w", h.Name(), err)
+		return fault.Failed("restart", "st2ctl status says which service is down", "%s: st2ctl restart: %w",
+			h.Name(), err)
 	}
 	return step.Settle(ctx, h, owes)
 }

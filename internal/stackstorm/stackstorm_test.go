@@ -93,10 +93,12 @@ func TestDatabaseHost(t *testing.T) {
 		{"db.example", v4, "", "host is db.example"},
 		{"mongodb://127.0.0.1", v4, "mongodb://" + v4, ""},
 		{"mongodb://127.0.0.1:27018/st2", v4, "mongodb://" + v4 + ":27018/st2", ""},
-		{"mongodb://u:p%40w%2F:x@localhost:27017/st2?authSource=a%40b", v4, "mongodb://u:p%40w%2F:x@" + v4 + ":27017/st2?authSource=a%40b", ""},
+		{"mongodb://u:p%40w%2F:x@localhost:27017/st2?authSource=a%40b", v4,
+			"mongodb://u:p%40w%2F:x@" + v4 + ":27017/st2?authSource=a%40b", ""},
 		{"mongodb://u:p@ss@127.0.0.1/st2", v4, "mongodb://u:p@ss@" + v4 + "/st2", ""},
 		{"mongodb://u:p@" + v4 + ":27017/st2", v4, "mongodb://u:p@" + v4 + ":27017/st2", ""},
-		{"mongodb://127.0.0.1:27017,localhost:27018/?replicaSet=rs0", v4, "mongodb://" + v4 + ":27017," + v4 + ":27018/?replicaSet=rs0", ""},
+		{"mongodb://127.0.0.1:27017,localhost:27018/?replicaSet=rs0", v4,
+			"mongodb://" + v4 + ":27017," + v4 + ":27018/?replicaSet=rs0", ""},
 		{"mongodb://127.0.0.1?ssl=true", v4, "mongodb://" + v4 + "?ssl=true", ""},
 		{"mongodb://[::1]:27017/st2", v6, "mongodb://[" + v6 + "]:27017/st2", ""},
 		{"mongodb://[::1]/st2", v6, "mongodb://[" + v6 + "]/st2", ""},
@@ -139,16 +141,21 @@ func TestDatabase(t *testing.T) {
 		{"host = [::1]:3", "mongodb://[::1]:3/st2", "[::1]:3", ""},
 		{"host = mongodb://u:a+b%2B@h/", "mongodb://u:a%20b%2B@h:27017/", "h:27017", ""},
 		{"host = mongodb://u:p^|$$@h/", "mongodb://u:p%5E%7C%24@h:27017/", "h:27017", ""},
-		{"host = mongodb://h/x?replicaSet=r\nusername = u\npassword = p", "mongodb://u:p@h:27017/x?replicaSet=r", "h:27017", ""},
-		{"host = mongodb://u:p@h/x\nauthentication_mechanism = SCRAM-SHA-256", "mongodb://u:p@h:27017/x?authMechanism=SCRAM-SHA-256", "h:27017", ""},
+		{"host = mongodb://h/x?replicaSet=r\nusername = u\npassword = p",
+			"mongodb://u:p@h:27017/x?replicaSet=r", "h:27017", ""},
+		{"host = mongodb://u:p@h/x\nauthentication_mechanism = SCRAM-SHA-256",
+			"mongodb://u:p@h:27017/x?authMechanism=SCRAM-SHA-256", "h:27017", ""},
 		{"host = mongodb://h/x?tlsCAFile=/none&w=1&ssl=true", "mongodb://h:27017/x?w=1", "h:27017", ""},
-		{"host = h\npassword = ${secret}\nsecret = s\\$x\nusername = $db_name\ndb_name = d", "mongodb://d:s%24x@h:27017/d", "h:27017", ""},
-		{"host = h\nport = $nope", "", "", "/etc/st2/st2.conf:3: [database] port: it refers to $nope, which the file does not set"},
+		{"host = h\npassword = ${secret}\nsecret = s\\$x\nusername = $db_name\ndb_name = d",
+			"mongodb://d:s%24x@h:27017/d", "h:27017", ""},
+		{"host = h\nport = $nope", "", "",
+			"/etc/st2/st2.conf:3: [database] port: it refers to $nope, which the file does not set"},
 		{"host = mongodb://u:secret%zz@h/", "", "", "a % that is not encoded"},
 		{"host = h:x", "", "", "[database] host must be HOST"},
 		{"host = mongodb://u:p@10.0.0.1:27018/st2", "mongodb://u:p@10.0.0.1:27018/st2", "10.0.0.1:27018", ""},
 		{"host = mongodb://u:p@10.0.0.1/st2", "mongodb://u:p@10.0.0.1:27017/st2", "10.0.0.1:27017", ""},
-		{"port = 27018\nhost = mongodb://10.0.0.1,10.0.0.1:1/", "mongodb://10.0.0.1:27018,10.0.0.1:1/", "10.0.0.1:27018", ""},
+		{"port = 27018\nhost = mongodb://10.0.0.1,10.0.0.1:1/",
+			"mongodb://10.0.0.1:27018,10.0.0.1:1/", "10.0.0.1:27018", ""},
 		{"host = mongodb://[2001:db8::1]/", "mongodb://[2001:db8::1]:27017/", "[2001:db8::1]:27017", ""},
 		{"port = many", "", "", "/etc/st2/st2.conf:2: port must be a number, not \"many\""},
 		{"host = mongodb+srv://x/", "", "", "has no host"},
@@ -168,7 +175,8 @@ func TestDatabase(t *testing.T) {
 }
 
 func TestMessagingURL(t *testing.T) {
-	for _, password := range []string{"simple", `'"`, "@/:", "$$x$(y)", "100%", "a b+c&d=e", "ä€", "#?[]{}|\\^`", "%41", "-._~"} {
+	for _, password := range []string{"simple", `'"`, "@/:", "$$x$(y)", "100%", "a b+c&d=e", "ä€", "#?[]{}|\\^`",
+		"%41", "-._~"} {
 		for _, vhost := range []string{"/", "st2", "a/b c", "%2F"} {
 			text := MessagingURL("st2", password, "192.168.0.100", 5672, vhost)
 			require.NotContains(t, text, "$", "oslo.config would interpolate it")
@@ -262,7 +270,8 @@ func TestSecondaryGolden(t *testing.T) {
 			got, err := os.ReadFile(secondary.root + ConfPath)
 			require.NoError(t, err)
 			if *update {
-				require.NoError(t, os.WriteFile(file, bytes.Join([][]byte{parts[0], parts[1], got}, []byte("=====\n")), 0o644))
+				require.NoError(t, os.WriteFile(file,
+					bytes.Join([][]byte{parts[0], parts[1], got}, []byte("=====\n")), 0o644))
 				return
 			}
 			require.Equal(t, string(parts[2]), string(got))
@@ -277,11 +286,14 @@ func TestSecondaryGolden(t *testing.T) {
 }
 
 func TestPrimary(t *testing.T) {
-	m := newMachine(t, "192.168.0.100", "[database]\n# here\nhost = mongodb://u:p@127.0.0.1/st2\nusername = u\n[messaging]\nurl = amqp://guest:guest@127.0.0.1:5672/\n")
+	m := newMachine(t, "192.168.0.100",
+		"[database]\n# here\nhost = mongodb://u:p@127.0.0.1/st2\nusername = u\n[messaging]\n"+
+			"url = amqp://guest:guest@127.0.0.1:5672/\n")
 	s := &Configure{Role: RolePrimary, PrimaryAddress: "192.168.0.100", Restart: Later}
 	changes, err := s.Plan(t.Context(), m)
 	require.NoError(t, err)
-	require.Equal(t, "--- a/etc/st2/st2.conf\n+++ b/etc/st2/st2.conf\n@@ -3 +3 @@\n-host = mongodb://u:p@127.0.0.1/st2\n+host = mongodb://u:p@192.168.0.100/st2\n", changes[0].Diff())
+	require.Equal(t, "--- a/etc/st2/st2.conf\n+++ b/etc/st2/st2.conf\n@@ -3 +3 @@\n"+
+		"-host = mongodb://u:p@127.0.0.1/st2\n+host = mongodb://u:p@192.168.0.100/st2\n", changes[0].Diff())
 	findings, err := s.Check(t.Context(), m)
 	require.NoError(t, err)
 	require.Empty(t, findings)
@@ -318,20 +330,27 @@ func TestRestart(t *testing.T) {
 		mentionedIn string
 	}{
 		{name: "nothing", when: Auto},
-		{name: "remote", when: Auto, needed: true, want: Inline, diff: "st2ctl restart", mentionedIn: "/usr/bin/st2ctl restart"},
+		{name: "remote", when: Auto, needed: true, want: Inline, diff: "st2ctl restart",
+			mentionedIn: "/usr/bin/st2ctl restart"},
 		{name: "remote, owed", when: Inline, owed: true, want: Inline, mentionedIn: "/usr/bin/st2ctl restart"},
-		{name: "local", when: Auto, local: true, needed: true, want: Deferred, afterwards: true, diff: "by the unit st2ha-restart-st2", mentionedIn: "systemd-run"},
-		{name: "local, inline", when: Inline, local: true, needed: true, want: Inline, mentionedIn: "/usr/bin/st2ctl restart"},
+		{name: "local", when: Auto, local: true, needed: true, want: Deferred, afterwards: true,
+			diff: "by the unit st2ha-restart-st2", mentionedIn: "systemd-run"},
+		{name: "local, inline", when: Inline, local: true, needed: true, want: Inline,
+			mentionedIn: "/usr/bin/st2ctl restart"},
 		{name: "local, owed and scheduled", when: Auto, local: true, owed: true, scheduled: true},
-		{name: "local, owed and forgotten", when: Auto, local: true, owed: true, want: Deferred, afterwards: true, mentionedIn: "systemd-run"},
+		{name: "local, owed and forgotten", when: Auto, local: true, owed: true, want: Deferred, afterwards: true,
+			mentionedIn: "systemd-run"},
 		{name: "later", when: Later, needed: true, want: Later, afterwards: true, diff: "by the step restart_st2"},
 		{name: "later, owed", when: Later, owed: true},
 		{name: "others", when: Others, owed: true, want: Inline, mentionedIn: "/usr/bin/st2ctl restart"},
 		{name: "others, not this one", when: Others, local: true, owed: true},
-		{name: "others, this one changed", when: Others, local: true, needed: true, want: Later, afterwards: true, diff: "by the step restart_st2"},
-		{name: "deferred elsewhere", when: Deferred, needed: true, want: Deferred, afterwards: true, mentionedIn: "systemd-run"},
+		{name: "others, this one changed", when: Others, local: true, needed: true, want: Later, afterwards: true,
+			diff: "by the step restart_st2"},
+		{name: "deferred elsewhere", when: Deferred, needed: true, want: Deferred, afterwards: true,
+			mentionedIn: "systemd-run"},
 		{name: "idle elsewhere", when: Idle, owed: true, want: Inline, mentionedIn: "/usr/bin/st2ctl restart"},
-		{name: "idle here", when: Idle, local: true, needed: true, want: Later, afterwards: true, diff: "by the step restart_st2"},
+		{name: "idle here", when: Idle, local: true, needed: true, want: Later, afterwards: true,
+			diff: "by the step restart_st2"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			m := newMachine(t, "node", "")
@@ -460,7 +479,8 @@ func TestValidate(t *testing.T) {
 func TestEverySensor(t *testing.T) {
 	for provider, want := range map[string]bool{
 		"": true, "name:default": true, " name : Default ": true, "x:1": true,
-		"name:hash, hash_ranges:0..0": false, "hash_ranges:MIN..MAX, name:hash": false, "name:kvstore": false, "name:file, partition_file:/x": false,
+		"name:hash, hash_ranges:0..0": false, "hash_ranges:MIN..MAX, name:hash": false, "name:kvstore": false,
+		"name:file, partition_file:/x": false,
 	} {
 		require.Equal(t, want, everySensor(provider), provider)
 	}
@@ -503,7 +523,8 @@ func TestDatabaseTLS(t *testing.T) {
 		"":           "none",
 		"ssl = True": "ca= cert= key= verify=true name=true",
 		"tls = 1":    "ca= cert= key= verify=true name=true",
-		"ssl = True\nssl_ca_certs = /etc/ssl/mongo-ca.pem\nssl_match_hostname = False": "ca=/etc/ssl/mongo-ca.pem cert= key= verify=true name=false",
+		"ssl = True\nssl_ca_certs = /etc/ssl/mongo-ca.pem\nssl_match_hostname = False": "ca=/etc/ssl/mongo-ca.pem " +
+			"cert= key= verify=true name=false",
 		"tls = False\nssl = True":             "none",
 		"tls_ca_file = /a\nssl_ca_certs = /b": "ca=/a cert= key= verify=true name=true",
 		"ssl_cert_reqs = none\nssl = True":    "ca= cert= key= verify=false name=false",
@@ -527,14 +548,16 @@ func TestDatabaseTLS(t *testing.T) {
 // What the primary's settings of TLS name has to be on the secondary as well.
 func TestSecondaryCertificates(t *testing.T) {
 	secondary := newMachine(t, "192.168.0.101", "[database]\nhost = x\n")
-	primary := newMachine(t, "192.168.0.100", "[database]\ntls_ca_file = /etc/mongo.pem\n[messaging]\nurl = amqps://127.0.0.1\nssl_ca_certs = /etc/ca.pem\n")
+	primary := newMachine(t, "192.168.0.100",
+		"[database]\ntls_ca_file = /etc/mongo.pem\n[messaging]\nurl = amqps://127.0.0.1\nssl_ca_certs = /etc/ca.pem\n")
 	secondary.put(t, "/etc/mongo.pem", "")
 	s := &Configure{Role: RoleSecondary, PrimaryAddress: "192.168.0.100", Primary: primary, Broker: Broker{Port: 5671}}
 	findings, err := s.Check(t.Context(), secondary)
 	require.NoError(t, err)
 	require.Len(t, findings, 1)
 	require.Equal(t, step.Error, findings[0].Severity)
-	require.Equal(t, "/etc/ca.pem does not exist here, and [messaging] of the primary's /etc/st2/st2.conf names it", findings[0].Message)
+	require.Equal(t, "/etc/ca.pem does not exist here, and [messaging] of the primary's /etc/st2/st2.conf names it",
+		findings[0].Message)
 	s.Broker.Port = 5672 // another listener, without TLS
 	findings, err = s.Check(t.Context(), secondary)
 	require.NoError(t, err)
@@ -547,7 +570,8 @@ func TestSecondaryBrokerPort(t *testing.T) {
 	require.NoError(t, os.MkdirAll(primary.root+"/etc/rabbitmq", 0o755))
 	primary.put(t, "/etc/rabbitmq/rabbitmq.conf", "listeners.tcp.default = 5673\n")
 	secondary := newMachine(t, "192.168.0.101", "[messaging]\nurl = amqp://127.0.0.1\n")
-	s := &Configure{Role: RoleSecondary, PrimaryAddress: "192.168.0.100", Primary: primary, Restart: Later, Broker: Broker{User: "st2", Password: "x", VHost: "/"}}
+	s := &Configure{Role: RoleSecondary, PrimaryAddress: "192.168.0.100", Primary: primary, Restart: Later,
+		Broker: Broker{User: "st2", Password: "x", VHost: "/"}}
 	changes, err := s.Plan(t.Context(), secondary)
 	require.NoError(t, err)
 	require.NoError(t, changes[0].Apply(t.Context(), secondary))
@@ -564,9 +588,11 @@ func TestDatabaseCertificate(t *testing.T) {
 		want                string
 	}{
 		{"its name", "127.0.0.1", "ssl = True\nssl_ca_certs = " + c.CA, ""},
-		{"another name", "192.168.0.100", "ssl = True\nssl_ca_certs = " + c.CA, "certificate is valid for 127.0.0.1, not 192.168.0.100"},
+		{"another name", "192.168.0.100", "ssl = True\nssl_ca_certs = " + c.CA,
+			"certificate is valid for 127.0.0.1, not 192.168.0.100"},
 		{"another name, and 3.9's options", "192.168.0.100", "tls = True\ntls_ca_file = " + c.CA, "not 192.168.0.100"},
-		{"another name, which nobody asks for", "192.168.0.100", "ssl = True\nssl_match_hostname = False\nssl_ca_certs = " + c.CA, ""},
+		{"another name, which nobody asks for", "192.168.0.100",
+			"ssl = True\nssl_match_hostname = False\nssl_ca_certs = " + c.CA, ""},
 		{"another authority", "127.0.0.1", "ssl = True\nssl_ca_certs = " + c.Other, "its certificate is not trusted"},
 		{"asked without TLS", "127.0.0.1", "", "it speaks TLS, and the settings ask without"},
 	} {

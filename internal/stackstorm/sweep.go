@@ -103,7 +103,8 @@ func (s *Sweeper) old(ctx context.Context, status string) ([]Execution, error) {
 		return nil, err
 	}
 	return slices.DeleteFunc(list, func(e Execution) bool {
-		return e.ID == s.Own || s.Now().Sub(e.since()) < s.Patience && (status != statusRunning || isWorkflow(e) || s.Now().Sub(e.since()) < settled)
+		return e.ID == s.Own || s.Now().Sub(e.since()) < s.Patience &&
+			(status != statusRunning || isWorkflow(e) || s.Now().Sub(e.since()) < settled)
 	}), nil
 }
 
@@ -141,9 +142,11 @@ func (s *Sweeper) judge(ctx context.Context, h host.Host) (*judgement, error) {
 
 // addStuck notes an execution that makes no progress: as a change if nothing can
 // move it any more and its end is asked for, else as a finding.
-func (s *Sweeper) addStuck(ctx context.Context, h host.Host, j *judgement, c *endExecution, unit string, since time.Time) error {
+func (s *Sweeper) addStuck(ctx context.Context, h host.Host, j *judgement, c *endExecution, unit string,
+	since time.Time) error {
 	c.to = statusCanceled
-	fix := "look at it; st2ha.sweep_executions with cancel=true ends it if nothing can move it any more, st2 execution cancel " + c.ID + " in any case"
+	fix := "look at it; st2ha.sweep_executions with cancel=true ends it if nothing can move it any more, st2 " +
+		"execution cancel " + c.ID + " in any case"
 	if s.Cancel {
 		mover, how, err := s.movable(ctx, h, unit, since)
 		if err != nil {
@@ -166,9 +169,11 @@ func (s *Sweeper) addStuck(ctx context.Context, h host.Host, j *judgement, c *en
 // when they have a thread to spare (st2common/transport/consumers.py: process
 // acknowledges whatever comes of it), so an empty queue alone proves nothing:
 // each process that was there at that time may still hold the message.
-func (s *Sweeper) movable(ctx context.Context, h host.Host, unit string, since time.Time) (what, how string, err error) {
+func (s *Sweeper) movable(ctx context.Context, h host.Host, unit string,
+	since time.Time) (what, how string, err error) {
 	if len(s.Away) > 0 {
-		return fmt.Sprintf("%s cannot be reached, and may be at work on it", strings.Join(s.Away, ", ")), "bring that node back, or take it out of nodes if it is gone for good", nil
+		return fmt.Sprintf("%s cannot be reached, and may be at work on it", strings.Join(s.Away, ", ")),
+			"bring that node back, or take it out of nodes if it is gone for good", nil
 	}
 	conf, err := ReadConf(ctx, h)
 	if err != nil {
@@ -192,7 +197,8 @@ func (s *Sweeper) movable(ctx context.Context, h host.Host, unit string, since t
 		case q.Consumers == 0:
 			return "nobody consumes the queue " + name, "st2ha.recover_st2_services starts " + unit + " again", nil
 		case q.Messages > 0:
-			return fmt.Sprintf("%d messages wait in the queue %s", q.Messages, name), "wait until the queue is empty", nil
+			return fmt.Sprintf("%d messages wait in the queue %s", q.Messages, name),
+				"wait until the queue is empty", nil
 		}
 	}
 	for _, node := range s.Nodes {
@@ -218,7 +224,8 @@ func oldest(ctx context.Context, h host.Host, service string, now time.Time) (ti
 	var first time.Time
 	for _, line := range strings.Split(string(out), "\n") {
 		fields := strings.Fields(line)
-		if len(fields) < 2 || !slices.ContainsFunc(fields[1:], func(arg string) bool { return path.Base(arg) == service }) {
+		if len(fields) < 2 || !slices.ContainsFunc(fields[1:],
+			func(arg string) bool { return path.Base(arg) == service }) {
 			continue
 		}
 		seconds, err := strconv.ParseInt(fields[0], 10, 64)
@@ -252,8 +259,9 @@ func (s *Sweeper) unclaimed(ctx context.Context, h host.Host, j *judgement) erro
 			if later == "" {
 				continue // the queue is long, or nobody runs at all: it may still be taken
 			}
-			c := &endExecution{Execution: e, API: s.API, why: fmt.Sprintf("%s since %s, while the later %s was begun: its message may be lost",
-				e.Status, e.since().UTC().Format(time.RFC3339), later)}
+			c := &endExecution{Execution: e, API: s.API,
+				why: fmt.Sprintf("%s since %s, while the later %s was begun: its message may be lost",
+					e.Status, e.since().UTC().Format(time.RFC3339), later)}
 			if err := s.addStuck(ctx, h, j, c, unit, e.since()); err != nil {
 				return err
 			}
@@ -267,7 +275,9 @@ func (s *Sweeper) unclaimed(ctx context.Context, h host.Host, j *judgement) erro
 // policy may hold back all of this one.
 func (s *Sweeper) overtaken(ctx context.Context, e Execution) (string, error) {
 	for _, status := range []string{"succeeded", "failed", statusRunning} {
-		later, found, err := s.API.First(ctx, url.Values{"action": {e.Action.Ref}, "status": {status}, "timestamp_gt": {e.Started.UTC().Format(timestamp)}})
+		later, found, err := s.API.First(ctx,
+			url.Values{"action": {e.Action.Ref}, "status": {status},
+				"timestamp_gt": {e.Started.UTC().Format(timestamp)}})
 		if err != nil || found {
 			return later.ID, err
 		}
@@ -310,8 +320,9 @@ func (s *Sweeper) running(ctx context.Context, h host.Host, j *judgement) error 
 			}
 		case on != "" && nodes[on] == nil:
 			j.findings = append(j.findings, step.Finding{Severity: step.Warning, Host: on, Check: "runner",
-				Message: fmt.Sprintf("execution %s of %s runs on %s, which is not one of the nodes: it is left alone", e.ID, e.Action.Ref, on),
-				Fix:     "give that node's address as well"})
+				Message: fmt.Sprintf("execution %s of %s runs on %s, which is not one of the nodes: it is left alone",
+					e.ID, e.Action.Ref, on),
+				Fix: "give that node's address as well"})
 		default:
 			c := &endExecution{Execution: e, API: s.API, to: statusAbandoned}
 			if c.why, err = runnerGone(ctx, e, nodes[on]); err == nil && c.why != "" {
@@ -366,7 +377,8 @@ func (s *Sweeper) idle(ctx context.Context, e Execution) (string, time.Time, err
 	if len(tasks) == 0 {
 		return fmt.Sprintf("no task was begun since %s", last.UTC().Format(time.RFC3339)), last, nil
 	}
-	return fmt.Sprintf("all %d tasks have ended, the last at %s", len(tasks), last.UTC().Format(time.RFC3339)), last, nil
+	return fmt.Sprintf("all %d tasks have ended, the last at %s", len(tasks),
+		last.UTC().Format(time.RFC3339)), last, nil
 }
 
 // runnerGone says why nobody runs an execution any more; empty if somebody
@@ -443,8 +455,9 @@ func (c *endExecution) Apply(ctx context.Context, h host.Host) error {
 		fix = "only " + c.Parent + " waits for it: st2 execution cancel " + c.Parent + " ends that"
 	}
 	return &step.LeftError{Finding: step.Finding{Severity: step.Warning, Host: h.Name(), Check: "half_ended",
-		Message: fmt.Sprintf("execution %s of %s stays %s: %s, and its live action has ended (%v)", c.ID, c.Execution.Action.Ref, c.Status, c.why, refused),
-		Fix:     fix + "; no call of StackStorm's API ends this one: it stays until its status is changed in the database"}}
+		Message: fmt.Sprintf("execution %s of %s stays %s: %s, and its live action has ended (%v)", c.ID,
+			c.Execution.Action.Ref, c.Status, c.why, refused),
+		Fix: fix + "; no call of StackStorm's API ends this one: it stays until its status is changed in the database"}}
 }
 
 // Undo cannot bring it back.

@@ -114,7 +114,8 @@ func (a *st2api) list(w http.ResponseWriter, q url.Values) {
 		action := e["action"].(map[string]any)["ref"]
 		after, err := time.Parse(time.RFC3339, q.Get("timestamp_gt"))
 		started, _ := time.Parse(time.RFC3339, e["start_timestamp"].(string))
-		if (q.Get("status") == "" || q.Get("status") == e["status"]) && (q.Get("parent") == "" || q.Get("parent") == e["parent"]) &&
+		if (q.Get("status") == "" || q.Get("status") == e["status"]) &&
+			(q.Get("parent") == "" || q.Get("parent") == e["parent"]) &&
 			(q.Get("action") == "" || q.Get("action") == action) && (err != nil || started.After(after)) {
 			found = append(found, e)
 		}
@@ -131,7 +132,8 @@ var sweepTime = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 // execution was begun, and came into its status, some minutes ago.
 func execution(id, status string, minutes int, more map[string]any) map[string]any {
 	at := sweepTime.Add(-time.Duration(minutes) * time.Minute).Format("2006-01-02T15:04:05.000000Z")
-	e := map[string]any{"id": id, "status": status, "start_timestamp": at, "action": map[string]any{"ref": "core.local"},
+	e := map[string]any{"id": id, "status": status, "start_timestamp": at,
+		"action": map[string]any{"ref": "core.local"},
 		"runner": map[string]any{"name": "local-shell-cmd"}, "liveaction": map[string]any{"id": "l" + id},
 		"log": []map[string]any{{"status": "requested", "timestamp": at}, {"status": status, "timestamp": at}}}
 	if completed(status) {
@@ -169,13 +171,16 @@ func newSweeper(t *testing.T, a *st2api) *Sweeper {
 		}
 		nodes = append(nodes, m)
 	}
-	return &Sweeper{API: a.api(t), Nodes: nodes, Patience: 5 * time.Minute, Own: "own", Now: func() time.Time { return sweepTime }}
+	return &Sweeper{API: a.api(t), Nodes: nodes, Patience: 5 * time.Minute, Own: "own",
+		Now: func() time.Time { return sweepTime }}
 }
 
 func TestSweep(t *testing.T) {
 	executions := []map[string]any{
 		execution("own-workflow", "running", 90, workflow()),
-		execution("own", "running", 60, map[string]any{"parent": "own-workflow", "liveaction": map[string]any{"runner_info": map[string]any{"hostname": "node1", "pid": 999}}}),
+		execution("own", "running", 60,
+			map[string]any{"parent": "own-workflow",
+				"liveaction": map[string]any{"runner_info": map[string]any{"hostname": "node1", "pid": 999}}}),
 
 		execution("gone", "running", 1, ranBy("node2", 300)),
 		execution("recycled", "running", 60, ranBy("node2", 200)),
@@ -192,7 +197,9 @@ func TestSweep(t *testing.T) {
 		execution("between-1", "succeeded", 4, task("between")),
 		execution("busy", "running", 60, workflow()),
 		execution("busy-1", "succeeded", 50, task("busy")),
-		execution("busy-2", "running", 50, map[string]any{"parent": "busy", "liveaction": map[string]any{"runner_info": map[string]any{"hostname": "node1", "pid": 100}}}),
+		execution("busy-2", "running", 50,
+			map[string]any{"parent": "busy",
+				"liveaction": map[string]any{"runner_info": map[string]any{"hostname": "node1", "pid": 100}}}),
 		execution("asks", "running", 600, workflow()),
 		execution("asks-1", "pending", 600, task("asks")),
 		execution("delays", "running", 600, workflow()),
@@ -207,7 +214,8 @@ func TestSweep(t *testing.T) {
 		execution("waits", "requested", 60, map[string]any{"action": map[string]any{"ref": "a.held back"}}),
 		execution("waits, too", "requested", 30, map[string]any{"action": map[string]any{"ref": "a.held back"}}),
 		execution("fresh", "requested", 3, map[string]any{"action": map[string]any{"ref": "a.overtaken"}}),
-		execution("has a delay", "requested", 60, map[string]any{"action": map[string]any{"ref": "a.overtaken"}, "delay": 3600_000}),
+		execution("has a delay", "requested", 60,
+			map[string]any{"action": map[string]any{"ref": "a.overtaken"}, "delay": 3600_000}),
 	}
 	a := newST2API(t, executions...)
 	s := newSweeper(t, a)
@@ -220,7 +228,8 @@ func TestSweep(t *testing.T) {
 		require.NotEmpty(t, f.Fix)
 	}
 	slices.Sort(reported)
-	require.Equal(t, []string{"runner: elsewhere", "stands_still: empty", "stands_still: lost", "stands_still: lost", "stands_still: stuck"}, reported)
+	require.Equal(t, []string{"runner: elsewhere", "stands_still: empty", "stands_still: lost", "stands_still: lost",
+		"stands_still: stuck"}, reported)
 
 	changes, err := s.Plan(t.Context(), node)
 	require.NoError(t, err)
@@ -257,8 +266,8 @@ func TestSweep(t *testing.T) {
 	require.NoError(t, s.Verify(t.Context(), node))
 }
 
-// What stands still is cancelled only where nothing can move it any more: st2#5275 was a healthy workflow that stood for
-// eight minutes, and then ran. A real broker says what waits in the queues, and who consumes them.
+// What stands still is cancelled only where nothing can move it any more: st2#5275 was a healthy workflow that stood
+// for eight minutes, and then ran. A real broker says what waits in the queues, and who consumes them.
 func TestSweepCancel(t *testing.T) {
 	broker, err := backendtest.NewBroker(t, t.TempDir())
 	require.NoError(t, err)
@@ -272,14 +281,17 @@ func TestSweepCancel(t *testing.T) {
 	s := newSweeper(t, a)
 	s.Cancel = true
 	node := s.Nodes[0].(*machine)
-	node.put(t, ConfPath, "[messaging]\nurl = "+MessagingURL(backendtest.User, backendtest.Password, "127.0.0.1", port(t, broker.Addr), "/")+"\n")
-	minutes := map[string]int{"st2scheduler": 20, "st2workflowengine": 20, "st2actionrunner": 20} // since the services were begun
+	node.put(t, ConfPath, "[messaging]\nurl = "+MessagingURL(backendtest.User, backendtest.Password, "127.0.0.1",
+		port(t, broker.Addr), "/")+"\n")
+	// Since the services were started.
+	minutes := map[string]int{"st2scheduler": 20, "st2workflowengine": 20, "st2actionrunner": 20}
 	for _, n := range s.Nodes {
 		n.(*machine).run = func(argv string) (string, error) {
 			require.Equal(t, "ps -e -o etimes=,args=", argv)
 			out := "99999 /sbin/init\n"
 			for name, m := range minutes {
-				out += fmt.Sprintf("%6d /opt/stackstorm/st2/bin/python /opt/stackstorm/st2/bin/%s --config-file /etc/st2/st2.conf\n", m*60, name)
+				out += fmt.Sprintf("%6d /opt/stackstorm/st2/bin/python /opt/stackstorm/st2/bin/%s --config-file "+
+					"/etc/st2/st2.conf\n", m*60, name)
 			}
 			return out, nil
 		}
@@ -303,7 +315,8 @@ func TestSweepCancel(t *testing.T) {
 	require.Empty(t, why)
 
 	// A process that was there before may hold the message in its memory.
-	for name, target := range map[string]string{"st2scheduler": "lost", "st2workflowengine": "stuck", "st2actionrunner": "unrun"} {
+	for name, target := range map[string]string{"st2scheduler": "lost", "st2workflowengine": "stuck",
+		"st2actionrunner": "unrun"} {
 		minutes[name] = 65
 		ended, why = sweep()
 		require.NotContains(t, ended, target)
@@ -320,7 +333,8 @@ func TestSweepCancel(t *testing.T) {
 	s.Away = nil
 	// Nobody takes from the queues, and what waits there may be its own message.
 	stop()
-	require.Eventually(t, func() bool { ended, why = sweep(); return len(ended) == 0 }, 10*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { ended, why = sweep(); return len(ended) == 0 },
+		10*time.Second, 50*time.Millisecond)
 	require.Contains(t, why, "nobody consumes the queue st2.workflow.work")
 	conn, err := amqp.Dial(MessagingURL(backendtest.User, backendtest.Password, "127.0.0.1", port(t, broker.Addr), "/"))
 	require.NoError(t, err)
@@ -346,7 +360,8 @@ func TestSweepCancel(t *testing.T) {
 
 // A workflow that moves between plan and apply is left alone.
 func TestSweepMoves(t *testing.T) {
-	a := newST2API(t, execution("own", "running", 1, nil), execution("stuck", "running", 60, workflow()), execution("stuck-1", "succeeded", 50, task("stuck")))
+	a := newST2API(t, execution("own", "running", 1, nil), execution("stuck", "running", 60, workflow()),
+		execution("stuck-1", "succeeded", 50, task("stuck")))
 	s := newSweeper(t, a)
 	e, err := s.API.Execution(t.Context(), "stuck")
 	require.NoError(t, err)
@@ -380,7 +395,8 @@ func TestSweepRace(t *testing.T) {
 func TestSweepHalfEnded(t *testing.T) {
 	half := ranBy("node1", 300)
 	half["half_ended"], half["parent"] = true, "workflow"
-	a := newST2API(t, execution("own", "running", 1, nil), execution("1", "running", 60, half), execution("2", "running", 60, ranBy("node1", 300)))
+	a := newST2API(t, execution("own", "running", 1, nil), execution("1", "running", 60, half),
+		execution("2", "running", 60, ranBy("node1", 300)))
 	s := newSweeper(t, a)
 	changes, err := s.Plan(t.Context(), s.Nodes[0])
 	require.NoError(t, err)
@@ -416,7 +432,8 @@ func TestAPI(t *testing.T) {
 	a := newST2API(t)
 	api := a.api(t)
 	require.NoError(t, api.Trigger(t.Context(), "st2ha.healing_gave_up", map[string]string{"target": "x"}))
-	require.Equal(t, []map[string]any{{"trigger": "st2ha.healing_gave_up", "payload": map[string]any{"target": "x"}}}, a.dispatched)
+	require.Equal(t, []map[string]any{{"trigger": "st2ha.healing_gave_up", "payload": map[string]any{"target": "x"}}},
+		a.dispatched)
 	_, err = api.Execution(t.Context(), "../../etc")
 	require.ErrorContains(t, err, "404 Not Found: Execution with id ../../etc not found.")
 	require.Equal(t, "api", fault.Of(err).Code)

@@ -64,7 +64,8 @@ func Units(ctx context.Context, h host.Host) ([]string, error) {
 }
 
 func noUnits(h host.Host) error {
-	return fault.Preflight("st2_units", "install StackStorm on "+h.Name()+", or enable its services", "%s: none of the st2 services is enabled", h.Name())
+	return fault.Preflight("st2_units", "install StackStorm on "+h.Name()+", or enable its services",
+		"%s: none of the st2 services is enabled", h.Name())
 }
 
 // await waits until the st2 services that the host is meant to run are active.

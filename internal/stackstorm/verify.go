@@ -70,7 +70,8 @@ func (s *Verifier) mounts(ctx context.Context, h host.Host) error {
 	}
 	missing, err := s.Mounts.Plan(ctx, h)
 	if err == nil && len(missing) > 0 {
-		err = fault.Failed("mounts", "run mount_nfs on it", "%s: %s: %s is not in place", h.Name(), missing[0].Kind(), missing[0].Target())
+		err = fault.Failed("mounts", "run mount_nfs on it", "%s: %s: %s is not in place", h.Name(),
+			missing[0].Kind(), missing[0].Target())
 	}
 	return err
 }
@@ -93,7 +94,8 @@ func (s *Verifier) connections(ctx context.Context, h host.Host) error {
 	group.Go(func() error {
 		err := mongodb.Login(ctx, h, db.Server, db.Via, "st2")
 		if err != nil {
-			err = fault.Failed("database", "compare [database] of "+ConfPath+" on both nodes", "%s: log in to MongoDB at %s: %w", h.Name(), db.Via, err)
+			err = fault.Failed("database", "compare [database] of "+ConfPath+" on both nodes",
+				"%s: log in to MongoDB at %s: %w", h.Name(), db.Via, err)
 		}
 		return err
 	})
@@ -108,10 +110,12 @@ func (s *Verifier) connections(ctx context.Context, h host.Host) error {
 func consumed(ctx context.Context, h host.Host, login rabbitmq.Login, queue string) error {
 	queues, err := rabbitmq.Inspect(ctx, h, login, queue)
 	if err != nil {
-		return fault.Failed("broker", "compare [messaging] of "+ConfPath+" with the broker's users", "%s: log in to RabbitMQ at %s as %s: %w", h.Name(), login.Addr, login.User, err)
+		return fault.Failed("broker", "compare [messaging] of "+ConfPath+" with the broker's users",
+			"%s: log in to RabbitMQ at %s as %s: %w", h.Name(), login.Addr, login.User, err)
 	}
 	if queues[queue].Consumers == 0 {
-		return fault.Failed("consumers", "journalctl -u 'st2actionrunner*' says more", "%s: nobody consumes the queue %s", h.Name(), queue)
+		return fault.Failed("consumers", "journalctl -u 'st2actionrunner*' says more",
+			"%s: nobody consumes the queue %s", h.Name(), queue)
 	}
 	return nil
 }

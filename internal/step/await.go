@@ -9,7 +9,8 @@ import (
 // ends. look returns why it is still waiting, nil if it is not; an error is one
 // that waiting does not mend. gaveUp makes the error of a wait that ended out of
 // what was seen last: an attempt that the end of ctx cut off saw nothing.
-func Await(ctx context.Context, every time.Duration, look func(context.Context) (waiting, err error), gaveUp func(seen error) error) error {
+func Await(ctx context.Context, every time.Duration, look func(context.Context) (waiting, err error),
+	gaveUp func(seen error) error) error {
 	var seen error
 	for {
 		waiting, err := look(ctx)

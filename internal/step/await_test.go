@@ -24,7 +24,8 @@ func TestAwait(t *testing.T) {
 	}, gaveUp))
 	require.Equal(t, 3, looks)
 	broken := errors.New("broken")
-	require.Equal(t, broken, step.Await(t.Context(), time.Millisecond, func(context.Context) (error, error) { return nil, broken }, gaveUp))
+	require.Equal(t, broken, step.Await(t.Context(), time.Millisecond,
+		func(context.Context) (error, error) { return nil, broken }, gaveUp))
 
 	// The last look is cut off by the end of the time, in either way.
 	for _, cut := range []func(err error) (error, error){
@@ -43,7 +44,8 @@ func TestAwait(t *testing.T) {
 		require.EqualError(t, err, "waited for it: it is starting")
 
 		// Where nothing else was seen, that is said.
-		err = step.Await(ctx, time.Millisecond, func(ctx context.Context) (error, error) { return cut(ctx.Err()) }, gaveUp)
+		err = step.Await(ctx, time.Millisecond,
+			func(ctx context.Context) (error, error) { return cut(ctx.Err()) }, gaveUp)
 		require.EqualError(t, err, "waited for it: context deadline exceeded")
 		cancel()
 	}
@@ -63,8 +65,8 @@ func TestLockGivesUp(t *testing.T) {
 	require.NotEmpty(t, fault.Of(err).Hint)
 }
 
-// StackStorm may begin an action twice, at the same moment on two nodes: the second waits for the first, though it is not
-// told to wait for others, and finds nothing to do.
+// StackStorm may begin an action twice, at the same moment on two nodes: the second waits for the first, though it is
+// not told to wait for others, and finds nothing to do.
 func TestLockOfATwin(t *testing.T) {
 	m := newMachine(t)
 	s := &fake{name: "configure", line: "new", files: []string{"/etc/x"}}

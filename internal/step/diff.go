@@ -47,7 +47,8 @@ func NewMasker(secrets ...string) *Masker {
 		inJSON, _ := json.Marshal(s) // never fails for a string
 		inGo, query := strconv.Quote(s), url.QueryEscape(s)
 		m.secrets = append(m.secrets, s, query, strings.ReplaceAll(query, "+", "%20"), url.PathEscape(s),
-			url.UserPassword("", s).String()[1:], strings.ReplaceAll(s, "$", "$$"), inGo[1:len(inGo)-1], string(inJSON[1:len(inJSON)-1]))
+			url.UserPassword("", s).String()[1:], strings.ReplaceAll(s, "$", "$$"), inGo[1:len(inGo)-1],
+			string(inJSON[1:len(inJSON)-1]))
 	}
 	return m
 }

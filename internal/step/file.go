@@ -80,7 +80,8 @@ func (c *FileChange) Apply(ctx context.Context, h host.Host) error {
 		return err
 	}
 	if current != c.Before {
-		return fault.Failed("changed_meanwhile", "run it again", "%s: %s was changed by somebody else while this run was at work", h.Name(), c.Path)
+		return fault.Failed("changed_meanwhile", "run it again",
+			"%s: %s was changed by somebody else while this run was at work", h.Name(), c.Path)
 	}
 	return h.WriteFile(ctx, host.File{Path: c.Path, Data: c.after, Mode: c.Mode, UID: c.UID, GID: c.GID})
 }
@@ -118,13 +119,16 @@ func (c *FileChange) remove(ctx context.Context, h host.Host) error {
 	}
 	current, err := currentSum(ctx, h, c.Path)
 	if err == nil && current != absent {
-		err = fault.Failed("changed_meanwhile", "see who writes it, and run rollback again", "%s: %s was removed, and is there again", h.Name(), c.Path)
+		err = fault.Failed("changed_meanwhile", "see who writes it, and run rollback again",
+			"%s: %s was removed, and is there again", h.Name(), c.Path)
 	}
 	return err
 }
 
 func (c *FileChange) conflict(h host.Host) error {
-	return fault.Preflight("changed_since", "undo newer runs first; if you edited it by hand, take your edit out, or run rollback with force=true to restore the file anyway",
+	return fault.Preflight("changed_since",
+		"undo newer runs first; if you edited it by hand, take your edit out, or run rollback with force=true to "+
+			"restore the file anyway",
 		"%s: %s was changed after the run that is to be undone", h.Name(), c.Path)
 }
 
@@ -141,7 +145,8 @@ func currentSum(ctx context.Context, h host.Host, path string) (string, error) {
 
 // ReadOrEmpty reads a configuration file that may be missing. existed is false
 // then, and the file has the mode and owner a new one shall get.
-func ReadOrEmpty(ctx context.Context, h host.Host, path string, mode fs.FileMode) (f host.File, existed bool, err error) {
+func ReadOrEmpty(ctx context.Context, h host.Host, path string,
+	mode fs.FileMode) (f host.File, existed bool, err error) {
 	f, err = h.ReadFile(ctx, path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return host.File{Path: path, Mode: mode}, false, nil
@@ -159,6 +164,7 @@ func Located(h host.Host, path string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fault.Preflight("unparsable", fmt.Sprintf("correct %s on %s, or make the change by hand: the step then sees that it is done", path, h.Name()),
+	return fault.Preflight("unparsable",
+		fmt.Sprintf("correct %s on %s, or make the change by hand: the step then sees that it is done", path, h.Name()),
 		"%s: %s: %w", h.Name(), path, err)
 }

@@ -41,7 +41,8 @@ func TestDiskFull(t *testing.T) {
 				s := &scenario{m, m.tree(t)}
 				err := s.run(t, "one")
 				if err == nil {
-					t.Logf("full at %d sizes; undone at once at %d, after room was made at %d", undone+left, undone, left)
+					t.Logf("full at %d sizes; undone at once at %d, after room was made at %d", undone+left,
+						undone, left)
 					require.Positive(t, undone)
 					return
 				}
@@ -58,7 +59,8 @@ func TestDiskFull(t *testing.T) {
 					require.Fail(t, "exit code", "%d: %v", f.Exit, err)
 				}
 				for _, name := range []string{"/etc/x", "/etc/y", "/etc/nfs.conf", "/etc/exports"} {
-					require.Contains(t, []string{"old\n", "old\nnew\n", "new\n", "of the package\n", "of the package\nnew\n", "(absent)"}, m.get(t, name))
+					require.Contains(t, []string{"old\n", "old\nnew\n", "new\n", "of the package\n",
+						"of the package\nnew\n", "(absent)"}, m.get(t, name))
 				}
 				require.NoError(t, unix.Mount("st2ha-test", m.root+dir, "tmpfs", unix.MS_REMOUNT, "nr_inodes=1000"))
 				require.NoError(t, s.run(t, "two"), "%d inodes, with room again", inodes)

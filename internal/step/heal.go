@@ -23,7 +23,8 @@ func (e *LeftError) Error() string { return e.Finding.Message }
 // as Run does, but keeps no journal: a restart left nothing to be undone, and a
 // rollback must not restart what was only mended. A refused change is a finding.
 func Heal(ctx context.Context, s Step, h host.Host, o Options, guard Guard) (Result, error) {
-	r := Result{Step: s.Name(), Host: h.Name(), Run: o.Run, DryRun: o.DryRun, Changes: []ChangeSummary{}, Findings: []Finding{}}
+	r := Result{Step: s.Name(), Host: h.Name(), Run: o.Run, DryRun: o.DryRun,
+		Changes: []ChangeSummary{}, Findings: []Finding{}}
 	err := heal(ctx, s, h, o, guard, &r)
 	for i := range r.Findings {
 		r.Findings[i].Message = o.Mask.Mask(r.Findings[i].Message)
@@ -48,7 +49,8 @@ func heal(ctx context.Context, s Step, h host.Host, o Options, guard Guard, r *R
 	release, err := Lock(ctx, h, o.note(s), o.Wait)
 	if twin := sameHeal(err, s); twin != "" {
 		r.Findings = append(r.Findings, Finding{Severity: Warning, Host: h.Name(), Check: "healing_waits",
-			Message: s.Name() + " is at work on " + h.Name() + " already: " + twin, Fix: "try it again when that one has ended, if it is still needed then"})
+			Message: s.Name() + " is at work on " + h.Name() + " already: " + twin,
+			Fix:     "try it again when that one has ended, if it is still needed then"})
 		return nil
 	}
 	if err != nil {

@@ -79,14 +79,21 @@ func TestHeal(t *testing.T) {
 		code     string
 		findings int
 	}{
-		"heals":                   {step: &ailing{ill: both()}, changes: 2, changed: true, verified: 1},
-		"nothing to heal":         {step: &ailing{}, verified: 1},
-		"dry run":                 {step: &ailing{ill: both()}, dry: true, left: 2, changes: 2},
-		"refused for now":         {step: &ailing{ill: both()}, guard: refuse(step.Warning), left: 1, changes: 1, changed: true, findings: 1},
-		"given up":                {step: &ailing{ill: both()}, guard: refuse(step.Error), left: 1, changes: 1, changed: true, findings: 1, code: "limit"},
-		"check fails":             {step: &ailing{ill: both(), findings: []step.Finding{{Severity: step.Error, Check: "server"}}}, left: 2, findings: 1, code: "server"},
-		"apply fails":             {step: &ailing{ill: both(), applyErr: errors.New("no")}, left: 2, code: "failed"},
-		"guard fails":             {step: &ailing{ill: both()}, guard: func(context.Context, host.Host, step.Change) (*step.Finding, error) { return nil, errors.New("no") }, left: 2, code: "failed"},
+		"heals":           {step: &ailing{ill: both()}, changes: 2, changed: true, verified: 1},
+		"nothing to heal": {step: &ailing{}, verified: 1},
+		"dry run":         {step: &ailing{ill: both()}, dry: true, left: 2, changes: 2},
+		"refused for now": {step: &ailing{ill: both()}, guard: refuse(step.Warning), left: 1, changes: 1,
+			changed: true, findings: 1},
+		"given up": {step: &ailing{ill: both()}, guard: refuse(step.Error), left: 1, changes: 1,
+			changed: true, findings: 1, code: "limit"},
+		"check fails": {step: &ailing{ill: both(),
+			findings: []step.Finding{{Severity: step.Error, Check: "server"}}}, left: 2, findings: 1, code: "server"},
+		"apply fails": {step: &ailing{ill: both(), applyErr: errors.New("no")}, left: 2, code: "failed"},
+		"guard fails": {step: &ailing{ill: both()},
+			guard: func(context.Context, host.Host, step.Change) (*step.Finding, error) {
+				return nil,
+					errors.New("no")
+			}, left: 2, code: "failed"},
 		"healed by somebody else": {step: &ailing{ill: both()}, verified: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -122,7 +129,8 @@ func TestHealExcluded(t *testing.T) {
 	require.NoError(t, err)
 	defer release()
 	s := &ailing{ill: map[string]bool{"a": true}}
-	_, err = step.Heal(t.Context(), s, m, options("r1"), func(context.Context, host.Host, step.Change) (*step.Finding, error) { return nil, nil })
+	_, err = step.Heal(t.Context(), s, m, options("r1"),
+		func(context.Context, host.Host, step.Change) (*step.Finding, error) { return nil, nil })
 	require.ErrorContains(t, err, "another run is in progress: run x")
 	require.Len(t, s.ill, 1)
 }
@@ -134,7 +142,8 @@ func TestHealTwice(t *testing.T) {
 	require.NoError(t, err)
 	defer release()
 	s := &ailing{ill: map[string]bool{"a": true}}
-	r, err := step.Heal(t.Context(), s, m, options("r1"), func(context.Context, host.Host, step.Change) (*step.Finding, error) { return nil, nil })
+	r, err := step.Heal(t.Context(), s, m, options("r1"),
+		func(context.Context, host.Host, step.Change) (*step.Finding, error) { return nil, nil })
 	require.NoError(t, err)
 	require.False(t, r.Changed)
 	require.Len(t, s.ill, 1)
@@ -147,7 +156,8 @@ func TestHealTwice(t *testing.T) {
 func TestHealLeaves(t *testing.T) {
 	s := &leaving{ailing{ill: map[string]bool{"a": true, "b": true}}}
 	m := newMachine(t)
-	r, err := step.Heal(t.Context(), s, m, options("r1"), func(context.Context, host.Host, step.Change) (*step.Finding, error) { return nil, nil })
+	r, err := step.Heal(t.Context(), s, m, options("r1"),
+		func(context.Context, host.Host, step.Change) (*step.Finding, error) { return nil, nil })
 	require.NoError(t, err)
 	require.True(t, r.Changed)
 	require.Equal(t, []step.Finding{{Check: "left", Message: "a"}}, r.Findings)

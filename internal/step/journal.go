@@ -80,7 +80,8 @@ func makeState(ctx context.Context, h host.Host) error {
 }
 
 // openJournal writes down what is about to be done.
-func openJournal(ctx context.Context, h host.Host, run, step string, changes []Change, now time.Time) (*journal, error) {
+func openJournal(ctx context.Context, h host.Host, run, step string, changes []Change,
+	now time.Time) (*journal, error) {
 	names, err := h.ReadDir(ctx, runsDir)
 	if err != nil {
 		return nil, err
@@ -91,7 +92,8 @@ func openJournal(ctx context.Context, h host.Host, run, step string, changes []C
 			number = n + 1
 		}
 	}
-	j := &journal{Run: run, Step: step, State: open, Started: now.UTC(), dir: fmt.Sprintf("%s/%06d.%s.%s", runsDir, number, run, step)}
+	j := &journal{Run: run, Step: step, State: open, Started: now.UTC(),
+		dir: fmt.Sprintf("%s/%06d.%s.%s", runsDir, number, run, step)}
 	if err := h.Mkdir(ctx, j.dir, host.Info{Mode: 0o700}); err != nil {
 		return nil, err
 	}
@@ -109,7 +111,8 @@ func (j *journal) add(ctx context.Context, h host.Host, changes []Change) error 
 		}
 		if imager, ok := c.(Imager); ok && imager.Image() != nil {
 			e.Image = fmt.Sprintf("%02d.image", len(j.Entries)+1)
-			if err := h.WriteFile(ctx, host.File{Path: path.Join(j.dir, e.Image), Data: imager.Image(), Mode: 0o600}); err != nil {
+			if err := h.WriteFile(ctx,
+				host.File{Path: path.Join(j.dir, e.Image), Data: imager.Image(), Mode: 0o600}); err != nil {
 				return err
 			}
 		}
@@ -187,7 +190,8 @@ func journals(ctx context.Context, h host.Host, run string, kinds Kinds) ([]*jou
 		case errors.As(err, &bad):
 			unusable = append(unusable, Finding{Severity: Error, Host: h.Name(), Check: "journal",
 				Message: fmt.Sprintf("run %s: %v: what it changed is not undone", r, err),
-				Fix:     fmt.Sprintf("put that file back from a backup; or undo by hand what it names, with the before-images in %s, and move that directory away", dir)})
+				Fix: fmt.Sprintf("put that file back from a backup; or undo by hand what it names, with the "+
+					"before-images in %s, and move that directory away", dir)})
 		case err != nil:
 			return nil, nil, err
 		case j.State != undone:

@@ -20,7 +20,8 @@ type RollbackOptions struct {
 // Rollback undoes a host's runs, newest first, byte for byte. Before it
 // touches anything it makes sure that nobody's later edit would be lost.
 func Rollback(ctx context.Context, h host.Host, o RollbackOptions) (Result, error) {
-	r := Result{Step: "rollback", Host: h.Name(), Run: o.Run, DryRun: o.DryRun, Changes: []ChangeSummary{}, Findings: []Finding{}}
+	r := Result{Step: "rollback", Host: h.Name(), Run: o.Run, DryRun: o.DryRun,
+		Changes: []ChangeSummary{}, Findings: []Finding{}}
 	err := rollback(ctx, h, o, &r)
 	r.Fail(err, o.Mask)
 	r.Millis = time.Since(o.Started).Milliseconds()
@@ -189,7 +190,8 @@ func forget(ctx context.Context, h host.Host, found []*journal, idle map[string]
 // each target once, and notes it on the host: until then it runs with what is
 // being undone. idle is what owes a restart that never began: it still runs
 // with what is restored, so the notes can go, but only then.
-func owed(ctx context.Context, h host.Host, found []*journal) (activators []Activator, idle map[string]bool, err error) {
+func owed(ctx context.Context, h host.Host,
+	found []*journal) (activators []Activator, idle map[string]bool, err error) {
 	idle = map[string]bool{}
 	var late []*entry         // never begun, left to a later step, or forgotten
 	seen := map[string]bool{} // kinds and targets, and the names they owe

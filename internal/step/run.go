@@ -77,7 +77,8 @@ func NewRun(now time.Time) string {
 // verify. When a change or the proof fails, what the step changed is undone.
 // The result is complete also with an error.
 func Run(ctx context.Context, s Step, h host.Host, o Options) (Result, error) {
-	r := Result{Step: s.Name(), Host: h.Name(), Run: o.Run, DryRun: o.DryRun, Changes: []ChangeSummary{}, Findings: []Finding{}}
+	r := Result{Step: s.Name(), Host: h.Name(), Run: o.Run, DryRun: o.DryRun,
+		Changes: []ChangeSummary{}, Findings: []Finding{}}
 	err := run(ctx, s, h, o, &r)
 	for i := range r.Findings {
 		r.Findings[i].Message = o.Mask.Mask(r.Findings[i].Message)
@@ -200,7 +201,8 @@ func apply(ctx context.Context, s Step, h host.Host, o Options, r *Result) ([]Ch
 			Err:  fmt.Errorf("%w; undoing it failed as well: %v", f.Err, undoErr)}
 	}
 	f := fault.Of(err)
-	return nil, &fault.Error{Exit: fault.ExitFailed, Code: f.Code, Hint: f.Hint, Err: fmt.Errorf("%w; what this step had changed is undone", err)}
+	return nil, &fault.Error{Exit: fault.ExitFailed, Code: f.Code, Hint: f.Hint,
+		Err: fmt.Errorf("%w; what this step had changed is undone", err)}
 }
 
 func (j *journal) apply(ctx context.Context, s Step, h host.Host, o Options) error {
@@ -228,7 +230,8 @@ func (j *journal) apply(ctx context.Context, s Step, h host.Host, o Options) err
 				return err
 			}
 			if len(rest) > 0 && rest[0].Kind() == e.Kind && rest[0].Target() == e.Target {
-				return fault.Failed(e.Kind, "", "%s: %s %s was changed, but is still needed", h.Name(), e.Kind, e.Target)
+				return fault.Failed(e.Kind, "", "%s: %s %s was changed, but is still needed", h.Name(),
+					e.Kind, e.Target)
 			}
 			o.beforeInterrupt(ctx, h, rest...)
 			j.Entries = j.Entries[:i+1]
@@ -275,8 +278,8 @@ func Lock(ctx context.Context, h host.Host, note string, wait time.Duration) (re
 		}
 		patience := wait
 		switch held.Holder {
-		// The same step of the same run: StackStorm has begun the action twice, as schedulers of two nodes do that share
-		// no coordinator. The twin is waited for, and leaves nothing to do.
+		// The same step of the same run: StackStorm has begun the action twice, as schedulers of two nodes do that
+		// share no coordinator. The twin is waited for, and leaves nothing to do.
 		case note:
 			return held, nil
 		case host.NoNote:

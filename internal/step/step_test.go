@@ -340,7 +340,8 @@ func (s *fake) Verify(context.Context, host.Host) error {
 const secret = `s3/c"r@t $x`
 
 func options(run string) step.Options {
-	return step.Options{Run: run, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Mask: step.NewMasker(secret), Started: time.Now()}
+	return step.Options{Run: run, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Mask: step.NewMasker(secret), Started: time.Now()}
 }
 
 func undoAll() step.RollbackOptions {
@@ -487,7 +488,8 @@ func TestRun(t *testing.T) {
 	m.put(t, "/etc/x", "password = "+secret+"\nold\n", 0o640)
 	m.running = m.get(t, "/etc/x")
 	first := m.tree(t)
-	s := &fake{name: "configure", line: "url = amqp://st2:" + secret + "@h/", files: []string{"/etc/x", "/etc/y"}, unit: "daemon"}
+	s := &fake{name: "configure", line: "url = amqp://st2:" + secret + "@h/",
+		files: []string{"/etc/x", "/etc/y"}, unit: "daemon"}
 
 	// A dry run says the same and touches nothing, not even the engine's own files.
 	o := options("dry")
@@ -566,7 +568,8 @@ func TestRun(t *testing.T) {
 
 func TestRefused(t *testing.T) {
 	m := newMachine(t)
-	finding := step.Finding{Severity: step.Error, Host: "node", Check: "clock", Message: "it says " + secret, Fix: "set it"}
+	finding := step.Finding{Severity: step.Error, Host: "node", Check: "clock",
+		Message: "it says " + secret, Fix: "set it"}
 	s := &fake{name: "configure", line: "x", files: []string{"/etc/x"}, findings: []step.Finding{
 		{Severity: step.Warning, Check: "w"}, finding, finding,
 	}}
@@ -648,7 +651,8 @@ func TestRollbackConflict(t *testing.T) {
 	first := m.tree(t)
 	_, err := step.Run(ctx, &fake{name: "a", line: "one", files: []string{"/etc/x"}, unit: "daemon"}, m, options("one"))
 	require.NoError(t, err)
-	_, err = step.Run(ctx, &fake{name: "b", line: "two", files: []string{"/etc/x", "/etc/y"}, unit: "daemon"}, m, options("two"))
+	_, err = step.Run(ctx, &fake{name: "b", line: "two", files: []string{"/etc/x", "/etc/y"}, unit: "daemon"},
+		m, options("two"))
 	require.NoError(t, err)
 	after := m.tree(t)
 
@@ -715,7 +719,8 @@ func TestRollbackOfRuns(t *testing.T) {
 
 	// The rest, newest first; each daemon is restarted once, after all files.
 	m.log = nil
-	const half = step.StateDir + "/runs/000001.one.configure/.01.image.st2ha-0123456789abcdef" // by a run that was killed
+	// by a run that was killed
+	const half = step.StateDir + "/runs/000001.one.configure/.01.image.st2ha-0123456789abcdef"
 	m.put(t, half, "secret", 0o600)
 	r, err = step.Rollback(ctx, m, undoAll())
 	require.NoError(t, err)
@@ -757,13 +762,15 @@ func TestActivatorsLastAndOnce(t *testing.T) {
 	m := newMachine(t)
 	m.put(t, "/etc/x", "old\n", 0o644)
 	for _, run := range []string{"one", "two", "three"} {
-		_, err := step.Run(ctx, &fake{name: "configure", line: run, files: []string{"/etc/x"}, unit: "daemon"}, m, options(run))
+		_, err := step.Run(ctx, &fake{name: "configure", line: run, files: []string{"/etc/x"}, unit: "daemon"},
+			m, options(run))
 		require.NoError(t, err)
 	}
 	m.log = nil
 	_, err := step.Rollback(ctx, m, undoAll())
 	require.NoError(t, err)
-	require.Equal(t, []string{"write /etc/x", "write /etc/x", "write /etc/x", "restart daemon"}, only(m.log, "restart", "write /etc"))
+	require.Equal(t, []string{"write /etc/x", "write /etc/x", "write /etc/x", "restart daemon"},
+		only(m.log, "restart", "write /etc"))
 }
 
 func TestPostponed(t *testing.T) {
@@ -792,7 +799,8 @@ func TestPostponed(t *testing.T) {
 	// Undone after it was: it has to be restarted again.
 	_, err = step.Run(ctx, late, m, options("two"))
 	require.NoError(t, err)
-	_, err = step.Run(ctx, &fake{name: "restart", line: "new", files: []string{"/etc/x"}, unit: "daemon"}, m, options("two"))
+	_, err = step.Run(ctx, &fake{name: "restart", line: "new", files: []string{"/etc/x"}, unit: "daemon"},
+		m, options("two"))
 	require.NoError(t, err)
 	require.Equal(t, "old\nnew\n", m.running)
 	require.Empty(t, m.owed(t))
@@ -838,9 +846,11 @@ func TestPostponedThenRestartFailed(t *testing.T) {
 	m := newMachine(t)
 	m.put(t, "/etc/x", "old\n", 0o644)
 	m.running = "old\n"
-	_, err := step.Run(ctx, &fake{name: "configure", line: "new", files: []string{"/etc/x"}, unit: "daemon", late: true}, m, options("one"))
+	_, err := step.Run(ctx, &fake{name: "configure", line: "new", files: []string{"/etc/x"}, unit: "daemon",
+		late: true}, m, options("one"))
 	require.NoError(t, err)
-	failing := &fake{name: "restart", line: "new", files: []string{"/etc/x"}, unit: "daemon", verify: func() error { return errors.New("no answer") }}
+	failing := &fake{name: "restart", line: "new", files: []string{"/etc/x"}, unit: "daemon",
+		verify: func() error { return errors.New("no answer") }}
 	_, err = step.Run(ctx, failing, m, options("one"))
 	require.ErrorContains(t, err, "no answer")
 	require.Equal(t, "old\nnew\n", m.running)
@@ -876,7 +886,8 @@ func TestReplanner(t *testing.T) {
 	m := newMachine(t)
 	first := m.tree(t)
 	plans := 0
-	s := &fake{name: "install", line: "new", files: []string{"/etc/nfs.conf"}, pkg: "nfs", unit: "nfs", planned: func() { plans++ }}
+	s := &fake{name: "install", line: "new", files: []string{"/etc/nfs.conf"}, pkg: "nfs", unit: "nfs",
+		planned: func() { plans++ }}
 	o := options("dry")
 	o.DryRun = true
 	r, err := step.Run(ctx, s, m, o)
@@ -1031,7 +1042,8 @@ func TestRollbackLoss(t *testing.T) {
 		o.DryRun = dry
 		r, err := step.Rollback(ctx, m, o)
 		require.NoError(t, err)
-		require.Equal(t, []step.Finding{{Severity: step.Warning, Host: "node", Check: "loss", Message: "/etc/x"}}, r.Findings)
+		require.Equal(t, []step.Finding{{Severity: step.Warning, Host: "node", Check: "loss", Message: "/etc/x"}},
+			r.Findings)
 	}
 }
 
@@ -1042,26 +1054,48 @@ func TestUnusableJournal(t *testing.T) {
 		spoil func(string) string
 		want  string
 	}{
-		"null":              {func(string) string { return "null" }, `its state is ""`},
-		"empty":             {func(string) string { return "" }, "it is not a journal, or not a whole one: unexpected end"},
-		"truncated":         {func(s string) string { return s[:len(s)/2] }, "it is not a journal, or not a whole one"},
-		"zeros":             {func(s string) string { return strings.Repeat("\x00", len(s)) }, "it is not a journal, or not a whole one"},
-		"a null entry":      {func(s string) string { return strings.Replace(s, `"entries": [`, `"entries": [null,`, 1) }, "entry 1 is empty"},
-		"entries no list":   {func(s string) string { return strings.Replace(s, `"entries": [`, `"entries": 7, "e": [`, 1) }, "it is not a journal"},
-		"a foreign kind":    {func(s string) string { return strings.Replace(s, `"kind": "file"`, `"kind": "x"`, 1) }, `change of an unknown kind "x": it was made by a newer st2ha`},
-		"a foreign state":   {func(s string) string { return strings.Replace(s, `"state": "applied"`, `"state": "mended"`, 1) }, `the state of entry 1 is "mended"`},
-		"a foreign journal": {func(s string) string { return strings.Replace(s, `"state": "done"`, `"state": "ended"`, 1) }, `its state is "ended"`},
+		"null": {func(string) string { return "null" }, `its state is ""`},
+		"empty": {func(string) string { return "" },
+			"it is not a journal, or not a whole one: unexpected end"},
+		"truncated": {func(s string) string { return s[:len(s)/2] }, "it is not a journal, or not a whole one"},
+		"zeros": {func(s string) string { return strings.Repeat("\x00", len(s)) },
+			"it is not a journal, or not a whole one"},
+		"a null entry": {func(s string) string {
+			return strings.Replace(s, `"entries": [`, `"entries": [null,`,
+				1)
+		}, "entry 1 is empty"},
+		"entries no list": {func(s string) string {
+			return strings.Replace(s, `"entries": [`, `"entries": 7, "e": [`,
+				1)
+		}, "it is not a journal"},
+		"a foreign kind": {func(s string) string { return strings.Replace(s, `"kind": "file"`, `"kind": "x"`, 1) },
+			`change of an unknown kind "x": it was made by a newer st2ha`},
+		"a foreign state": {func(s string) string {
+			return strings.Replace(s, `"state": "applied"`,
+				`"state": "mended"`, 1)
+		}, `the state of entry 1 is "mended"`},
+		"a foreign journal": {func(s string) string {
+			return strings.Replace(s, `"state": "done"`, `"state": "ended"`,
+				1)
+		}, `its state is "ended"`},
 		"no change": {func(s string) string {
 			return regexp.MustCompile(`(?s)"change": \{.*?\}`).ReplaceAllString(s, `"change": null`)
 		}, `entry 1 is for "/etc/bad" and holds a change of ""`},
-		"another's change":   {func(s string) string { return strings.Replace(s, `"target": "/etc/bad"`, `"target": "/etc/passwd"`, 1) }, `entry 1 is for "/etc/passwd" and holds a change of "/etc/bad"`},
-		"an image elsewhere": {func(s string) string { return strings.Replace(s, `"01.image"`, `"../../../../etc/shadow"`, 1) }, "the before-image of entry 1 is called"},
+		"another's change": {func(s string) string {
+			return strings.Replace(s, `"target": "/etc/bad"`,
+				`"target": "/etc/passwd"`, 1)
+		}, `entry 1 is for "/etc/passwd" and holds a change of "/etc/bad"`},
+		"an image elsewhere": {func(s string) string {
+			return strings.Replace(s, `"01.image"`,
+				`"../../../../etc/shadow"`, 1)
+		}, "the before-image of entry 1 is called"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t)
 			for _, run := range []string{"older", "bad", "newer"} {
 				m.put(t, "/etc/"+run, "old\n", 0o644)
-				_, err := step.Run(ctx, &fake{name: "configure", line: run, files: []string{"/etc/" + run}}, m, options(run))
+				_, err := step.Run(ctx, &fake{name: "configure", line: run, files: []string{"/etc/" + run}},
+					m, options(run))
 				require.NoError(t, err)
 			}
 			const dir = step.StateDir + "/runs/000002.bad.configure"
@@ -1072,7 +1106,8 @@ func TestUnusableJournal(t *testing.T) {
 
 			// A later step runs, also as the one that tidies up after a run that died.
 			m.put(t, step.StateDir+"/lock", "run dead, step x", 0o600)
-			_, err := step.Run(ctx, &fake{name: "configure", line: "later", files: []string{"/etc/later"}}, m, options("later"))
+			_, err := step.Run(ctx, &fake{name: "configure", line: "later", files: []string{"/etc/later"}},
+				m, options("later"))
 			require.NoError(t, err)
 
 			o := undoAll()
@@ -1233,14 +1268,19 @@ func TestKilled(t *testing.T) {
 		kills   int // at least
 		then    []func(*testing.T, *scenario, int)
 	}{
-		{"then rolled back", nothing, func(t *testing.T, s *scenario) error { return s.run(t, "one") }, 30, []func(*testing.T, *scenario, int){first, again, first}},
-		{"then run again", nothing, func(t *testing.T, s *scenario) error { return s.run(t, "one") }, 30, []func(*testing.T, *scenario, int){again, first}},
-		{"in the rollback", joined, func(t *testing.T, s *scenario) error { return s.rollback(t) }, 20, []func(*testing.T, *scenario, int){first}},
-		{"in the rollback, then run again", joined, func(t *testing.T, s *scenario) error { return s.rollback(t) }, 20, []func(*testing.T, *scenario, int){again, first}},
+		{"then rolled back", nothing, func(t *testing.T, s *scenario) error { return s.run(t, "one") }, 30,
+			[]func(*testing.T, *scenario, int){first, again, first}},
+		{"then run again", nothing, func(t *testing.T, s *scenario) error { return s.run(t, "one") }, 30,
+			[]func(*testing.T, *scenario, int){again, first}},
+		{"in the rollback", joined, func(t *testing.T, s *scenario) error { return s.rollback(t) }, 20,
+			[]func(*testing.T, *scenario, int){first}},
+		{"in the rollback, then run again", joined, func(t *testing.T, s *scenario) error { return s.rollback(t) }, 20,
+			[]func(*testing.T, *scenario, int){again, first}},
 		{"in the rollback of what was never restarted, then run again", func(t *testing.T, s *scenario) {
 			_, err := step.Run(t.Context(), s.steps()[1], s.m, options("one"))
 			require.NoError(t, err)
-		}, func(t *testing.T, s *scenario) error { return s.rollback(t) }, 10, []func(*testing.T, *scenario, int){again}},
+		}, func(t *testing.T, s *scenario) error { return s.rollback(t) }, 10, []func(*testing.T,
+			*scenario, int){again}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -1330,7 +1370,8 @@ func TestFailingStepIsUndone(t *testing.T) {
 			}
 			return nil
 		}
-		f := &fake{name: "install", line: "new", files: []string{"/etc/x", "/etc/nfs.conf", "/etc/y"}, pkg: "nfs", unit: "daemon"}
+		f := &fake{name: "install", line: "new", files: []string{"/etc/x", "/etc/nfs.conf", "/etc/y"},
+			pkg: "nfs", unit: "daemon"}
 		r, err := step.Run(t.Context(), f, s.m, options("one"))
 		if failed == "" {
 			require.NoError(t, err)

@@ -45,7 +45,8 @@ func TestInstallMain(t *testing.T) {
 		}
 		// Another program, as the sensor's is, goes by a link of its name.
 		require.NoError(t, os.Mkdir(from+"/cmd/st2ha-twin", 0o755))
-		require.NoError(t, os.WriteFile(from+"/cmd/st2ha-twin/main.go", []byte("package main\n\nfunc main() { println(`twin`) }\n"), 0o644))
+		require.NoError(t, os.WriteFile(from+"/cmd/st2ha-twin/main.go",
+			[]byte("package main\n\nfunc main() { println(`twin`) }\n"), 0o644))
 		require.NoError(t, os.Symlink("st2ha", from+"/actions/st2ha-twin"))
 		require.NoError(t, os.Symlink("st2ha", from+"/actions/st2ha-gone"))
 		n.upgrade(t, from)
@@ -76,7 +77,8 @@ func TestInstallMain(t *testing.T) {
 	t.Run("cache that others can write", func(t *testing.T) {
 		for _, mode := range []os.FileMode{0o702, 0o720, 0o777} {
 			require.NoError(t, os.Chmod(n.cache+"/st2ha", mode))
-			require.Contains(t, n.fails(t, "", false).Message, "/var/cache/st2ha is not a directory that user 0 alone can write")
+			require.Contains(t, n.fails(t, "", false).Message,
+				"/var/cache/st2ha is not a directory that user 0 alone can write")
 		}
 		require.NoError(t, os.Chmod(n.cache+"/st2ha", 0o700))
 		require.NoError(t, os.Chown(n.cache+"/st2ha", 65534, -1))
@@ -88,7 +90,8 @@ func TestInstallMain(t *testing.T) {
 	t.Run("sensor", func(t *testing.T) {
 		// What Go has compiled already, to be quick.
 		cache := n.base + "/exports/st2ha"
-		run(t, "/", "sh", "-c", `cp -a "$0" "$1"; rm -rf "$1"/build-* "$1"/lock; chown -R `+strconv.Itoa(st2)+` "$1"`, n.cache+"/st2ha", cache)
+		run(t, "/", "sh", "-c", `cp -a "$0" "$1"; rm -rf "$1"/build-* "$1"/lock; chown -R `+strconv.Itoa(st2)+` "$1"`,
+			n.cache+"/st2ha", cache)
 		require.Contains(t, n.sensor(t, asSt2, n.base+"/exports/st2ha"), "building in "+cache)
 		require.NotContains(t, n.sensor(t, asSt2, n.base+"/exports/st2ha"), "building")
 	})
@@ -146,7 +149,8 @@ XDG_CACHE_HOME=/tmp; export XDG_CACHE_HOME`
 	})
 
 	t.Run("read-only cache", func(t *testing.T) {
-		require.Contains(t, n.fails(t, `mount -t tmpfs -o ro none /var/cache`, false).Message, "/var/cache/st2ha cannot be written")
+		require.Contains(t, n.fails(t, `mount -t tmpfs -o ro none /var/cache`, false).Message,
+			"/var/cache/st2ha cannot be written")
 	})
 
 	t.Run("no network", func(t *testing.T) {
@@ -222,11 +226,16 @@ func (n node) hostile(t *testing.T, from string) {
 	require.NoError(t, os.MkdirAll(evil+"/.config/go", 0o755))
 	settings := "GOFLAGS=-toolexec=" + program + "\nGOCACHEPROG=" + program + "\n"
 	require.NoError(t, os.WriteFile(evil+"/.config/go/env", []byte(settings), 0o644))
-	hostile := []string{"PATH=" + evil, "HOME=" + evil, "XDG_CONFIG_HOME=" + evil + "/.config", "XDG_CACHE_HOME=" + evil, "GOENV=" + evil + "/.config/go/env",
-		"GOFLAGS=-toolexec=" + program, "GOCACHEPROG=" + program, "GOROOT=" + evil, "GOTOOLCHAIN=path", "GOCACHE=" + evil, "GOMODCACHE=" + evil,
-		"GOTMPDIR=" + evil, "TMPDIR=" + evil, "CC=" + program, "CGO_ENABLED=1", "GIT_EXEC_PATH=" + evil, "GIT_SSH_COMMAND=" + program, "GIT_CONFIG_GLOBAL=" + program,
-		"ENV=" + program, "BASH_ENV=" + program, "IFS=/", "CDPATH=" + evil, "BASH_FUNC_find%%=() { " + program + "; }", "BASH_FUNC_id%%=() { " + program + "; }",
-		"SHELLOPTS=xtrace", "PS4=$(" + program + ")", "ERL_FLAGS=x", "RABBITMQ_CTL_ERL_ARGS=x", "PYTHONPATH=" + evil, "PERL5LIB=" + evil, "GODEBUG=x=y", "ST2HA_STATE_DIR=" + evil,
+	hostile := []string{"PATH=" + evil, "HOME=" + evil, "XDG_CONFIG_HOME=" + evil + "/.config",
+		"XDG_CACHE_HOME=" + evil, "GOENV=" + evil + "/.config/go/env",
+		"GOFLAGS=-toolexec=" + program, "GOCACHEPROG=" + program, "GOROOT=" + evil, "GOTOOLCHAIN=path",
+		"GOCACHE=" + evil, "GOMODCACHE=" + evil,
+		"GOTMPDIR=" + evil, "TMPDIR=" + evil, "CC=" + program, "CGO_ENABLED=1", "GIT_EXEC_PATH=" + evil,
+		"GIT_SSH_COMMAND=" + program, "GIT_CONFIG_GLOBAL=" + program,
+		"ENV=" + program, "BASH_ENV=" + program, "IFS=/", "CDPATH=" + evil, "BASH_FUNC_find%%=() { " + program + "; }",
+		"BASH_FUNC_id%%=() { " + program + "; }",
+		"SHELLOPTS=xtrace", "PS4=$(" + program + ")", "ERL_FLAGS=x", "RABBITMQ_CTL_ERL_ARGS=x", "PYTHONPATH=" + evil,
+		"PERL5LIB=" + evil, "GODEBUG=x=y", "ST2HA_STATE_DIR=" + evil,
 		"ST2HA_RABBITMQ_PASSWORD=s3cret", "LC_ALL=C.UTF-8", "LANG=C.UTF-8"}
 	main := "package main\n\nimport (\n\t\"fmt\"\n\t\"os\"\n)\n\nfunc main() { fmt.Println(os.Environ()) }\n"
 	for _, shell := range []string{"dash", "bash"} {
@@ -241,7 +250,9 @@ func (n node) hostile(t *testing.T, from string) {
 		require.NoFileExists(t, evil+"/ran", shell)
 		given := strings.Fields(strings.Trim(c.stdout.String(), "[]\n"))
 		slices.Sort(given)
-		require.Equal(t, []string{"HOME=/root", "LANG=C.UTF-8", "LC_ALL=C.UTF-8", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "ST2HA_RABBITMQ_PASSWORD=s3cret"}, given, shell)
+		require.Equal(t, []string{"HOME=/root", "LANG=C.UTF-8", "LC_ALL=C.UTF-8",
+			"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+			"ST2HA_RABBITMQ_PASSWORD=s3cret"}, given, shell)
 	}
 	left, err := os.ReadDir(evil)
 	require.NoError(t, err)
@@ -273,7 +284,8 @@ func (n node) fails(t *testing.T, setup string, offline bool) failure {
 	require.NoError(t, json.Unmarshal(c.stdout.Bytes(), &result), c.stdout.String())
 	require.Equal(t, "no_binary", result.Error.Code)
 	require.Equal(t, 1, strings.Count(c.stderr.String(), " → "))
-	require.True(t, strings.HasSuffix(c.stderr.String(), "st2ha: "+result.Error.Message+" → "+result.Error.Hint+"\n"), c.stderr.String())
+	require.True(t, strings.HasSuffix(c.stderr.String(), "st2ha: "+result.Error.Message+" → "+result.Error.Hint+"\n"),
+		c.stderr.String())
 	t.Logf("%s → %s", result.Error.Message, result.Error.Hint)
 	return result.Error
 }
@@ -284,7 +296,8 @@ func (n node) overhead(t *testing.T) {
 	const times = 100
 	measure := func(program string) time.Duration {
 		start := time.Now()
-		c := n.start(t, "", false, "sh", "-euc", `i=0; while [ $i -lt 100 ]; do "$0" --help >/dev/null; i=$((i+1)); done`, program)
+		c := n.start(t, "", false, "sh", "-euc",
+			`i=0; while [ $i -lt 100 ]; do "$0" --help >/dev/null; i=$((i+1)); done`, program)
 		require.Zero(t, c.wait(t), c.stderr.String())
 		return time.Since(start) / times
 	}
@@ -292,5 +305,6 @@ func (n node) overhead(t *testing.T) {
 	require.Len(t, builds, 1)
 	binary := measure("/var/cache/st2ha/" + filepath.Base(builds[0]) + "/st2ha")
 	launcher := measure(n.pack() + "/actions/st2ha")
-	t.Logf("launcher: %s a call, of which the program %s", launcher.Round(100*time.Microsecond), binary.Round(100*time.Microsecond))
+	t.Logf("launcher: %s a call, of which the program %s", launcher.Round(100*time.Microsecond),
+		binary.Round(100*time.Microsecond))
 }

@@ -30,7 +30,8 @@ var asSt2 = fmt.Sprintf(`set -- setpriv --reuid=%d --regid=%d --groups=%d env HO
 
 // tools are the programs that the launcher and StackStorm's sandbox need on a
 // node. A Go is not among them.
-var tools = strings.Fields("cat env find flock id ls mkdir mktemp mv readlink rm sed setpriv sh sha256sum stat sync tail timeout tr uname xargs")
+var tools = strings.Fields("cat env find flock id ls mkdir mktemp mv readlink rm sed setpriv sh sha256sum stat sync " +
+	"tail timeout tr uname xargs")
 
 // node is a machine with StackStorm's directories, as far as a pack sees it.
 type node struct {
@@ -72,7 +73,8 @@ func (n node) install(t *testing.T, url, version string) {
 	run(t, "/", "git", "clone", "-q", url, clone)
 	if version != "" {
 		commit := strings.TrimSpace(run(t, clone, "git", "rev-parse", "v"+version+"^{commit}"))
-		require.Empty(t, run(t, clone, "git", "branch", "-a", "--contains", commit), "StackStorm checks out v%s if the tag is on no branch", version)
+		require.Empty(t, run(t, clone, "git", "branch", "-a", "--contains", commit),
+			"StackStorm checks out v%s if the tag is on no branch", version)
 		run(t, clone, "git", "checkout", "-q", "v"+version)
 	}
 	require.NoError(t, os.RemoveAll(n.pack()))
@@ -173,7 +175,8 @@ func run(t *testing.T, dir, program string, args ...string) string {
 
 // identity is whose commits the tests make.
 var identity = []string{
-	"GIT_AUTHOR_NAME=test", "GIT_AUTHOR_EMAIL=test@example.com", "GIT_COMMITTER_NAME=test", "GIT_COMMITTER_EMAIL=test@example.com",
+	"GIT_AUTHOR_NAME=test", "GIT_AUTHOR_EMAIL=test@example.com", "GIT_COMMITTER_NAME=test",
+	"GIT_COMMITTER_EMAIL=test@example.com",
 	"GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_NOSYSTEM=1",
 }
 
@@ -184,7 +187,8 @@ func origin(t *testing.T) string {
 	require.NoError(t, err)
 	dir := t.TempDir() + "/st2ha"
 	run(t, "/", "git", "init", "-q", "-b", "main", dir)
-	for name := range strings.SplitSeq(run(t, top, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"), "\x00") {
+	for name := range strings.SplitSeq(run(t, top, "git", "ls-files", "-z", "--cached", "--others",
+		"--exclude-standard"), "\x00") {
 		if from := filepath.Join(top, name); name != "" && exists(from) {
 			require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755))
 			run(t, "/", "cp", "-a", from, filepath.Join(dir, name))

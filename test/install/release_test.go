@@ -38,10 +38,13 @@ func TestRelease(t *testing.T) {
 		clone := t.TempDir() + "/elsewhere"
 		run(t, "/", "git", "clone", "-q", "--no-tags", "--single-branch", from, clone)
 		run(t, clone, "make", "release", "VERSION="+version)
-		require.Equal(t, run(t, from, "git", "ls-tree", "-r", "v"+version), run(t, clone, "git", "ls-tree", "-r", "v"+version))
-		require.Equal(t, run(t, from, "git", "rev-parse", "v"+version+"^{commit}"), run(t, clone, "git", "rev-parse", "v"+version+"^{commit}"))
+		require.Equal(t, run(t, from, "git", "ls-tree", "-r", "v"+version),
+			run(t, clone, "git", "ls-tree", "-r", "v"+version))
+		require.Equal(t, run(t, from, "git", "rev-parse", "v"+version+"^{commit}"),
+			run(t, clone, "git", "rev-parse", "v"+version+"^{commit}"))
 
-		// Once more from nothing, lest what Go had compiled before is compared with itself. One architecture: it takes a minute.
+		// Once more from nothing, lest what Go had compiled before is compared with itself. One architecture: it
+		// takes a minute.
 		t.Setenv("GOCACHE", t.TempDir())
 		run(t, clone, "make", "build", "GOARCH="+runtime.GOARCH)
 		name := "bin/st2ha-linux-" + runtime.GOARCH

@@ -43,12 +43,15 @@ func crashers(t *testing.T, nodes ...string) {
 	t.Helper()
 	provide(t, "/usr/local/bin/st2ha-crash", "../../cmd/st2ha", nodes, "-tags", "crash")
 	for _, n := range nodes {
-		out, err := command(fmt.Appendf(nil, crashStandIns, addresses[n]), "./lab.sh", "ssh", n, "sh -eu").CombinedOutput()
+		out, err := command(fmt.Appendf(nil, crashStandIns, addresses[n]), "./lab.sh", "ssh", n,
+			"sh -eu").CombinedOutput()
 		require.NoError(t, err, "%s", out)
 	}
 	t.Cleanup(func() {
 		for _, n := range nodes {
-			on(t, n, "! mountpoint -q /usr/bin/st2ctl || umount /usr/bin/st2ctl; rm -rf /usr/local/sbin/systemctl /usr/local/bin/st2ha-crash /usr/local/bin/st2ha-watch-crash /usr/local/lib/crash /run/crash /run/systemd/system/lab-amqp.* /mnt/shared /var/lib/st2ha; systemctl daemon-reload")
+			on(t, n, "! mountpoint -q /usr/bin/st2ctl || umount /usr/bin/st2ctl; rm -rf /usr/local/sbin/systemctl "+
+				"/usr/local/bin/st2ha-crash /usr/local/bin/st2ha-watch-crash /usr/local/lib/crash /run/crash "+
+				"/run/systemd/system/lab-amqp.* /mnt/shared /var/lib/st2ha; systemctl daemon-reload")
 		}
 	})
 }
@@ -88,7 +91,8 @@ mount --bind /usr/local/lib/crash/st2ctl /usr/bin/st2ctl
 // st2ha runs the binary and returns its exit status and what it said.
 func (c *crash) st2ha(t *testing.T, env, command string) (status, said string) {
 	t.Helper()
-	out := on(t, c.from, fmt.Sprintf("cd /; export ST2HA_RABBITMQ_PASSWORD=%s %s; st2ha-crash %s 2>&1; echo $?", crashPassword, env, command))
+	out := on(t, c.from, fmt.Sprintf("cd /; export ST2HA_RABBITMQ_PASSWORD=%s %s; st2ha-crash %s 2>&1; echo $?",
+		crashPassword, env, command))
 	lines := strings.Split(strings.TrimSpace(out), "\n")
 	return lines[len(lines)-1], out
 }
@@ -208,7 +212,8 @@ func (c *crash) run(t *testing.T) {
 	if c.tidy != "" {
 		on(t, c.node, c.tidy)
 	}
-	t.Logf("%s on %s: %d points, killed at %d, %.0f s", c.name, c.node, len(points), killed, time.Since(began).Seconds())
+	t.Logf("%s on %s: %d points, killed at %d, %.0f s", c.name, c.node, len(points), killed,
+		time.Since(began).Seconds())
 }
 
 // TestKilled kills each step at each change of the node and each write of the
@@ -229,12 +234,14 @@ func TestKilled(t *testing.T) {
 		"secondary": brokerCrashes(secondary, 1),
 		"secondary2": {
 			{name: "configure_st2, over SSH", from: "primary", real: "st2ctl restart",
-				command: "configure_st2 --restart=inline --role=primary --host=" + secondary2 + " --primary=" + secondary2,
-				state:   "sha256sum < /etc/st2/st2.conf | cmp - /run/crash/started && cat /run/crash/started"},
+				command: "configure_st2 --restart=inline --role=primary --host=" + secondary2 +
+					" --primary=" + secondary2,
+				state: "sha256sum < /etc/st2/st2.conf | cmp - /run/crash/started && cat /run/crash/started"},
 			{name: "restart_st2", command: "restart_st2 --restart=inline --force --host=" + secondary2,
 				state: "sha256sum < /etc/st2/st2.conf | cmp - /run/crash/started && cat /run/crash/started"},
 			{name: "install_watchdog", command: "install_watchdog --host=" + secondary2,
-				state: "systemctl is-active st2ha-watchdog; systemctl is-enabled st2ha-watchdog; pgrep -c -x st2ha-watch; lab-tree /usr/local/lib"},
+				state: "systemctl is-active st2ha-watchdog; systemctl is-enabled st2ha-watchdog; pgrep -c -x " +
+					"st2ha-watch; lab-tree /usr/local/lib"},
 		},
 	}
 	killed(t, parts)
@@ -245,11 +252,13 @@ func TestKilledShares(t *testing.T) {
 	needs(t, kernelNFS)
 	crashers(t, "primary", "secondary", "secondary2")
 	// For the mounts; with the server running, which the secondary's export_nfs starts.
-	on(t, "primary", "cp -p /etc/exports /run/crash/exports; echo '/mnt/shared "+secondary2+"(rw,sync,no_subtree_check,no_root_squash)' >> /etc/exports; systemctl start nfs-server; exportfs -ra")
+	on(t, "primary", "cp -p /etc/exports /run/crash/exports; echo '/mnt/shared "+secondary2+
+		"(rw,sync,no_subtree_check,no_root_squash)' >> /etc/exports; systemctl start nfs-server; exportfs -ra")
 	killed(t, map[string][]crash{
 		"secondary": {{name: "export_nfs", command: "export_nfs --host=" + secondary + " --secondaries=" + primary,
 			state: "systemctl is-active nfs-server; systemctl is-enabled nfs-server; exportfs -v"}},
-		"secondary2": {{name: "mount_nfs, over SSH", from: "primary", prepare: "echo here > /mnt/shared/file", state: "lab-tree /mnt; mount -t nfs4",
+		"secondary2": {{name: "mount_nfs, over SSH", from: "primary", prepare: "echo here > /mnt/shared/file",
+			state:   "lab-tree /mnt; mount -t nfs4",
 			command: "mount_nfs --host=" + secondary2 + " --primary=" + primary + " --directories=/mnt/shared"}},
 	})
 	require.Empty(t, on(t, "primary", "ls -A /mnt/shared"), "the proofs of killed runs are gone")
@@ -285,8 +294,9 @@ func brokerCrashes(address string, from int) []crash {
 	command, every := "configure_rabbitmq --host="+address+" --secondaries="+address, [2]int{2, from}
 	return []crash{
 		{name: "configure_rabbitmq, listener", command: command, every: every, real: "systemctl restart|remove .*owed",
-			prepare: "rabbitmqctl --quiet add_user st2 " + crashPassword + "; rabbitmqctl --quiet set_permissions st2 '.*' '.*' '.*'",
-			state:   `ss -Hltn sport = :5672 | awk '{print $4}' | sort`},
+			prepare: "rabbitmqctl --quiet add_user st2 " + crashPassword +
+				"; rabbitmqctl --quiet set_permissions st2 '.*' '.*' '.*'",
+			state: `ss -Hltn sport = :5672 | awk '{print $4}' | sort`},
 		{name: "configure_rabbitmq, user", command: command, every: every,
 			prepare: "rabbitmqctl --quiet delete_user st2; systemctl start lab-amqp.socket", state: "true",
 			tidy: `rabbitmqctl --quiet list_users > /run/crash/users; test -s /run/crash/users || exit
@@ -303,7 +313,9 @@ func TestPowerCut(t *testing.T) {
 	nodes := []string{"primary", "secondary"}
 	crashers(t, nodes...)
 	cases := []*crash{
-		{from: "primary", node: "secondary", command: "configure_st2 --restart=later --role=secondary --host=" + secondary + " --primary=" + primary, state: "true"},
+		{from: "primary", node: "secondary",
+			command: "configure_st2 --restart=later --role=secondary --host=" + secondary + " --primary=" + primary,
+			state:   "true"},
 		{from: "primary", node: "primary", command: "configure_mongodb --host=" + primary, state: "true"},
 	}
 	type cut struct {
@@ -334,8 +346,10 @@ func TestPowerCut(t *testing.T) {
 	}
 	crashers(t, nodes...)
 	for _, x := range cuts {
-		require.Empty(t, on(t, x.c.node, "cat /root/plain 2>/dev/null || true; rm -f /root/plain"), "the power cut lost nothing")
-		require.Empty(t, difference(x.c.joined, tree(t, x.c.node)), "the files are new: the power was cut after they were written")
+		require.Empty(t, on(t, x.c.node, "cat /root/plain 2>/dev/null || true; rm -f /root/plain"),
+			"the power cut lost nothing")
+		require.Empty(t, difference(x.c.joined, tree(t, x.c.node)),
+			"the files are new: the power was cut after they were written")
 		journal := on(t, x.c.node, "cat /var/lib/st2ha/runs/*/journal.json")
 		require.True(t, json.Valid([]byte(journal)), journal)
 		require.Contains(t, journal, x.file)

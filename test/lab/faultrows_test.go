@@ -49,12 +49,17 @@ func rows(t *testing.T) []fault {
 	all := []watch.Backend{watch.MongoDB, watch.RabbitMQ, watch.Redis, watch.NFS, watch.Mount, watch.StackStorm}
 	// reached is what the secondary sees of a primary that it cannot reach.
 	reached := []want{
-		{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect down up", suspect: suspectLimit, down: downLimit},
-		{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect down up", suspect: suspectLimit, down: downLimit},
-		{by: sensor, backend: watch.NFS, endpoint: nfsServer, states: "suspect down up", suspect: suspectLimit, down: downLimit},
+		{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect down up",
+			suspect: suspectLimit, down: downLimit},
+		{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect down up",
+			suspect: suspectLimit, down: downLimit},
+		{by: sensor, backend: watch.NFS, endpoint: nfsServer, states: "suspect down up",
+			suspect: suspectLimit, down: downLimit},
 	}
-	hung := want{by: sensor, backend: watch.Mount, endpoint: packs, states: "suspect down up", down: hungLimit, reason: "mount hung"}
-	// TCP doubles the time between its attempts, so that 2 s without a link may be 4 s without an answer on a connection.
+	hung := want{by: sensor, backend: watch.Mount, endpoint: packs, states: "suspect down up",
+		down: hungLimit, reason: "mount hung"}
+	// TCP doubles the time between its attempts, so that 2 s without a link may be 4 s without an answer on a
+	// connection.
 	doubted := []want{
 		{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect up", suspect: suspectLimit},
 		{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect up", suspect: suspectLimit},
@@ -64,22 +69,27 @@ func rows(t *testing.T) []fault {
 	return []fault{
 		{name: "MongoDB killed", inject: signalling("primary", "KILL", "mongod"), healer: "watchdog",
 			wants: []want{
-				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect? down up", down: killedLimit, reason: "connection refused"},
+				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect? down up", down: killedLimit,
+					reason: "connection refused"},
 				{by: onPrimary, backend: watch.MongoDB, states: "suspect? down up"},
 			}},
 		{name: "Redis killed", beside: true, inject: signalling("secondary", "KILL", "redis-server"), healer: "itself",
 			wants: []want{
-				{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect? down up", down: killedLimit, reason: "connection refused"},
+				{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect? down up", down: killedLimit,
+					reason: "connection refused"},
 				{by: onSecondary, backend: watch.Redis, states: "suspect? down up"},
 			}},
 		{name: "NFS server stopped", inject: running("primary", "rpc.nfsd 0"), healer: "watchdog",
 			wants: []want{
-				{by: sensor, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up", reason: "connection refused"},
+				{by: sensor, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up",
+					reason: "connection refused"},
 				{by: onPrimary, backend: watch.NFS, states: "suspect? down up"},
 			}, also: []watch.Backend{watch.Mount}},
-		{name: "export withdrawn", inject: running("primary", "exportfs -u "+secondary+":"+virtualenvs), healer: "rule export_withdrawn",
+		{name: "export withdrawn", inject: running("primary", "exportfs -u "+secondary+":"+virtualenvs),
+			healer: "rule export_withdrawn",
 			wants: []want{
-				{by: onSecondary, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up", down: withdrawnLimit, reason: "export " + virtualenvs + " withdrawn"},
+				{by: onSecondary, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up",
+					down: withdrawnLimit, reason: "export " + virtualenvs + " withdrawn"},
 			}, also: []watch.Backend{watch.Mount}},
 		{name: "exported directory deleted", healer: "people",
 			inject: func(t *testing.T) time.Time {
@@ -87,21 +97,30 @@ func rows(t *testing.T) []fault {
 			},
 			repair: func(t *testing.T) time.Time {
 				at := running("primary", "mv "+configs+".kept "+configs+" && exportfs -ra")(t)
-				r := st2ha(t, "primary", "recover_nfs_mount", "--host="+secondary, "--directory="+configs, "--detach", "--wait=60")
+				r := st2ha(t, "primary", "recover_nfs_mount", "--host="+secondary, "--directory="+configs,
+					"--detach", "--wait=60")
 				require.Zero(t, r.exit, r.raw)
 				return at
 			},
 			wants: []want{
-				{by: onSecondary, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up", down: withdrawnLimit, reason: "export " + configs},
-			}, also: []watch.Backend{watch.Mount}}, // not at once: the server keeps a deleted directory as long as its export is cached
-		{name: "Redis frozen", inject: signalling("secondary", "STOP", "redis-server"), healer: "rule backend_down", // before the watchdog's patience ends
+				{by: onSecondary, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up",
+					down: withdrawnLimit, reason: "export " + configs},
+			},
+			// Not at once: the server keeps a deleted directory as long as its export is cached.
+			also: []watch.Backend{watch.Mount}},
+		// Healed before the watchdog's patience ends.
+		{name: "Redis frozen", inject: signalling("secondary", "STOP", "redis-server"), healer: "rule backend_down",
 			wants: []want{
-				{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect down up", suspect: suspectLimit, down: downLimit},
-				{by: onSecondary, backend: watch.Redis, states: "suspect down up", suspect: suspectLimit, down: downLimit},
+				{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect down up",
+					suspect: suspectLimit, down: downLimit},
+				{by: onSecondary, backend: watch.Redis, states: "suspect down up",
+					suspect: suspectLimit, down: downLimit},
 			}},
-		{name: "mount unmounted by hand", beside: true, inject: running("secondary", "umount "+virtualenvs), healer: "rule mount_missing",
+		{name: "mount unmounted by hand", beside: true, inject: running("secondary", "umount "+virtualenvs),
+			healer: "rule mount_missing",
 			wants: []want{
-				{by: sensor, backend: watch.Mount, endpoint: virtualenvs, states: "suspect? down up", reason: "not mounted"},
+				{by: sensor, backend: watch.Mount, endpoint: virtualenvs,
+					states: "suspect? down up", reason: "not mounted"},
 			}},
 		{name: "watchdog killed in an outage", healer: "people",
 			inject: func(t *testing.T) time.Time {
@@ -123,44 +142,58 @@ func rows(t *testing.T) []fault {
 			}},
 		{name: "MongoDB frozen", beside: true, inject: signalling("primary", "STOP", "mongod"), healer: "watchdog",
 			wants: []want{
-				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect down up", suspect: suspectLimit, down: downLimit},
+				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect down up",
+					suspect: suspectLimit, down: downLimit},
 				{by: onPrimary, backend: watch.MongoDB, states: "suspect down up"},
 			}},
 		{name: "RabbitMQ memory alarm", healer: "people",
 			inject: erlang("vm_memory_monitor:set_vm_memory_high_watermark({absolute, 1000000})"),
 			repair: erlang("vm_memory_monitor:set_vm_memory_high_watermark(0.4)"),
 			wants: []want{
-				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", down: alarmLimit, reason: "memory"},
+				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up",
+					down: alarmLimit, reason: "memory"},
 			}},
 		{name: "MongoDB user dropped", beside: true, healer: "people",
 			inject: running("primary", mongocmd(`{"dropUser": "stackstorm"}`)),
 			repair: running("primary", mongocmd(`{"createUser": "stackstorm", "pwd": "prim4ry-s3cret", "roles": []}`)),
 			wants: []want{
-				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect? down up", down: loginLimit, reason: "login refused"},
+				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect? down up", down: loginLimit,
+					reason: "login refused"},
 			}, also: []watch.Backend{watch.StackStorm}},
 		{name: "RabbitMQ user deleted", healer: "people",
 			inject: erlang(`rabbit_auth_backend_internal:delete_user(<<"st2">>, <<"lab">>)`), repair: configuring,
 			wants: []want{
-				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", down: closedLimit, reason: "login refused: user st2 deleted"},
+				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", down: closedLimit,
+					reason: "login refused: user st2 deleted"},
 			}, also: []watch.Backend{watch.StackStorm}},
 		{name: "RabbitMQ password changed", healer: "people",
-			inject: erlang(`rabbit_auth_backend_internal:change_password(<<"st2">>, <<"another">>, <<"lab">>)`), repair: configuring,
+			inject: erlang(`rabbit_auth_backend_internal:change_password(<<"st2">>, <<"another">>, <<"lab">>)`),
+			repair: configuring,
 			wants: []want{
-				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", down: loginLimit, reason: "login refused"},
+				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", down: loginLimit,
+					reason: "login refused"},
 			}, also: []watch.Backend{watch.StackStorm}},
-		{name: "packets to the primary dropped", inject: dropping("secondary", "primary"), end: passing, healer: "itself", wants: reached, also: all},
-		{name: "packets from the primary dropped", fresh: true, inject: dropping("primary", "secondary"), end: passing, healer: "itself", wants: reached, also: all},
-		{name: "link down for 2 s", inject: scripted("part"), lasts: 2 * time.Second, end: ending("join"), healer: "itself", wants: doubted, also: all},
-		{name: "link down for 20 s", fresh: true, inject: scripted("part"), lasts: 20 * time.Second, end: ending("join"), healer: "itself", wants: append(slices.Clone(reached), hung), also: all},
-		{name: "link down for 60 s", fresh: true, inject: scripted("part"), lasts: 60 * time.Second, end: ending("join"), healer: "itself", wants: append(slices.Clone(reached), hung), also: all},
-		{name: "primary's kernel frozen", fresh: true, inject: scripted("freeze", "primary"), lasts: 10 * time.Second, end: ending("thaw", "primary"), healer: "itself",
+		{name: "packets to the primary dropped", inject: dropping("secondary", "primary"), end: passing,
+			healer: "itself", wants: reached, also: all},
+		{name: "packets from the primary dropped", fresh: true, inject: dropping("primary", "secondary"), end: passing,
+			healer: "itself", wants: reached, also: all},
+		{name: "link down for 2 s", inject: scripted("part"), lasts: 2 * time.Second, end: ending("join"),
+			healer: "itself", wants: doubted, also: all},
+		{name: "link down for 20 s", fresh: true, inject: scripted("part"), lasts: 20 * time.Second,
+			end: ending("join"), healer: "itself", wants: append(slices.Clone(reached), hung), also: all},
+		{name: "link down for 60 s", fresh: true, inject: scripted("part"), lasts: 60 * time.Second,
+			end: ending("join"), healer: "itself", wants: append(slices.Clone(reached), hung), also: all},
+		{name: "primary's kernel frozen", fresh: true, inject: scripted("freeze", "primary"), lasts: 10 * time.Second,
+			end: ending("thaw", "primary"), healer: "itself",
 			wants: append([]want{reached[2], hung}, reached[:2]...), also: all},
 		{name: "sensor's watcher killed", custom: watcherKilled},
 		{name: fmt.Sprintf("Redis killed %d times", kills), custom: killing("secondary", "redis-server", kills,
 			want{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect? down up", down: killedLimit})},
-		{name: "RabbitMQ killed", inject: signalling("primary", "KILL", "beam.smp"), healer: "itself", within: 2 * time.Minute,
+		{name: "RabbitMQ killed", inject: signalling("primary", "KILL", "beam.smp"), healer: "itself",
+			within: 2 * time.Minute,
 			wants: []want{
-				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", down: killedLimit, reason: "connection refused"},
+				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", down: killedLimit,
+					reason: "connection refused"},
 				{by: onPrimary, backend: watch.RabbitMQ, states: "suspect? down up"},
 			}, also: []watch.Backend{watch.StackStorm}},
 		{name: fmt.Sprintf("MongoDB killed %d times", kills), custom: killing("primary", "mongod", kills,
@@ -182,23 +215,32 @@ func rows(t *testing.T) []fault {
 					return e.Heal.Event == heal.EventGaveUp && strings.Contains(e.Heal.Reason, "full")
 				}), "that nothing can be healed for want of room is told")
 			}},
-		{name: "RabbitMQ frozen", inject: signalling("primary", "STOP", "beam.smp"), healer: "watchdog", within: 3 * time.Minute,
+		{name: "RabbitMQ frozen", inject: signalling("primary", "STOP", "beam.smp"), healer: "watchdog",
+			within: 3 * time.Minute,
 			wants: []want{
-				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect down up", suspect: suspectLimit, down: downLimit},
+				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect down up",
+					suspect: suspectLimit, down: downLimit},
 				{by: onPrimary, backend: watch.RabbitMQ, states: "suspect down up"},
 			}, also: []watch.Backend{watch.StackStorm}},
-		{name: "Redis flapping", beside: true, healer: "itself", // away for longer than a slow server's answers may take, and not as long as until it is down
-			inject: running("secondary", "p=$(pidof redis-server); for i in 1 2 3 4 5 6 7 8 9 10; do kill -STOP $p; sleep 2.2; kill -CONT $p; sleep 0.4; done"),
-			wants:  []want{{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect? flapping up"}}},
-		// Asked for, not waited for: the watchdog may have one started before its stop has ended, which cancels systemd's job.
-		{name: "broker and database down", inject: running("primary", "systemctl stop --no-block mongod rabbitmq-server"), healer: "watchdog", within: 3 * time.Minute,
+		// away for longer than a slow server's answers may take, and not as long as until it is down
+		{name: "Redis flapping", beside: true, healer: "itself",
+			inject: running("secondary",
+				"p=$(pidof redis-server); for i in 1 2 3 4 5 6 7 8 9 10; do kill -STOP $p; sleep 2.2; kill -CONT $p; "+
+					"sleep 0.4; done"),
+			wants: []want{{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect? flapping up"}}},
+		// Asked for, not waited for: the watchdog may have one started before its stop has ended, which cancels
+		// systemd's job.
+		{name: "broker and database down",
+			inject: running("primary", "systemctl stop --no-block mongod rabbitmq-server"), healer: "watchdog",
+			within: 3 * time.Minute,
 			wants: []want{
 				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: starved},
 				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: starved},
 				{by: onPrimary, backend: watch.MongoDB, states: starved},
 				{by: onPrimary, backend: watch.RabbitMQ, states: starved},
 			}, also: []watch.Backend{watch.StackStorm}},
-		{name: "primary rebooted", fresh: true, inject: scripted("reboot", "primary"), healer: "itself", within: 3 * time.Minute,
+		{name: "primary rebooted", fresh: true, inject: scripted("reboot", "primary"), healer: "itself",
+			within: 3 * time.Minute,
 			wants: []want{
 				{by: sensor, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up"},
 				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect? down up"},
@@ -260,11 +302,13 @@ func killing(node, process string, kills int, w want) func(*testing.T, *verdict,
 			mark := f.mark()
 			at := signalling(node, "KILL", process)(t)
 			gone := f.writer.gone(t)
-			require.True(t, f.until(mark, 10*time.Second, func(events []seen) bool { return w.first(events, watch.StateDown) != nil }), "the kill was not seen")
+			require.True(t, f.until(mark, 10*time.Second,
+				func(events []seen) bool { return w.first(events, watch.StateDown) != nil }), "the kill was not seen")
 			if process == "mongod" {
 				on(t, node, "systemctl start mongod")
 			}
-			require.True(t, f.until(mark, 30*time.Second, func(events []seen) bool { return w.first(events, watch.StateUp) != nil }), "it did not come back")
+			require.True(t, f.until(mark, 30*time.Second,
+				func(events []seen) bool { return w.first(events, watch.StateUp) != nil }), "it did not come back")
 			events := f.from(mark)
 			assert.Regexp(v, "^(suspect )?down up $", w.sequence(events))
 			seen := w.first(events, watch.StateDown).DetectedAt
@@ -274,7 +318,8 @@ func killing(node, process string, kills int, w want) func(*testing.T, *verdict,
 		slices.Sort(took)
 		slices.Sort(ofEnd)
 		p99 := ofEnd[len(ofEnd)-1]
-		l.detected = fmt.Sprintf("p50 %s, p99 %s; of its end p50 %s, p99 %s ≤ %s", human(took[len(took)/2]), human(took[len(took)-1]),
+		l.detected = fmt.Sprintf("p50 %s, p99 %s; of its end p50 %s, p99 %s ≤ %s", human(took[len(took)/2]),
+			human(took[len(took)-1]),
 			human(ofEnd[len(ofEnd)/2]), human(p99), human(killedLimit))
 		l.states, l.reported, l.healer = "down → up", fmt.Sprintf("%d times, once each", kills), "itself"
 		if process == "mongod" {
@@ -362,7 +407,9 @@ func rebootAlone(t *testing.T, v *verdict, f *faults, l *line) {
 	on(t, "primary", "systemctl --no-block poweroff")
 	reached := want{by: sensor, backend: watch.NFS, endpoint: nfsServer}
 	at := time.Now()
-	assert.True(v, f.until(mark, time.Minute, func(events []seen) bool { return reached.first(events, watch.StateDown) != nil }), "the primary was not missed")
+	assert.True(v, f.until(mark, time.Minute,
+		func(events []seen) bool { return reached.first(events, watch.StateDown) != nil }),
+		"the primary was not missed")
 	if e := reached.first(f.from(mark), watch.StateDown); e != nil {
 		l.detected = "down " + human(e.DetectedAt.Sub(at))
 	}

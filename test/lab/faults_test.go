@@ -50,9 +50,10 @@ type want struct {
 
 // fault is a row of the table.
 type fault struct {
-	name   string
-	fresh  bool                         // with new watchers: what was out of reach in the rows before, too, would flap
-	beside bool                         // made at the same time as the row before it: neither touches what the other does
+	name  string
+	fresh bool // with new watchers: what was out of reach in the rows before, too, would flap
+	// made at the same time as the row before it: neither touches what the other does
+	beside bool
 	inject func(t *testing.T) time.Time // does it, and says when
 	end    func(t *testing.T) time.Time // ends a fault that is none of the backend's own; says when
 	repair func(t *testing.T) time.Time // what people do, where nothing heals by itself
@@ -87,7 +88,8 @@ func joined(t *testing.T) (untouched func(*testing.T)) {
 	}
 	for _, n := range nodes {
 		on(t, n, "touch "+inUse)
-		o := action(t, "install_watchdog", map[string]any{"host": map[string]string{"primary": primary, "secondary": secondary}[n]})
+		o := action(t, "install_watchdog",
+			map[string]any{"host": map[string]string{"primary": primary, "secondary": secondary}[n]})
 		require.Equal(t, "succeeded", o.Status, o.raw)
 	}
 	return untouched
@@ -97,7 +99,8 @@ func joined(t *testing.T) (untouched func(*testing.T)) {
 // tells so of each endpoint.
 func (f *faults) watched(t *testing.T, mark int) {
 	t.Helper()
-	endpoints := map[string]watch.Backend{mongo: watch.MongoDB, rabbit: watch.RabbitMQ, redis: watch.Redis, nfsServer: watch.NFS, packs: watch.Mount}
+	endpoints := map[string]watch.Backend{mongo: watch.MongoDB, rabbit: watch.RabbitMQ, redis: watch.Redis,
+		nfsServer: watch.NFS, packs: watch.Mount}
 	require.True(t, f.until(mark, 90*time.Second, func(events []seen) bool {
 		for endpoint, backend := range endpoints {
 			if (want{by: sensor, backend: backend, endpoint: endpoint}).first(events, watch.StateUp) == nil {
@@ -212,7 +215,8 @@ func (f *faults) once(t *testing.T, v *verdict, rows []fault) {
 			m.gone = f.writer.gone(t).Sub(m.at)
 		}
 		// The next one follows once this one was seen: so much takes its time, and its rule is the first one's.
-		seenDown := f.until(mark, within, func(events []seen) bool { return came(i+1, events, watch.StateDown, want.hasDown) })
+		seenDown := f.until(mark, within,
+			func(events []seen) bool { return came(i+1, events, watch.StateDown, want.hasDown) })
 		assert.True(v, seenDown, "%s: not all was seen that had to be", m.name)
 	}
 	for _, m := range all {
@@ -280,14 +284,16 @@ const clocks = 50 * time.Millisecond
 // after leaves out what was detected before a moment: a watchdog's spool may
 // bring an earlier fault's events late.
 func after(events []seen, at time.Time) []seen {
-	return slices.DeleteFunc(slices.Clone(events), func(e seen) bool { return e.Event.Event != "" && e.DetectedAt.Before(at.Add(-clocks)) })
+	return slices.DeleteFunc(slices.Clone(events),
+		func(e seen) bool { return e.Event.Event != "" && e.DetectedAt.Before(at.Add(-clocks)) })
 }
 
 // of returns the events of a want's endpoint, by its observer.
 func (w want) of(events []seen) []seen {
 	var all []seen
 	for _, e := range events {
-		if e.Event.Event != "" && e.by() == w.by && e.Backend == w.backend && (w.endpoint == "" || e.Endpoint == w.endpoint) {
+		if e.Event.Event != "" && e.by() == w.by && e.Backend == w.backend &&
+			(w.endpoint == "" || e.Endpoint == w.endpoint) {
 			all = append(all, e)
 		}
 	}
@@ -353,7 +359,8 @@ func (w want) judge(t *verdict, events []seen, at, over time.Time, l *line, firs
 	if !strings.Contains(w.states, "down?") && !strings.Contains(w.states, "…") {
 		assert.Equal(t, wantDowns, downs, "%s: times it was down", who)
 	}
-	suspect, down, up := w.first(events, watch.StateSuspect), w.first(events, watch.StateDown), w.first(events, watch.StateUp)
+	suspect, down := w.first(events, watch.StateSuspect), w.first(events, watch.StateDown)
+	up := w.first(events, watch.StateUp)
 	var after []string
 	for _, c := range []struct {
 		name  string
@@ -514,7 +521,8 @@ func scripted(argv ...string) func(*testing.T) time.Time {
 func dropping(from, to string) func(*testing.T) time.Time {
 	return func(t *testing.T) time.Time {
 		t.Helper()
-		table := fmt.Sprintf("table bridge faults { chain forward { type filter hook forward priority 0; iifname \"tap-%s\" oifname \"tap-%s\" drop; }; }\n", from, to)
+		table := fmt.Sprintf("table bridge faults { chain forward { type filter hook forward priority 0; iifname "+
+			"\"tap-%s\" oifname \"tap-%s\" drop; }; }\n", from, to)
 		at := time.Now()
 		out, err := command([]byte(table), "./lab.sh", "exec", "nft", "-f", "-").CombinedOutput()
 		require.NoError(t, err, string(out))
@@ -588,7 +596,8 @@ func (w *writer) gone(t *testing.T) time.Time {
 // whether the writer uses that backend at all.
 func (w *writer) answered(t *testing.T, b watch.Backend, from, to time.Time) (count int, ok bool) {
 	t.Helper()
-	kind, ok := map[watch.Backend]string{watch.MongoDB: "mongodb", watch.RabbitMQ: "rabbitmq", watch.NFS: "file", watch.Mount: "file"}[b]
+	kind, ok := map[watch.Backend]string{watch.MongoDB: "mongodb", watch.RabbitMQ: "rabbitmq",
+		watch.NFS: "file", watch.Mount: "file"}[b]
 	if !ok {
 		return 0, false
 	}
@@ -615,7 +624,8 @@ func (w *writer) ask(t *testing.T, question string, answer any) {
 func (w *writer) start(t *testing.T) {
 	t.Helper()
 	on(t, "secondary", "rm -f "+written+" "+writtenCopy)
-	w.cmd = exec.Command("ssh", "-F", os.Getenv("LAB")+"/ssh_config", "-o", "ControlPath=none", "-o", "ServerAliveCountMax=40", "secondary", "exec lab-writer "+written+" "+writtenCopy)
+	w.cmd = exec.Command("ssh", "-F", os.Getenv("LAB")+"/ssh_config", "-o", "ControlPath=none", "-o",
+		"ServerAliveCountMax=40", "secondary", "exec lab-writer "+written+" "+writtenCopy)
 	w.cmd.Stderr = os.Stderr
 	var err error
 	w.in, err = w.cmd.StdinPipe()

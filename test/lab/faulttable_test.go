@@ -13,9 +13,10 @@ import (
 // line is a row of the table of faults, as it came out.
 type line struct {
 	fault, detected, states, reported, healer, healed, lost, note string
-	ok                                                            bool
-	late                                                          time.Duration // by which the node's own kernel delayed things
-	gone                                                          time.Duration // it took to end a process that was killed
+
+	ok   bool
+	late time.Duration // by which the node's own kernel delayed things
+	gone time.Duration // it took to end a process that was killed
 }
 
 // table is what make lab-faults prints.
@@ -35,13 +36,15 @@ func (t *table) print(test *testing.T) {
 		out = file
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "\nFAULT\tDETECTED AFTER\tSTATES\tREPORTED\tHEALED BY\tHEALED AFTER\tDATA LOST\tNODE LATE\tAS REQUIRED\tRULES")
+	fmt.Fprintln(w, "\nFAULT\tDETECTED AFTER\tSTATES\tREPORTED\tHEALED BY\tHEALED AFTER\tDATA LOST\tNODE LATE\tAS "+
+		"REQUIRED\tRULES")
 	for _, l := range t.lines {
 		ok := "yes"
 		if !l.ok {
 			ok = "NO"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", l.fault, l.detected, l.states, l.reported, l.healer, l.healed, l.lost, human(l.late), ok, l.note)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", l.fault, l.detected, l.states, l.reported, l.healer,
+			l.healed, l.lost, human(l.late), ok, l.note)
 	}
 	require.NoError(test, w.Flush())
 }

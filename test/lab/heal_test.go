@@ -74,7 +74,8 @@ func TestHealBackend(t *testing.T) {
 		require.Equal(t, "healing_gave_up", r.Error.Code)
 	}
 	on(t, "secondary", "systemctl is-active redis-server && exit 1; systemctl start redis-server")
-	require.Equal(t, runs, on(t, "secondary", "ls -A /var/lib/st2ha/runs 2>/dev/null || true"), "a heal is nothing that a rollback undoes")
+	require.Equal(t, runs, on(t, "secondary", "ls -A /var/lib/st2ha/runs 2>/dev/null || true"),
+		"a heal is nothing that a rollback undoes")
 }
 
 // Exactly the service that is down is restarted.
@@ -94,7 +95,8 @@ func TestHealServices(t *testing.T) {
 		require.Contains(t, []string{"st2notifier", "st2actionrunner@2"}, target)
 	}
 	on(t, "secondary", "systemctl is-active st2notifier; systemctl start st2actionrunner@2")
-	require.Equal(t, before, on(t, "secondary", "systemctl show --property=MainPID --value st2scheduler st2actionrunner@1"))
+	require.Equal(t, before, on(t, "secondary",
+		"systemctl show --property=MainPID --value st2scheduler st2actionrunner@1"))
 	r = st2ha(t, "primary", "recover_st2_services", "--host="+secondary)
 	require.Zero(t, r.exit, r.raw)
 	require.False(t, r.Changed, r.raw)
@@ -113,8 +115,10 @@ func TestHealServices(t *testing.T) {
 // timersState prints how it is with the timers engine's unit; where settings
 // switch that off it is timersEnded, as the packages' unit leaves it.
 const (
-	timersState = "systemctl show --property=Type,Restart,ActiveState,Result,ExecMainStatus,UnitFileState st2timersengine | sort | tr '\n' ' '"
-	timersEnded = "ActiveState=inactive ExecMainStatus=0 Restart=on-failure Result=success Type=simple UnitFileState=enabled "
+	timersState = "systemctl show --property=Type,Restart,ActiveState,Result,ExecMainStatus,UnitFileState " +
+		"st2timersengine | sort | tr '\n' ' '"
+	timersEnded = "ActiveState=inactive ExecMainStatus=0 Restart=on-failure Result=success Type=simple " +
+		"UnitFileState=enabled "
 )
 
 // What is exported and mounted is so again after somebody took it away.
@@ -180,7 +184,9 @@ func TestWatchdog(t *testing.T) {
 		r := st2ha(t, "primary", "rollback", "--host="+secondary, "--only=watchdog")
 		require.Zero(t, r.exit, r.raw)
 		require.Equal(t, files, on(t, "secondary", list))
-		require.Contains(t, on(t, "secondary", "systemctl show --property=LoadState st2ha-watchdog; pgrep -x st2ha-watch || true"), "LoadState=not-found\n")
+		require.Contains(t, on(t, "secondary",
+			"systemctl show --property=LoadState st2ha-watchdog; pgrep -x st2ha-watch || true"),
+			"LoadState=not-found\n")
 	})
 
 	began := time.Now()
@@ -188,8 +194,11 @@ func TestWatchdog(t *testing.T) {
 	require.Zero(t, r.exit, r.raw)
 	require.True(t, r.Changed)
 	t.Logf("installed after %.1f s", time.Since(began).Seconds())
-	require.Equal(t, "active\nenabled\n", on(t, "secondary", "systemctl is-active st2ha-watchdog; systemctl is-enabled st2ha-watchdog"))
-	require.Contains(t, on(t, "secondary", "readlink /proc/$(systemctl show --property=MainPID --value st2ha-watchdog)/exe"), "/usr/local/lib/st2ha/st2ha-watch")
+	require.Equal(t, "active\nenabled\n",
+		on(t, "secondary", "systemctl is-active st2ha-watchdog; systemctl is-enabled st2ha-watchdog"))
+	require.Contains(t, on(t, "secondary",
+		"readlink /proc/$(systemctl show --property=MainPID --value st2ha-watchdog)/exe"),
+		"/usr/local/lib/st2ha/st2ha-watch")
 	t.Log(strings.TrimSpace(on(t, "secondary", "systemd-analyze security --no-pager st2ha-watchdog 2>&1 | tail -1")))
 	r = st2ha(t, "primary", install...)
 	require.Zero(t, r.exit, r.raw)

@@ -33,25 +33,55 @@ func TestBadInput(t *testing.T) {
 		code         string
 		says         string // a part of the message
 	}{
-		{name: "no address", args: []string{"configure_mongodb", "--host=192.168.0.300"}, exit: 2, code: "usage", says: `host "192.168.0.300" is neither an IP address nor a host name`},
-		{name: "no role", args: []string{"verify_node", "--host=" + primary, "--role=arbiter"}, exit: 2, code: "usage", says: `role must be primary or secondary, not "arbiter"`},
-		{name: "a secret of two lines", secret: "one\ntwo", exit: 2, code: "usage", says: "rabbitmq_password holds a control character such as a newline"},
-		{name: "not root", user: "stanley@primary", args: []string{"configure_mongodb", "--host=" + primary}, exit: 3, code: "not_root", says: primary + " is this machine, and only root can change it"},
-		{name: "a secondary that is not there", args: []string{"preflight", "--primary=" + primary, "--secondaries=192.168.0.77"}, exit: 3, code: "unreachable", says: "connect to 192.168.0.77 port 22 by SSH"},
-		{name: "an address that is not the node's", args: []string{"preflight", "--primary=" + primary, "--secondaries=127.0.0.1"}, exit: 3, code: "address", says: "127.0.0.1 is none of the node's addresses ("},
-		{name: "a wrong host key", node: "primary", file: knownHosts, change: knows(secondary), args: append(slices.Clone(preflight), "--known_hosts="+knownHosts), exit: 3, code: "host_key_changed", says: "another machine may answer in its place"},
-		{name: "an unknown host key", node: "primary", file: knownHosts, change: knows(secondary2), args: append(slices.Clone(preflight), "--known_hosts="+knownHosts), exit: 3, code: "host_key_unknown", says: "which is not in " + knownHosts},
+		{name: "no address", args: []string{"configure_mongodb", "--host=192.168.0.300"}, exit: 2, code: "usage",
+			says: `host "192.168.0.300" is neither an IP address nor a host name`},
+		{name: "no role", args: []string{"verify_node", "--host=" + primary, "--role=arbiter"}, exit: 2, code: "usage",
+			says: `role must be primary or secondary, not "arbiter"`},
+		{name: "a secret of two lines", secret: "one\ntwo", exit: 2, code: "usage",
+			says: "rabbitmq_password holds a control character such as a newline"},
+		{name: "not root", user: "stanley@primary", args: []string{"configure_mongodb", "--host=" + primary}, exit: 3,
+			code: "not_root", says: primary + " is this machine, and only root can change it"},
+		{name: "a secondary that is not there",
+			args: []string{"preflight", "--primary=" + primary, "--secondaries=192.168.0.77"}, exit: 3,
+			code: "unreachable", says: "connect to 192.168.0.77 port 22 by SSH"},
+		{name: "an address that is not the node's",
+			args: []string{"preflight", "--primary=" + primary, "--secondaries=127.0.0.1"}, exit: 3, code: "address",
+			says: "127.0.0.1 is none of the node's addresses ("},
+		{name: "a wrong host key", node: "primary", file: knownHosts, change: knows(secondary),
+			args: append(slices.Clone(preflight), "--known_hosts="+knownHosts), exit: 3, code: "host_key_changed",
+			says: "another machine may answer in its place"},
+		{name: "an unknown host key", node: "primary", file: knownHosts, change: knows(secondary2),
+			args: append(slices.Clone(preflight), "--known_hosts="+knownHosts), exit: 3, code: "host_key_unknown",
+			says: "which is not in " + knownHosts},
 		{name: "no sudo", node: "secondary", file: "/etc/sudoers.d/st2", change: "rm $f", exit: 3, code: "sudo"},
-		{name: "another gid", node: "secondary", file: "/etc/group", change: "sed -i s/:1499:/:1777:/ $f", exit: 3, code: "ids", says: "group st2packs has gid 1777 here and 1499 on the primary"},
-		{name: "st2.conf is missing", node: "secondary", file: "/etc/st2/st2.conf", change: "rm $f", exit: 3, code: "missing", says: "/etc/st2/st2.conf"},
-		{name: "mongod.conf is missing", node: "primary", file: "/etc/mongod.conf", change: "rm $f", exit: 3, code: "missing", says: "neither /etc/mongod.conf nor /etc/mongodb.conf exists"},
-		{name: "mongod.conf does not parse", node: "primary", file: "/etc/mongod.conf", change: `sed -i 's/^  port: /  port\t/' $f`, exit: 3, code: "unparsable", says: "/etc/mongod.conf: line 21: "},
-		{name: "MongoDB asks for no login", node: "primary", file: "/etc/mongod.conf", change: "sed -i 's/authorization: enabled/authorization: disabled/' $f", exit: 3, code: "mongodb_authorization", says: "everybody who reaches " + primary + " could read and change StackStorm's data"},
-		{name: "fstab mounts something else there", node: "secondary", file: "/etc/fstab", change: "echo '/dev/sdz /opt/stackstorm/packs ext4 noauto 0 0' >> $f", exit: 3, code: "unparsable", says: "/etc/fstab: line 2: "},
-		{name: "exported otherwise already", node: "primary", file: "/etc/exports", change: "printf '/opt/stackstorm/packs " + secondary + "(ro,sync)\n' > $f", exit: 3, code: "unparsable", says: "/etc/exports: line 1: "},
-		{name: "RabbitMQ on another port", args: append(slices.Clone(preflight), "--rabbitmq_port=5672"), node: "primary", file: "/etc/rabbitmq/rabbitmq-env.conf", change: "echo NODE_PORT=5673 >> $f", exit: 3, code: "rabbitmq_listener", says: "NODE_PORT makes RabbitMQ listen on port 5673, not 5672"},
-		{name: "RabbitMQ with TLS only", node: "primary", file: "/etc/rabbitmq/rabbitmq.conf", change: "echo 'listeners.tcp = none' > $f", exit: 3, code: "rabbitmq_listener", says: "/etc/rabbitmq/rabbitmq.conf:1: listeners.tcp = none"},
-		{name: "a pattern the broker does not take", args: append(slices.Clone(preflight), `--permission_write=^st2\.(`), exit: 3, code: "rabbitmq_permission", says: `permission_write "^st2\\.(" is not a regular expression for RabbitMQ, from its character 7 on`},
+		{name: "another gid", node: "secondary", file: "/etc/group", change: "sed -i s/:1499:/:1777:/ $f", exit: 3,
+			code: "ids", says: "group st2packs has gid 1777 here and 1499 on the primary"},
+		{name: "st2.conf is missing", node: "secondary", file: "/etc/st2/st2.conf", change: "rm $f", exit: 3,
+			code: "missing", says: "/etc/st2/st2.conf"},
+		{name: "mongod.conf is missing", node: "primary", file: "/etc/mongod.conf", change: "rm $f", exit: 3,
+			code: "missing", says: "neither /etc/mongod.conf nor /etc/mongodb.conf exists"},
+		{name: "mongod.conf does not parse", node: "primary", file: "/etc/mongod.conf",
+			change: `sed -i 's/^  port: /  port\t/' $f`, exit: 3, code: "unparsable",
+			says: "/etc/mongod.conf: line 21: "},
+		{name: "MongoDB asks for no login", node: "primary", file: "/etc/mongod.conf",
+			change: "sed -i 's/authorization: enabled/authorization: disabled/' $f", exit: 3,
+			code: "mongodb_authorization",
+			says: "everybody who reaches " + primary + " could read and change StackStorm's data"},
+		{name: "fstab mounts something else there", node: "secondary", file: "/etc/fstab",
+			change: "echo '/dev/sdz /opt/stackstorm/packs ext4 noauto 0 0' >> $f", exit: 3, code: "unparsable",
+			says: "/etc/fstab: line 2: "},
+		{name: "exported otherwise already", node: "primary", file: "/etc/exports",
+			change: "printf '/opt/stackstorm/packs " + secondary + "(ro,sync)\n' > $f", exit: 3, code: "unparsable",
+			says: "/etc/exports: line 1: "},
+		{name: "RabbitMQ on another port", args: append(slices.Clone(preflight), "--rabbitmq_port=5672"),
+			node: "primary", file: "/etc/rabbitmq/rabbitmq-env.conf", change: "echo NODE_PORT=5673 >> $f", exit: 3,
+			code: "rabbitmq_listener", says: "NODE_PORT makes RabbitMQ listen on port 5673, not 5672"},
+		{name: "RabbitMQ with TLS only", node: "primary", file: "/etc/rabbitmq/rabbitmq.conf",
+			change: "echo 'listeners.tcp = none' > $f", exit: 3, code: "rabbitmq_listener",
+			says: "/etc/rabbitmq/rabbitmq.conf:1: listeners.tcp = none"},
+		{name: "a pattern the broker does not take",
+			args: append(slices.Clone(preflight), `--permission_write=^st2\.(`), exit: 3, code: "rabbitmq_permission",
+			says: `permission_write "^st2\\.(" is not a regular expression for RabbitMQ, from its character 7 on`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.file != "" {
@@ -87,9 +117,11 @@ func TestBadInput(t *testing.T) {
 		lab(t, "./deploy.sh", "./lab.sh", "ssh", "secondary")
 		on(t, "primary", "mv /opt/stackstorm/packs/st2ha /root/st2ha")
 		cp := "install -m 600 /home/stanley/.ssh/stanley_rsa /root/kept; cat > /home/stanley/.ssh/stanley_rsa"
-		require.NoError(t, command([]byte(on(t, "primary", "cat /home/stanley/.ssh/stanley_rsa")), "./lab.sh", "ssh", "secondary", cp).Run())
+		require.NoError(t, command([]byte(on(t, "primary", "cat /home/stanley/.ssh/stanley_rsa")), "./lab.sh",
+			"ssh", "secondary", cp).Run())
 		r := st2ha(t, "secondary", preflight...)
-		on(t, "secondary", "rm -r /opt/stackstorm/packs/st2ha; cat /root/kept > /home/stanley/.ssh/stanley_rsa; rm /root/kept")
+		on(t, "secondary", "rm -r /opt/stackstorm/packs/st2ha; cat /root/kept > /home/stanley/.ssh/stanley_rsa; rm "+
+			"/root/kept")
 		on(t, "primary", "mv /root/st2ha /opt/stackstorm/packs/st2ha")
 		require.Equal(t, 3, r.exit, r.raw)
 		require.Equal(t, "pack", r.Error.Code, r.raw)
@@ -166,7 +198,8 @@ func TestTwoRuns(t *testing.T) {
 		out := &bytes.Buffer{}
 		c.Stdout = out
 		require.NoError(t, c.Start())
-		for end := time.Now().Add(time.Minute); !strings.Contains(on(t, "primary", "cat /var/lib/st2ha/lock 2>/dev/null || true"), "run "+run); {
+		lock := func() string { return on(t, "primary", "cat /var/lib/st2ha/lock 2>/dev/null || true") }
+		for end := time.Now().Add(time.Minute); !strings.Contains(lock(), "run "+run); {
 			require.True(t, time.Now().Before(end), "run %s has no lock", run)
 		}
 		return c, out

@@ -34,7 +34,8 @@ func TestJoin(t *testing.T) {
 		diffs := ""
 		for _, address := range []string{primary, secondary} {
 			for _, c := range o.changes(address) {
-				diffs += fmt.Sprintf("%s: %s %s\n%s\n", address, c.Kind, c.Target, strings.TrimSpace(strings.Join(c.Diff, "\n")))
+				diffs += fmt.Sprintf("%s: %s %s\n%s\n", address, c.Kind, c.Target,
+					strings.TrimSpace(strings.Join(c.Diff, "\n")))
 			}
 		}
 		golden(t, "dry-run", diffs)
@@ -89,14 +90,19 @@ func TestJoin(t *testing.T) {
 		}
 		on(t, "secondary", "echo from-b > /opt/stackstorm/packs/default/shared")
 		require.Equal(t, "from-b\n", on(t, "primary", "cat /opt/stackstorm/packs/default/shared"))
-		require.Equal(t, "root st2packs\n", on(t, "primary", "stat -c '%U %G' /opt/stackstorm/packs/default/shared; rm /opt/stackstorm/packs/default/shared"))
+		require.Equal(t, "root st2packs\n",
+			on(t, "primary", "stat -c '%U %G' /opt/stackstorm/packs/default/shared; rm "+
+				"/opt/stackstorm/packs/default/shared"))
 	}))
 
 	require.True(t, t.Run("secrets are in the files that need them only", func(t *testing.T) {
 		for _, n := range nodes {
 			for _, file := range holding(t, n, secret.all) {
-				require.True(t, file == "/etc/st2/st2.conf" || strings.HasPrefix(file, "/var/lib/st2ha/runs/") && strings.HasSuffix(file, ".image"), "%s: %s", n, file)
-				require.Contains(t, []string{"600\n", "640\n", "660\n"}, on(t, n, "stat -c %a "+file), "%s: %s", n, file)
+				require.True(t, file == "/etc/st2/st2.conf" ||
+					strings.HasPrefix(file, "/var/lib/st2ha/runs/") &&
+						strings.HasSuffix(file, ".image"), "%s: %s", n, file)
+				require.Contains(t, []string{"600\n", "640\n", "660\n"}, on(t, n, "stat -c %a "+file), "%s: %s",
+					n, file)
 			}
 		}
 	}))
@@ -107,7 +113,8 @@ func TestJoin(t *testing.T) {
 		require.False(t, o.Output.Changed)
 		for _, s := range o.Output.Steps {
 			require.False(t, s.Changed, s.Host)
-			require.Contains(t, []string{"nothing to change", "in order"}, o.said(t, s.Host, s.Step), "%s %s", s.Host, s.Step)
+			require.Contains(t, []string{"nothing to change", "in order"}, o.said(t, s.Host, s.Step), "%s %s",
+				s.Host, s.Step)
 		}
 		for _, n := range nodes {
 			require.Empty(t, difference(joined[n], tree(t, n)), n)
@@ -119,13 +126,15 @@ func TestJoin(t *testing.T) {
 		require.Equal(t, timersEnded, on(t, "secondary", timersState), "its timers are the primary's")
 		require.Contains(t, on(t, "primary", timersState), "ActiveState=active")
 		count := func(command string) string { return on(t, "primary", mongocmd(command)) }
-		require.Contains(t, count(`{"count": "action_execution_d_b", "query": {"status": "running"}}`), `:"0"}`, "the end of each was stored")
+		require.Contains(t, count(`{"count": "action_execution_d_b", "query": {"status": "running"}}`), `:"0"}`,
+			"the end of each was stored")
 		require.NotContains(t, count(`{"count": "action_execution_output_d_b"}`), `:"0"}`, "and what they said")
 	}))
 
 	secret.watch(t, "primary", "secondary")
 	require.True(t, t.Run("another secondary joins beside the first", func(t *testing.T) {
-		o := secret.action(t, "primary", "join_secondary", map[string]any{"secondaries": []string{secondary, secondary2}})
+		o := secret.action(t, "primary", "join_secondary",
+			map[string]any{"secondaries": []string{secondary, secondary2}})
 		require.Equal(t, "succeeded", o.Status, o.raw)
 		require.False(t, o.changed(secondary), o.raw)
 		require.True(t, o.changed(secondary2), o.raw)
@@ -166,7 +175,8 @@ func TestJoin(t *testing.T) {
 
 	require.True(t, t.Run("rollback restores every byte, mode and owner", func(t *testing.T) {
 		// By the secondary's own runner, too: the program lies on a mount that goes away meanwhile.
-		for _, of := range []struct{ runner, host string }{{"primary", secondary2}, {"secondary", secondary}, {"primary", primary}} {
+		for _, of := range []struct{ runner, host string }{{"primary", secondary2},
+			{"secondary", secondary}, {"primary", primary}} {
 			o := secret.action(t, of.runner, "rollback", map[string]any{"host": of.host})
 			require.Equal(t, "succeeded", o.Status, o.raw)
 			handedOver(t, of.host)

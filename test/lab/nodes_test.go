@@ -73,7 +73,8 @@ func needs(t *testing.T, all ...need) {
 		t.Skipf("-only=%s", *only)
 	}
 	if given {
-		if data, err := os.ReadFile(filepath.Join(os.Getenv("LAB"), "kind")); kind == "uml" && (err != nil || string(data) != "uml\n") {
+		if data, err := os.ReadFile(filepath.Join(os.Getenv("LAB"), "kind")); kind == "uml" &&
+			(err != nil || string(data) != "uml\n") {
 			require.FailNow(t, "the nodes in LAB are not of User-Mode Linux", "it needs %v", all)
 		}
 	} else if labs[kind] == "" {
@@ -210,7 +211,8 @@ func provide(t *testing.T, path, source string, nodes []string, flags ...string)
 	require.NoError(t, err)
 	for _, n := range nodes {
 		// The old one may be running.
-		out, err := command(data, "./lab.sh", "ssh", n, fmt.Sprintf("rm -f %[1]s; cat > %[1]s && chmod 755 %[1]s", path)).CombinedOutput()
+		out, err := command(data, "./lab.sh", "ssh", n,
+			fmt.Sprintf("rm -f %[1]s; cat > %[1]s && chmod 755 %[1]s", path)).CombinedOutput()
 		require.NoError(t, err, "%s", out)
 	}
 }
@@ -372,7 +374,8 @@ func (s stackstorm) try(t *testing.T, name string, params map[string]any) (outco
 		return outcome{}, err
 	}
 	defer config.Close()
-	if _, err := fmt.Fprintf(config, "primary: %s\nsecondaries: [%s]\nrabbitmq_password: %s\n%s", primary, secondary, secret, s.settings); err != nil {
+	if _, err := fmt.Fprintf(config, "primary: %s\nsecondaries: [%s]\nrabbitmq_password: %s\n%s", primary, secondary,
+		secret, s.settings); err != nil {
 		return outcome{}, err
 	}
 	python, err := command(nil, "../workflow/setup.sh").Output()
@@ -386,7 +389,8 @@ func (s stackstorm) try(t *testing.T, name string, params map[string]any) (outco
 	if err != nil {
 		return outcome{}, err
 	}
-	argv := []string{strings.TrimSpace(string(python)), "../workflow/run.py", "--pack", "../..", "--config", config.Name(), "--params", "-",
+	argv := []string{strings.TrimSpace(string(python)), "../workflow/run.py", "--pack", "../..", "--config",
+		config.Name(), "--params", "-",
 		"--runner", "--exec", "ssh -F " + os.Getenv("LAB") + "/ssh_config " + s.node, name}
 	if s.pack != "" {
 		argv = append(argv, "--node-pack", s.pack)
@@ -452,7 +456,8 @@ func remote(secret, user string, args ...string) *exec.Cmd {
 func handedOver(t *testing.T, host string) {
 	t.Helper()
 	node := map[string]string{primary: "primary", secondary: "secondary", secondary2: "secondary2"}[host]
-	const waits = "systemctl is-active st2ha-rollback.timer st2ha-rollback.service | grep -Ex 'active|activating' || true"
+	const waits = "systemctl is-active st2ha-rollback.timer st2ha-rollback.service | grep -Ex 'active|activating' || " +
+		"true"
 	for end := time.Now().Add(4 * time.Minute); on(t, node, waits) != ""; time.Sleep(time.Second) {
 		require.True(t, time.Now().Before(end), "the rollback that was handed over has not ended")
 	}

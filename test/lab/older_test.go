@@ -28,7 +28,8 @@ rabbitmqctl --quiet eval '
   rabbit_vhost:add(<<"theirs">>, By),
   ok = rabbit_auth_backend_internal:set_permissions(U, <<"theirs">>, <<"^a">>, <<"^b">>, <<"^c">>, By).'`)
 	for _, n := range []string{"primary", "secondary"} {
-		on(t, n, "DEBIAN_FRONTEND=noninteractive apt-get -qq purge nfs-kernel-server nfs-common >/dev/null 2>&1 && test ! -e /sbin/mount.nfs -a ! -e /usr/sbin/exportfs")
+		on(t, n, "DEBIAN_FRONTEND=noninteractive apt-get -qq purge nfs-kernel-server nfs-common >/dev/null 2>&1 && "+
+			"test ! -e /sbin/mount.nfs -a ! -e /usr/sbin/exportfs")
 	}
 }
 
@@ -37,7 +38,8 @@ rabbitmqctl --quiet eval '
 func equalKeys(t *testing.T) {
 	t.Helper()
 	key := on(t, "primary", "cat /home/stanley/.ssh/stanley_rsa")
-	out, err := command([]byte(key), "./lab.sh", "ssh", "secondary", "cat > /home/stanley/.ssh/stanley_rsa").CombinedOutput()
+	out, err := command([]byte(key), "./lab.sh", "ssh", "secondary",
+		"cat > /home/stanley/.ssh/stanley_rsa").CombinedOutput()
 	require.NoError(t, err, string(out))
 }
 
@@ -51,7 +53,9 @@ func TestOlderNodes(t *testing.T) {
 	equalKeys(t)
 	// A secondary's action runner works the other way round. The patterns keep it from one queue, as PCRE alone can.
 	const pattern = `^(?!secret\.).*`
-	here := stackstorm{node: "secondary", settings: "permission_configure: '" + pattern + "'\npermission_write: '" + pattern + "'\npermission_read: '" + pattern + "'\n"}
+	here := stackstorm{node: "secondary",
+		settings: "permission_configure: '" + pattern + "'\npermission_write: '" + pattern +
+			"'\npermission_read: '" + pattern + "'\n"}
 	before := map[string][]string{}
 	untouched := func(t *testing.T) {
 		t.Helper()
@@ -61,7 +65,8 @@ func TestOlderNodes(t *testing.T) {
 	}
 	access := func(t *testing.T) string {
 		t.Helper()
-		return on(t, "primary", "rabbitmqctl --quiet export_definitions - | python3 -c 'import json, sys; d = json.load(sys.stdin); "+
+		return on(t, "primary", "rabbitmqctl --quiet export_definitions - | python3 -c 'import json, sys; d = "+
+			"json.load(sys.stdin); "+
 			`print(json.dumps([sorted([e for e in d[k] if "st2" in (e.get("name"), e.get("user"))], key=str) for k in ("users", "permissions")], sort_keys=True))'`)
 	}
 	theirs := `{"configure": "^a", "read": "^c", "user": "st2", "vhost": "theirs", "write": "^b"}`
@@ -84,18 +89,22 @@ func TestOlderNodes(t *testing.T) {
 
 	require.True(t, t.Run("a join that fails half-way is kept if that is asked for", func(t *testing.T) {
 		on(t, "secondary", "chattr +i /etc/fstab")
-		o := here.action(t, "join_secondary", map[string]any{"keep_on_failure": true, "update_password": true, "replace_bind_ip": true, "run": "kept"})
+		o := here.action(t, "join_secondary",
+			map[string]any{"keep_on_failure": true, "update_password": true, "replace_bind_ip": true, "run": "kept"})
 		on(t, "secondary", "chattr -i /etc/fstab")
 		require.Equal(t, "failed", o.Status, o.raw)
 		require.Equal(t, "mount_nfs", o.Output.Failure.Step, o.raw)
 		// The steps before the failed one stay; that one has undone itself, the package included.
-		require.Contains(t, on(t, "primary", "grep -x 'bind_ip = "+primary+"' /etc/mongodb.conf && exportfs -v"), "/opt/stackstorm/packs")
+		require.Contains(t, on(t, "primary", "grep -x 'bind_ip = "+primary+"' /etc/mongodb.conf && exportfs -v"),
+			"/opt/stackstorm/packs")
 		require.Contains(t, on(t, "secondary", "cat /etc/st2/st2.conf"), "@"+primary+":5672/")
 		on(t, "secondary", "test ! -e /sbin/mount.nfs && ! grep nfs /etc/fstab")
 		require.Equal(t, "st2\n", on(t, "primary", "ls /var/lib/st2ha/owed"), "the restart is left to the next join")
 		now := access(t)
 		require.Contains(t, now, theirs, "what the user may elsewhere stays")
-		require.Contains(t, now, strings.ReplaceAll(`"configure": "PATTERN", "read": "PATTERN", "user": "st2", "vhost": "/", "write": "PATTERN"`, "PATTERN", `^(?!secret\\.).*`))
+		require.Contains(t, now, strings.ReplaceAll(
+			`"configure": "PATTERN", "read": "PATTERN", "user": "st2", "vhost": "/", "write": "PATTERN"`,
+			"PATTERN", `^(?!secret\\.).*`))
 		// MongoDB listens on the one address only.
 		on(t, "secondary", "mongocmd mongodb://"+primary+`/admin '{"ping": 1}'`)
 		on(t, "primary", "! nc -z 127.0.0.1 27017")

@@ -49,7 +49,8 @@ func forms(t *testing.T, secret string) []string {
 func TestForms(t *testing.T) {
 	for before := range 5 {
 		for after := range 4 {
-			whole := base64.StdEncoding.EncodeToString([]byte(strings.Repeat("b", before) + password + strings.Repeat("a", after)))
+			whole := base64.StdEncoding.EncodeToString(
+				[]byte(strings.Repeat("b", before) + password + strings.Repeat("a", after)))
 			hit := false
 			for _, f := range forms(t, password) {
 				hit = hit || strings.Contains(whole, f)
@@ -155,7 +156,8 @@ func sample(t *testing.T, node string, secrets []string, flags string) (stop fun
 // "journal" if its log has.
 func holding(t *testing.T, node string, secrets []string) (files []string) {
 	t.Helper()
-	c := command([]byte(strings.Join(secrets, "\n")), "./lab.sh", "ssh", node, `secrets=$(cat); look() { grep -aF -f <(printf '%s\n' "$secrets") "$@"; }
+	c := command([]byte(strings.Join(secrets, "\n")), "./lab.sh", "ssh", node,
+		`secrets=$(cat); look() { grep -aF -f <(printf '%s\n' "$secrets") "$@"; }
 		look -rl --exclude-dir=journal /etc /home /root /opt /srv /tmp /var/tmp /dev/shm /run /var/lib/st2ha /var/log 2>/dev/null
 		journalctl --no-pager --output=export | look -q && echo journal
 		true`)

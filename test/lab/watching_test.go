@@ -133,7 +133,8 @@ type observer struct {
 
 func newObserver(t *testing.T) *observer {
 	t.Helper()
-	return &observer{t: t, dir: t.TempDir(), rules: newRules(t), news: make(chan struct{}), states: map[string]watch.State{}}
+	return &observer{t: t, dir: t.TempDir(), rules: newRules(t), news: make(chan struct{}),
+		states: map[string]watch.State{}}
 }
 
 // watchFrom runs the sensor on a node, as the user whom StackStorm's sensor
@@ -143,7 +144,8 @@ func (o *observer) watchFrom(node string) {
 	o.t.Helper()
 	archive, err := command(nil, "tar", "-c", "-C", "../sensor", "st2reactor", "-C", "../lab", "container.py").Output()
 	require.NoError(o.t, err)
-	out, err := command(archive, "./lab.sh", "ssh", node, "mkdir -p /usr/local/lib/lab-sensor && tar -x -C /usr/local/lib/lab-sensor").CombinedOutput()
+	out, err := command(archive, "./lab.sh", "ssh", node,
+		"mkdir -p /usr/local/lib/lab-sensor && tar -x -C /usr/local/lib/lab-sensor").CombinedOutput()
 	require.NoError(o.t, err, string(out))
 	stopped, ended := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -169,8 +171,10 @@ func (o *observer) watchFrom(node string) {
 // run runs the sensor until it ends or is stopped. It has an ssh connection of
 // its own, which ends soon when the node does.
 func (o *observer) run(node string, stopped <-chan struct{}) {
-	c := exec.Command("ssh", "-F", os.Getenv("LAB")+"/ssh_config", "-o", "ControlPath=none", "-o", "ConnectTimeout=5", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=40", node,
-		"test -e /opt/stackstorm/packs/st2ha/sensors/backend_sensor.py && cd / && exec setpriv --reuid=st2 --regid=st2 --init-groups --reset-env python3 -B /usr/local/lib/lab-sensor/container.py")
+	c := exec.Command("ssh", "-F", os.Getenv("LAB")+"/ssh_config", "-o", "ControlPath=none", "-o", "ConnectTimeout=5",
+		"-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=40", node,
+		"test -e /opt/stackstorm/packs/st2ha/sensors/backend_sensor.py && cd / && exec setpriv --reuid=st2 "+
+			"--regid=st2 --init-groups --reset-env python3 -B /usr/local/lib/lab-sensor/container.py")
 	log, err := os.OpenFile(filepath.Join(o.dir, "sensor.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		o.t.Error(err)

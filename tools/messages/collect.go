@@ -54,7 +54,8 @@ func collect(root string, dirs ...string) ([]message, error) {
 				key = filepath.Dir(name)
 			}
 			if packs[key] == nil {
-				packs[key] = &pack{consts: map[string]ast.Expr{}, funcs: map[string]*function{}, imports: map[string]string{}}
+				packs[key] = &pack{consts: map[string]ast.Expr{}, funcs: map[string]*function{},
+					imports: map[string]string{}}
 			}
 			packs[key].add(file)
 			return nil
@@ -274,18 +275,27 @@ func (c *collector) editorError(f *function, call *ast.CallExpr) (report, bool) 
 	}
 	text := func(s string) ast.Expr { return &ast.BasicLit{Kind: token.STRING, Value: strconv.Quote(s)} }
 	for i, a := range call.Args {
-		format, ok := a.(*ast.BasicLit)
-		if !ok || format.Kind != token.STRING {
+		if !isText(a) {
 			continue
 		}
 		where := "HOST: FILE: line NUMBER: "
 		if line, ok := call.Args[0].(*ast.BasicLit); ok && line.Kind == token.INT { // it is about the request
 			where = "HOST: FILE: "
 		}
-		return report{code: text("unparsable"), text: &ast.BinaryExpr{X: text(where), Op: token.ADD, Y: format}, args: call.Args[i+1:],
+		return report{code: text("unparsable"),
+			text: &ast.BinaryExpr{X: text(where), Op: token.ADD, Y: a}, args: call.Args[i+1:],
 			formatted: true}, true
 	}
 	return report{}, false
+}
+
+// isText is a string that is written out, perhaps in parts.
+func isText(e ast.Expr) bool {
+	if sum, ok := e.(*ast.BinaryExpr); ok {
+		return isText(sum.X)
+	}
+	l, ok := e.(*ast.BasicLit)
+	return ok && l.Kind == token.STRING
 }
 
 // literal is a step.Finding{…} or fault.Error{…}.

@@ -43,7 +43,8 @@ const head = `<!-- Written by tools/messages from the Go sources and tools/messa
 # Messages
 
 Every code that a failure or a finding can have, what it means, its messages and what to do. The code is ` + "`error.code`" + `
-of an action, ` + "`failure.code`" + ` of a workflow, ` + "`check`" + ` of a finding. Words in capitals stand for what a message names: HOST
+of an action, ` + "`failure.code`" + ` of a workflow, ` + "`check`" +
+	` of a finding. Words in capitals stand for what a message names: HOST
 is the host it is about, FILE a file there. … stands for words of the system or of another program.
 
 `

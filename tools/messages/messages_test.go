@@ -48,14 +48,15 @@ func TestEachCodeSaysWhatToDo(t *testing.T) {
 func text(t *testing.T, dirs ...string) string {
 	var all strings.Builder
 	for _, dir := range dirs {
-		require.NoError(t, filepath.WalkDir(filepath.Join(root, dir), func(path string, d os.DirEntry, err error) error {
-			if err != nil || !d.Type().IsRegular() || strings.HasSuffix(path, "_test.go") {
+		require.NoError(t, filepath.WalkDir(filepath.Join(root, dir),
+			func(path string, d os.DirEntry, err error) error {
+				if err != nil || !d.Type().IsRegular() || strings.HasSuffix(path, "_test.go") {
+					return err
+				}
+				data, err := os.ReadFile(path)
+				all.Write(data)
 				return err
-			}
-			data, err := os.ReadFile(path)
-			all.Write(data)
-			return err
-		}))
+			}))
 	}
 	return all.String()
 }

@@ -67,7 +67,8 @@ func (s *scope) assigned(name string) []ast.Expr {
 			switch n := n.(type) {
 			case *ast.AssignStmt:
 				for i, left := range n.Lhs {
-					if l, ok := left.(*ast.Ident); ok && l.Name == name && len(n.Lhs) == len(n.Rhs) && n.Tok != token.ADD_ASSIGN {
+					if l, ok := left.(*ast.Ident); ok && l.Name == name && len(n.Lhs) == len(n.Rhs) &&
+						n.Tok != token.ADD_ASSIGN {
 						all = append(all, n.Rhs[i])
 					}
 				}
@@ -124,7 +125,8 @@ func (t texts) known(at *scope, e ast.Expr) []string {
 	case *ast.SelectorExpr:
 		if p, ok := e.X.(*ast.Ident); ok {
 			if other := t.packs[at.function.pack.imports[p.Name]]; other != nil && other.consts[e.Sel.Name] != nil {
-				return t.known(&scope{function: &function{pack: other, body: &ast.BlockStmt{}}}, other.consts[e.Sel.Name])
+				return t.known(&scope{function: &function{pack: other, body: &ast.BlockStmt{}}},
+					other.consts[e.Sel.Name])
 			}
 		}
 	case *ast.CallExpr:

@@ -43,7 +43,8 @@ func swap(dir string) error {
 	}
 	pairs := [][2]string{{"f", "f.link"}, {"n", "n.link"}, {"d", "d.link"}}
 	for _, err := range []error{
-		os.Symlink("../victim/secret", dir+"/f.link"), os.Symlink("../victim/made", dir+"/n.link"), os.Symlink("../victim", dir+"/d.link"),
+		os.Symlink("../victim/secret", dir+"/f.link"), os.Symlink("../victim/made", dir+"/n.link"),
+		os.Symlink("../victim", dir+"/d.link"),
 		os.WriteFile(dir+"/swapping", nil, 0o600),
 	} {
 		if err != nil {

@@ -149,7 +149,8 @@ func files(t *testing.T, f fixture) {
 		require.Equal(t, want, got)
 	}
 	// Names that a shell or a glob would take for something else.
-	for _, name := range []string{"with space", "q'uo\"te", "-rf", "*", "$(id)", "new\nline", "ünï", strings.Repeat("n", 250)} {
+	for _, name := range []string{"with space", "q'uo\"te", "-rf", "*", "$(id)", "new\nline", "ünï",
+		strings.Repeat("n", 250)} {
 		want := f.file(name, "1", 0o644)
 		require.NoError(t, f.h.WriteFile(f.ctx, want), name)
 		want.Data = []byte("2")
@@ -285,7 +286,8 @@ func sweep(t *testing.T, f fixture) {
 		}
 	}
 	const left = ".f.st2ha-0123456789abcdef"
-	others := []string{"f", ".f.st2ha-0123456789abcde", ".f.st2ha-0123456789abcdeg", ".f.st2ha-0123456789abcdef0", "f.st2ha-0123456789abcdef",
+	others := []string{"f", ".f.st2ha-0123456789abcde", ".f.st2ha-0123456789abcdeg", ".f.st2ha-0123456789abcdef0",
+		"f.st2ha-0123456789abcdef",
 		".g.st2ha-0123456789abcdef", ".ff.st2ha-0123456789abcdef", ".f.before-st2ha", "dir"}
 	put(others[:len(others)-1]...)
 	require.NoError(t, os.MkdirAll(f.real(f.path("dir/.f.st2ha-0123456789abcdef")), 0o755))
@@ -366,9 +368,11 @@ func attributes(t *testing.T, f fixture) {
 	}
 	want := map[string]string{"user.st2ha.test": "kept\x00\xff", "user.empty": "", "security.st2ha": "label"}
 	for name, value := range want {
-		require.NoError(t, unix.Lsetxattr(real, name, []byte(value), 0), "the test's directory needs a file system with extended attributes, and %s has no %s", real, name)
+		require.NoError(t, unix.Lsetxattr(real, name, []byte(value), 0),
+			"the test's directory needs a file system with extended attributes, and %s has no %s", real, name)
 	}
-	require.NoError(t, unix.Lsetxattr(real, "system.posix_acl_access", acl, 0), "the test's directory needs a file system with ACLs")
+	require.NoError(t, unix.Lsetxattr(real, "system.posix_acl_access", acl, 0),
+		"the test's directory needs a file system with ACLs")
 	want["system.posix_acl_access"] = string(acl)
 	info, err := f.h.Stat(f.ctx, target.Path)
 	require.NoError(t, err)
@@ -447,7 +451,8 @@ func arguments(t *testing.T, f fixture) {
 	for b := 1; b < 256; b++ {
 		every = append(every, byte(b))
 	}
-	args := []string{"", " ", "'", `"`, "''", `\`, "$HOME", "`id`", "$(id)", "*", "~", "!!", "a\nb", "\n", "-n", "--", "%s", "a=b", "#", ";", "&", "|", ">", string(every), strings.Repeat("x", 50_000)}
+	args := []string{"", " ", "'", `"`, "''", `\`, "$HOME", "`id`", "$(id)", "*", "~", "!!", "a\nb", "\n", "-n", "--",
+		"%s", "a=b", "#", ";", "&", "|", ">", string(every), strings.Repeat("x", 50_000)}
 	for _, b := range every {
 		args = append(args, string([]byte{b}), string([]byte{'a', b, b, 'z'}))
 	}
@@ -542,11 +547,14 @@ func cancel(t *testing.T, f fixture) {
 	ctx, stop := context.WithCancel(f.ctx)
 	time.AfterFunc(300*time.Millisecond, stop)
 	start := time.Now()
-	_, err := f.h.Run(ctx, nil, "sh", "-c", `trap "" TERM HUP INT PIPE; sleep `+mark+` & sleep `+mark+` >/dev/null 2>&1 </dev/null & sh -c "sleep `+mark+`; :"; :`)
+	_, err := f.h.Run(ctx, nil, "sh", "-c",
+		`trap "" TERM HUP INT PIPE; sleep `+mark+` & sleep `+mark+` >/dev/null 2>&1 </dev/null & sh -c "sleep `+
+			mark+`; :"; :`)
 	require.ErrorIs(t, err, context.Canceled)
 	oneLine(t, err, "run sh", f.h.Name())
 	require.Less(t, time.Since(start), 10*time.Second, "and not for as long as the programs would have run")
-	require.Eventually(t, func() bool { return len(running(mark)) == 0 }, 10*time.Second, 20*time.Millisecond, "left: %v", running(mark))
+	require.Eventually(t, func() bool { return len(running(mark)) == 0 }, 10*time.Second, 20*time.Millisecond,
+		"left: %v", running(mark))
 
 	ctx, stop = context.WithTimeout(f.ctx, 50*time.Millisecond)
 	defer stop()

@@ -249,7 +249,8 @@ func (s *Server) session(nc ssh.NewChannel) {
 	killed.Stop()
 	ws := cmd.ProcessState.Sys().(syscall.WaitStatus)
 	if ws.Signaled() {
-		name := map[syscall.Signal]string{syscall.SIGKILL: "KILL", syscall.SIGTERM: "TERM", syscall.SIGPIPE: "PIPE"}[ws.Signal()]
+		name := map[syscall.Signal]string{syscall.SIGKILL: "KILL", syscall.SIGTERM: "TERM",
+			syscall.SIGPIPE: "PIPE"}[ws.Signal()]
 		ch.SendRequest("exit-signal", false, ssh.Marshal(struct {
 			Signal    string
 			Core      bool
@@ -367,7 +368,9 @@ func NewSSHD(t testing.TB) host.SSHConfig {
 		port := l.Addr().(*net.TCPAddr).Port
 		l.Close()
 		config := filepath.Join(dir, "sshd_config")
-		text := fmt.Sprintf("ListenAddress 127.0.0.1:%d\nHostKey %s\nAuthorizedKeysFile %s\nPidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPrintMotd no\nSetEnv HOME=%s\n",
+		text := fmt.Sprintf("ListenAddress 127.0.0.1:%d\nHostKey %s\nAuthorizedKeysFile %s\n"+
+			"PidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\n"+
+			"PasswordAuthentication no\nKbdInteractiveAuthentication no\nPrintMotd no\nSetEnv HOME=%s\n",
 			port, hostFile, authorized, dir) // root's own .bashrc stays out of it
 		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 			t.Fatal(err)

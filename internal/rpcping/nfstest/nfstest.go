@@ -90,7 +90,8 @@ func (s *Server) configure(exports []string) {
 	host, port, err := net.SplitHostPort(s.Addr)
 	require.NoError(s.tb, err)
 	var b strings.Builder
-	fmt.Fprintf(&b, "NFS_CORE_PARAM { Bind_addr = %s; NFS_Port = %s; Protocols = 4; Enable_NLM = false; Enable_RQUOTA = false; Enable_UDP = false; }\n", host, port)
+	fmt.Fprintf(&b, "NFS_CORE_PARAM { Bind_addr = %s; NFS_Port = %s; Protocols = 4; Enable_NLM = false; "+
+		"Enable_RQUOTA = false; Enable_UDP = false; }\n", host, port)
 	fmt.Fprintf(&b, "NFSV4 { Graceless = true; RecoveryBackend = fs; RecoveryRoot = %q; }\n", s.path("recovery"))
 	for _, export := range exports {
 		dir := s.path("shared" + export)
@@ -98,7 +99,8 @@ func (s *Server) configure(exports []string) {
 		if !slices.Contains(s.exports, export) {
 			s.exports = append(s.exports, export)
 		}
-		fmt.Fprintf(&b, "EXPORT { Export_Id = %d; Path = %q; Pseudo = %q; Access_Type = RW; Squash = No_Root_Squash; SecType = sys; PrivilegedPort = true; FSAL { Name = VFS; } }\n",
+		fmt.Fprintf(&b, "EXPORT { Export_Id = %d; Path = %q; Pseudo = %q; Access_Type = RW; Squash = No_Root_Squash; "+
+			"SecType = sys; PrivilegedPort = true; FSAL { Name = VFS; } }\n",
 			slices.Index(s.exports, export)+1, dir, export)
 	}
 	require.NoError(s.tb, os.MkdirAll(s.path("recovery"), 0o700))
@@ -110,7 +112,8 @@ func (s *Server) path(name string) string { return filepath.Join(s.dir, name) }
 // Run starts the server and waits until it listens.
 func (s *Server) Run() {
 	s.tb.Helper()
-	argv := []string{"ganesha.nfsd", "-F", "-f", s.path("ganesha.conf"), "-L", s.path("log"), "-p", s.path("pid"), "-N", "NIV_EVENT"}
+	argv := []string{"ganesha.nfsd", "-F", "-f", s.path("ganesha.conf"), "-L", s.path("log"), "-p", s.path("pid"),
+		"-N", "NIV_EVENT"}
 	if s.space != "" {
 		argv = append([]string{"ip", "netns", "exec", s.space}, argv...) // which executes it in its own place
 	}

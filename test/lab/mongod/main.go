@@ -89,7 +89,8 @@ func run(c config) (int, error) {
 	if err := takeOver(db, l, c.authorization); err != nil {
 		return exitUncaught, err
 	}
-	fmt.Fprintf(out, "mongod: waiting for connections on %v port %d, authorization %v\n", c.bindIP, c.port, c.authorization)
+	fmt.Fprintf(out, "mongod: waiting for connections on %v port %d, authorization %v\n", c.bindIP,
+		c.port, c.authorization)
 
 	ended := make(chan struct{})
 	go func() { defer close(ended); db.Run(ctx) }()

@@ -12,7 +12,8 @@ import (
 type config struct {
 	host, port, dbName, username, password string // [database]
 	brokers                                []string
-	timers                                 bool // whether this node has any: st2reactor/st2reactor/cmd/timersengine.py:71
+	// whether this node has any: st2reactor/st2reactor/cmd/timersengine.py:71
+	timers bool
 }
 
 // readConfig reads an oslo.config file as far as it matters here. A $ is taken as it stands: the real services

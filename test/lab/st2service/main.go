@@ -1,9 +1,9 @@
 // Command st2service stands in for StackStorm's services on a lab node. It takes its part from its name: as
 // st2actionrunner it consumes the action runner's queues. Like the real ones it reads /etc/st2/st2.conf and holds
 // connections to the database and the broker named there, and it ends as they do (docs/stackstorm.md, "Services and
-// units"): before it was connected once, where a login is refused or nobody is reached; and the timers engine, with exit
-// code 0, where the settings switch it off. As long as it is connected it listens at @st2service/NAME (a runner's NAME
-// is st2actionrunner.1, and so on), for its unit of Type=simple says nothing about that.
+// units"): before it was connected once, where a login is refused or nobody is reached; and the timers engine, with
+// exit code 0, where the settings switch it off. As long as it is connected it listens at @st2service/NAME (a
+// runner's NAME is st2actionrunner.1, and so on), for its unit of Type=simple says nothing about that.
 package main
 
 import (
@@ -30,9 +30,9 @@ import (
 )
 
 const (
-	// How long the first connection is tried for: [database] connection_retry_max_delay_m, and what the wrapper around
-	// the broker's takes for its tries (st2common/transport/connection_retry_wrapper.py, measured). Later ones are tried
-	// for ever.
+	// How long the first connection is tried for: [database] connection_retry_max_delay_m, and what the wrapper
+	// around the broker's takes for its tries (st2common/transport/connection_retry_wrapper.py, measured). Later ones
+	// are tried for ever.
 	databasePatience = 3 * time.Minute
 	brokerPatience   = 22 * time.Second
 	retry            = 2 * time.Second // kombu's first pause
@@ -204,7 +204,8 @@ func holdDatabase(ctx context.Context, id string, c config, p *presence, ready c
 				ready <- struct{}{}
 				ready = nil
 			}
-		case ready != nil && (errors.As(err, &refused) && (refused.Code == 18 || refused.Code == 13) || // login refused; unauthorized
+		// login refused; unauthorized
+		case ready != nil && (errors.As(err, &refused) && (refused.Code == 18 || refused.Code == 13) ||
 			time.Since(begun) > databasePatience):
 			return fmt.Errorf("[database]: %w", err)
 		default:

@@ -25,10 +25,11 @@ const (
 	operationTimeout = 2 * time.Minute
 )
 
-// output is what an action runner stores while its actions run: each execution's status, and each line of its output as
-// it comes (contrib/runners/local_runner/local_runner/base.py:155). It knows the database by the st2.conf with which the
-// service began, and by one connection for all, which it keeps. By pymongo's rule: one that was used less than a second
-// ago is not looked at before it is used, and what fails on it is not repeated, as on a standalone server.
+// output is what an action runner stores while its actions run: each execution's status, and each line of its output
+// as it comes (contrib/runners/local_runner/local_runner/base.py:155). It knows the database by the st2.conf with
+// which the service began, and by one connection for all, which it keeps. By pymongo's rule: one that was used less
+// than a second ago is not looked at before it is used, and what fails on it is not repeated, as on a standalone
+// server.
 type output struct {
 	c config
 
@@ -83,10 +84,13 @@ func (o *output) store(ctx context.Context, s stored) error {
 	}
 	if s.Stream != "" { // services/action.py:510
 		_, err = db.Collection("action_execution_output_d_b").InsertOne(ctx, bson.D{
-			{Key: "execution_id", Value: s.Execution}, {Key: "action_ref", Value: s.Action}, {Key: "runner_ref", Value: s.Runner},
-			{Key: "timestamp", Value: time.Now().UnixMicro()}, {Key: "output_type", Value: s.Stream}, {Key: "data", Value: s.Line}})
+			{Key: "execution_id", Value: s.Execution}, {Key: "action_ref", Value: s.Action},
+			{Key: "runner_ref", Value: s.Runner},
+			{Key: "timestamp", Value: time.Now().UnixMicro()}, {Key: "output_type", Value: s.Stream},
+			{Key: "data", Value: s.Line}})
 	} else {
-		_, err = db.Collection("action_execution_d_b").UpdateByID(ctx, id, bson.M{"$set": bson.M{"status": s.Status}}, options.Update().SetUpsert(true))
+		_, err = db.Collection("action_execution_d_b").UpdateByID(ctx, id, bson.M{"$set": bson.M{"status": s.Status}},
+			options.Update().SetUpsert(true))
 	}
 	o.used = time.Now()
 	if err != nil {
@@ -101,11 +105,12 @@ func (o *output) database(ctx context.Context) (*mongo.Database, error) {
 		o.drop()
 	}
 	if o.client == nil {
-		client, err := mongo.Connect(ctx, options.Client().ApplyURI(o.c.databaseURI()).SetMaxPoolSize(1).SetRetryWrites(false).
-			SetServerSelectionTimeout(connectionTimeout).SetConnectTimeout(connectionTimeout).
-			// The driver's monitor must not find out before the connection is used.
-			SetServerMonitoringMode(options.ServerMonitoringModePoll).SetHeartbeatInterval(time.Hour).
-			SetDialer(dialer(o.dial)))
+		client, err := mongo.Connect(ctx,
+			options.Client().ApplyURI(o.c.databaseURI()).SetMaxPoolSize(1).SetRetryWrites(false).
+				SetServerSelectionTimeout(connectionTimeout).SetConnectTimeout(connectionTimeout).
+				// The driver's monitor must not find out before the connection is used.
+				SetServerMonitoringMode(options.ServerMonitoringModePoll).SetHeartbeatInterval(time.Hour).
+				SetDialer(dialer(o.dial)))
 		if err != nil {
 			return nil, err
 		}

@@ -39,7 +39,8 @@ func mongod(t *testing.T) (*backendtest.Server, *output) {
 }
 
 func line(text string) stored {
-	return stored{Execution: execution, Action: "st2ha.preflight", Runner: "local-shell-script", Stream: "stderr", Line: text}
+	return stored{Execution: execution, Action: "st2ha.preflight", Runner: "local-shell-script",
+		Stream: "stderr", Line: text}
 }
 
 // What was measured on StackStorm 3.9.0: after mongod's restart a line that comes within a second of the one before is
@@ -73,7 +74,8 @@ func TestStaleConnection(t *testing.T) {
 	var document bson.M
 	require.NoError(t, db.Collection("action_execution_d_b").FindOne(ctx, bson.M{}).Decode(&document))
 	require.Equal(t, "succeeded", document["status"])
-	found, err := db.Collection("action_execution_output_d_b").Find(ctx, bson.M{"execution_id": execution, "output_type": "stderr"})
+	found, err := db.Collection("action_execution_output_d_b").Find(ctx,
+		bson.M{"execution_id": execution, "output_type": "stderr"})
 	require.NoError(t, err)
 	var lines []struct{ Data string }
 	require.NoError(t, found.All(ctx, &lines))
@@ -129,7 +131,8 @@ func TestPresence(t *testing.T) {
 	for _, step := range []struct {
 		which     int
 		yes, then bool
-	}{{database, true, false}, {broker, true, true}, {broker, true, true}, {database, false, false}, {database, true, true}} {
+	}{{database, true, false}, {broker, true, true}, {broker, true, true}, {database, false, false},
+		{database, true, true}} {
 		p.holds(step.which, step.yes)
 		require.Equal(t, step.then, listens(), "%+v", step)
 	}
@@ -166,14 +169,16 @@ func TestServices(t *testing.T) {
 	broker := shared.Broker(t)
 	server, o := mongod(t)
 	url := func(password string) []string {
-		return []string{(&neturl.URL{Scheme: "amqp", User: neturl.UserPassword(backendtest.User, password), Host: broker.Addr, Path: "/"}).String()}
+		return []string{(&neturl.URL{Scheme: "amqp", User: neturl.UserPassword(backendtest.User, password),
+			Host: broker.Addr, Path: "/"}).String()}
 	}
 	c := o.c
 	c.brokers = url(backendtest.Password)
 	node, err := os.Hostname()
 	require.NoError(t, err)
 
-	require.NoError(t, serve(t.Context(), "st2timersengine", c), "without timers its engine ends by itself, and all is well")
+	require.NoError(t, serve(t.Context(), "st2timersengine", c),
+		"without timers its engine ends by itself, and all is well")
 
 	wrong := c
 	wrong.brokers = url("wrong")
@@ -195,7 +200,8 @@ func TestServices(t *testing.T) {
 	// Its login is refused now: it was connected once, so it goes on, and is back when it may be.
 	_, err = broker.Ctl("", "change_password", backendtest.User, "another")
 	require.NoError(t, err)
-	_, err = broker.Ctl("", "eval", `[rabbit_networking:close_connection(rabbit_misc:pget(pid, C), "test") || C <- rabbit_networking:connection_info_all([pid])].`)
+	_, err = broker.Ctl("", "eval",
+		`[rabbit_networking:close_connection(rabbit_misc:pget(pid, C), "test") || C <- rabbit_networking:connection_info_all([pid])].`)
 	require.NoError(t, err)
 	require.Eventually(t, func() bool { return !listens() }, 20*time.Second, 50*time.Millisecond)
 	select {
@@ -212,6 +218,7 @@ func TestServices(t *testing.T) {
 	db, err := o.database(t.Context())
 	require.NoError(t, err)
 	var beat bson.M
-	require.NoError(t, db.Collection("lab_heartbeat").FindOne(t.Context(), bson.M{"_id": "st2notifier@" + node}).Decode(&beat))
+	require.NoError(t, db.Collection("lab_heartbeat").FindOne(t.Context(),
+		bson.M{"_id": "st2notifier@" + node}).Decode(&beat))
 	server.Kill()
 }

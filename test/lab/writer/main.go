@@ -274,7 +274,8 @@ func newDatabase(ctx context.Context, conf *stackstorm.Conf) (*database, error) 
 	if err != nil {
 		return nil, err
 	}
-	o := options.Client().ApplyURI(uri.URI).SetServerSelectionTimeout(patience).SetSocketTimeout(patience).SetConnectTimeout(patience)
+	o := options.Client().ApplyURI(uri.URI).SetServerSelectionTimeout(patience).SetSocketTimeout(
+		patience).SetConnectTimeout(patience)
 	client, err := mongo.Connect(ctx, o)
 	if err != nil {
 		return nil, err
@@ -371,7 +372,8 @@ func (b *broker) within(limit time.Duration, f func() error) error {
 
 func (b *broker) write(n int) error {
 	return b.within(2*patience, func() error {
-		err := b.channel.Publish("", queue, true, false, amqp.Publishing{DeliveryMode: amqp.Persistent, Body: []byte(strconv.Itoa(n))})
+		err := b.channel.Publish("", queue, true, false,
+			amqp.Publishing{DeliveryMode: amqp.Persistent, Body: []byte(strconv.Itoa(n))})
 		if err != nil {
 			return err
 		}
