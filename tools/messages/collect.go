@@ -24,7 +24,7 @@ type message struct {
 type pack struct {
 	consts  map[string]ast.Expr
 	funcs   map[string]*function
-	imports map[string]string // local name to package's name; of all its files
+	imports map[string]string // local name to directory, of all its files; the others' to their path
 }
 
 // function is one with a name, or a closure that a variable holds.
@@ -49,9 +49,9 @@ func collect(root string, dirs ...string) ([]message, error) {
 			if err != nil {
 				return err
 			}
-			key := file.Name.Name
-			if key == "main" {
-				key = filepath.Dir(name)
+			key, err := filepath.Rel(root, filepath.Dir(name))
+			if err != nil {
+				return err
 			}
 			if packs[key] == nil {
 				packs[key] = &pack{consts: map[string]ast.Expr{}, funcs: map[string]*function{},
@@ -74,8 +74,8 @@ func collect(root string, dirs ...string) ([]message, error) {
 	return c.messages, nil
 }
 
-// add takes what a file declares. Methods of one name share an entry's key with
-// their receiver's type, so that none is lost.
+// add takes what a file declares. A method's key has its receiver's type before
+// its name, so that methods of one name do not replace each other.
 func (p *pack) add(file *ast.File) {
 	for _, i := range file.Imports {
 		whole, _ := strconv.Unquote(i.Path.Value)
@@ -83,7 +83,7 @@ func (p *pack) add(file *ast.File) {
 		if i.Name != nil {
 			name = i.Name.Name
 		}
-		p.imports[name] = path.Base(whole)
+		p.imports[name] = strings.TrimPrefix(whole, "st2ha/")
 	}
 	for _, d := range file.Decls {
 		switch d := d.(type) {
@@ -112,13 +112,20 @@ func (p *pack) add(file *ast.File) {
 
 func receiver(d *ast.FuncDecl) string {
 	t := d.Recv.List[0].Type
-	if star, ok := t.(*ast.StarExpr); ok {
-		t = star.X
+	for {
+		switch e := t.(type) {
+		case *ast.StarExpr:
+			t = e.X
+		case *ast.IndexExpr: // of a type with a parameter
+			t = e.X
+		case *ast.IndexListExpr:
+			t = e.X
+		case *ast.Ident:
+			return e.Name
+		default:
+			return ""
+		}
 	}
-	if index, ok := t.(*ast.IndexExpr); ok {
-		t = index.X
-	}
-	return t.(*ast.Ident).Name
 }
 
 func (p *pack) function(t *ast.FuncType, body *ast.BlockStmt, outer *function) *function {
@@ -185,8 +192,7 @@ func (c *collector) function(f *function, called *scope) {
 		}
 	}
 	bases := map[string]report{} // findings that variables hold
-	var walk func(n ast.Node) bool
-	walk = func(n ast.Node) bool {
+	ast.Inspect(f.body, func(n ast.Node) bool {
 		switch n := n.(type) {
 		case *ast.FuncLit: // one that a variable holds is walked as a function
 			for _, closure := range f.closures {
@@ -222,8 +228,7 @@ func (c *collector) function(f *function, called *scope) {
 			c.fields(at, bases, n.Body, called != nil)
 		}
 		return true
-	}
-	ast.Inspect(f.body, walk)
+	})
 }
 
 // report is a fault or a finding before its texts are made.
@@ -240,7 +245,7 @@ func faultCall(f *function, call *ast.CallExpr) (report, bool) {
 	if !ok {
 		return report{}, false
 	}
-	if p, ok := fun.X.(*ast.Ident); !ok || f.pack.imports[p.Name] != "fault" || len(call.Args) == 0 {
+	if p, ok := fun.X.(*ast.Ident); !ok || f.pack.imports[p.Name] != "internal/fault" || len(call.Args) == 0 {
 		return report{}, false
 	}
 	r := report{formatted: true, spread: call.Ellipsis.IsValid()}
@@ -258,7 +263,7 @@ func faultCall(f *function, call *ast.CallExpr) (report, bool) {
 // editorError is an error of the package confedit, which refuses an edit with
 // refuse(line, format, …) or a method of that name; step.Located makes a fault of it.
 func (c *collector) editorError(f *function, call *ast.CallExpr) (report, bool) {
-	if f.pack != c.packs["confedit"] {
+	if f.pack != c.packs["internal/confedit"] {
 		return report{}, false
 	}
 	switch fun := call.Fun.(type) {
