@@ -87,9 +87,9 @@ func checkPatterns(ctx context.Context, h host.Host, p Permissions) error {
 	if p == everything {
 		return nil
 	}
-	list := p.list()
-	terms := make([]string, len(list))
-	for i, pattern := range list {
+	patterns := p.list()
+	terms := make([]string, len(patterns))
+	for i, pattern := range patterns {
 		// As numbers: whatever is in a pattern, it is data.
 		terms[i] = "<<" + strings.ReplaceAll(strings.Trim(fmt.Sprint([]byte(pattern)), "[]"), " ", ",") + ">>"
 	}
@@ -99,7 +99,7 @@ func checkPatterns(ctx context.Context, h host.Host, p Permissions) error {
 		return fault.Preflight("rabbitmqctl", "", "%s: ask RabbitMQ about the permission patterns: %w", h.Name(), err)
 	}
 	answers := strings.Split(strings.Trim(string(out), "[] \n"), ",")
-	if len(answers) != len(list) {
+	if len(answers) != len(patterns) {
 		return fmt.Errorf("%s: RabbitMQ answered %q about the permission patterns", h.Name(), out)
 	}
 	for i, name := range []string{"permission_configure", "permission_write", "permission_read"} {
@@ -107,7 +107,7 @@ func checkPatterns(ctx context.Context, h host.Host, p Permissions) error {
 			return fault.Preflight("rabbitmq_permission",
 				"see https://www.rabbitmq.com/access-control.html: the syntax is that of PCRE",
 				"%s: %s %q is not a regular expression for RabbitMQ, from its character %s on", h.Name(), name,
-				list[i], position)
+				patterns[i], position)
 		}
 	}
 	return nil

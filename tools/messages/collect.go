@@ -382,7 +382,7 @@ func (c *collector) fields(at *scope, bases map[string]report, block []ast.Stmt,
 // report makes the texts. In a called function only those are of interest that
 // its parameters decide: the others were collected before.
 func (c *collector) report(at *scope, r report, called bool) {
-	decided := at.given(r.code) || at.given(r.fix) || at.given(r.text) || slices.ContainsFunc(r.args, at.given)
+	decided := at.given(r.code) || at.given(r.fix) || at.given(r.text) || slices.ContainsFunc(r.args, at.formatGiven)
 	if r.code == nil || decided != called {
 		return
 	}

@@ -43,10 +43,14 @@ func (s *scope) given(e ast.Expr) bool {
 			name, ok := a.(*ast.Ident)
 			return ok && name.Name != e.Name && s.given(name)
 		})
-	case *ast.CallExpr:
-		return formats(e) && s.given(e.Args[0])
 	}
-	return false
+	return s.formatGiven(e)
+}
+
+// formatGiven says whether a parameter is the format of a text that is made.
+func (s *scope) formatGiven(e ast.Expr) bool {
+	call, ok := e.(*ast.CallExpr)
+	return ok && formats(call) && s.given(call.Args[0])
 }
 
 // formats is a call of fmt.Sprintf or fmt.Errorf.
@@ -225,7 +229,7 @@ func (t texts) format(at *scope, format ast.Expr, args []ast.Expr, spread bool) 
 					switch {
 					case kind == 'q':
 						words[i] = `"` + w + `"`
-					case kind == 'd' && w == "…":
+					case kind == 'd' && (w == "…" || w == "HOST"):
 						words[i] = "NUMBER"
 					}
 				}
@@ -267,8 +271,8 @@ func placeholder(e ast.Expr) string {
 		return placeholder(e.X)
 	case *ast.ParenExpr:
 		return placeholder(e.X)
-	case *ast.IndexExpr:
-		return placeholder(e.X)
+	case *ast.IndexExpr: // one of several
+		return strings.TrimSuffix(placeholder(e.X), "S")
 	case *ast.SliceExpr:
 		return placeholder(e.X)
 	case *ast.CallExpr:
@@ -276,6 +280,8 @@ func placeholder(e ast.Expr) string {
 		switch {
 		case ok && f.Sel.Name == "Name" && len(e.Args) == 0:
 			return "HOST"
+		case ok && f.Sel.Name == "name":
+			return "COMMAND"
 		case ok && len(e.Args) == 0 && f.Sel.Name != "String":
 			return placeholder(f)
 		case ok && len(e.Args) == 0:
@@ -305,6 +311,8 @@ func capitals(name string) string {
 		return "FILE"
 	case "dir", "Dir", "Directory", "base":
 		return "DIRECTORY"
+	case "KnownHosts":
+		return "KNOWN_HOSTS_FILE"
 	case "print":
 		return "FINGERPRINT"
 	case "first":
