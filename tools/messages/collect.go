@@ -182,7 +182,7 @@ type collector struct {
 }
 
 // function collects what its body reports. With a call, what the body reports
-// by its parameters; without one, all else.
+// by its parameters, itself or by what it passes them to; without one, all else.
 func (c *collector) function(f *function, called *scope) {
 	at := called
 	if at == nil {
@@ -205,7 +205,7 @@ func (c *collector) function(f *function, called *scope) {
 				c.report(at, r, called != nil)
 			} else if r, ok := c.editorError(f, n); ok {
 				c.report(at, r, called != nil)
-			} else if g := f.callee(n); g != nil && g != f && called == nil {
+			} else if g := f.callee(n); g != nil && !at.within(g) && (called == nil || at.passes(n)) {
 				c.function(g, at.call(g, n))
 			}
 		case *ast.AssignStmt:

@@ -31,6 +31,14 @@ func (s *scope) call(g *function, call *ast.CallExpr) *scope {
 	return in
 }
 
+// within says whether g is being called already.
+func (s *scope) within(g *function) bool {
+	return s != nil && (s.function == g || s.from.within(g))
+}
+
+// passes says whether a call is given texts that the function's own parameters are.
+func (s *scope) passes(call *ast.CallExpr) bool { return slices.ContainsFunc(call.Args, s.given) }
+
 // given says whether a parameter of the function is the text that an expression
 // is, or its format. Which parameters are such texts shows from their names.
 func (s *scope) given(e ast.Expr) bool {
