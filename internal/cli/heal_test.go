@@ -187,5 +187,5 @@ func TestSweepOneAtATime(t *testing.T) {
 		log: slog.New(slog.DiscardHandler), mask: step.NewMasker(), run: "r1"}
 	_, err = sweep(t.Context(), c, values(sweepCommand()))
 	require.ErrorContains(t, err,
-		"127.0.0.1: whether another sweep is at work cannot be found out: RabbitMQ at "+broker.Addr)
+		"127.0.0.1: it could not be found out whether another sweep is running: RabbitMQ at "+broker.Addr)
 }

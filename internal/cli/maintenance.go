@@ -48,7 +48,7 @@ func maintenance(ctx context.Context, c *common, v action.Values) (step.Result, 
 	}
 	switch {
 	case !to.On && (lasts > 0 || to.Reason != ""):
-		return failed, fault.Usage("lasts and reason belong to mode on")
+		return failed, fault.Usage("lasts and reason can only be given with mode on")
 	case lasts > 0:
 		to.Until = to.Since.Add(lasts)
 	}
@@ -57,7 +57,7 @@ func maintenance(ctx context.Context, c *common, v action.Values) (step.Result, 
 		return failed, err
 	}
 	if own && to.On && to.Until.IsZero() {
-		return failed, fault.Usage("lasts is missing: what a run sets must end also if the run dies")
+		return failed, fault.Usage("lasts is missing: with run it is needed, so that maintenance ends even if the run dies")
 	}
 	return step.Heal(ctx, &heal.SetMaintenance{To: to, Own: own}, h, c.options(), always)
 }

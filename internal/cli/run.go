@@ -68,7 +68,7 @@ func Run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return report(nil, err)
 	}
 	if set.NArg() > 0 {
-		return report(nil, fault.Usage("%s: %q is one word too many: write parameters as --name=value", cmd.Name, set.Arg(0)))
+		return report(nil, fault.Usage("%s: unexpected word %q: write parameters as --name=value", cmd.Name, set.Arg(0)))
 	}
 	if err := c.prepare(values, stderr); err != nil {
 		return report(nil, err)

@@ -140,7 +140,7 @@ func takeSweep(ctx context.Context, h host.Host, c *common) (*rabbitmq.Turn, con
 	}
 	return nil, nil, fault.Failed("sweep_turn",
 		"nothing was swept; bring the broker back, or let its user have queues named st2ha.sweep.*",
-		"%s: whether another sweep is at work cannot be found out: %w", h.Name(), errors.Join(all...))
+		"%s: it could not be found out whether another sweep is running: %w", h.Name(), errors.Join(all...))
 }
 
 // reach connects to the nodes. One that cannot be reached may be down or only

@@ -332,7 +332,7 @@ func buildMount(ctx context.Context, c Cluster, v action.Values) (step.Step, err
 func checkNow(v action.Values) error {
 	when, err := stackstorm.ParseWhen(v.String("restart"))
 	if when == stackstorm.Later {
-		return fault.Usage("restart later is what restart_st2 makes up for: give auto, inline, deferred, others or idle")
+		return fault.Usage("restart must be auto, inline, deferred, others or idle, not later")
 	}
 	return err
 }

@@ -100,7 +100,7 @@ func of(n *Node, name string, err error) step.Finding {
 	}
 	fix := f.Hint
 	if fix == "" {
-		fix = "mend the cause, then run preflight again"
+		fix = "remove the cause, then run preflight again"
 	}
 	return n.finding(step.Error, code, strings.TrimPrefix(f.Error(), n.Address+": "), fix)
 }
@@ -197,7 +197,7 @@ func address(ctx context.Context, n *Node) ([]step.Finding, error) {
 		own = append(own, ip)
 	}
 	return []step.Finding{n.finding(step.Error, "address",
-		fmt.Sprintf("%s is none of the node's addresses (%s)", n.Address, strings.Join(own, ", ")),
+		fmt.Sprintf("%s is not one of the node's addresses (%s)", n.Address, strings.Join(own, ", ")),
 		"give an address that the node itself has and that the other nodes can reach")}, nil
 }
 

@@ -147,12 +147,12 @@ func TestSingle(t *testing.T) {
 	}{
 		{"all is well", func(*testing.T, *machine, *Node) {}, nil},
 		{"by IPv6", func(_ *testing.T, _ *machine, n *Node) { n.Address = "2001:db8::0" }, []string{"error 2001:db8::0 " +
-			"address: 2001:db8::0 is none of the node's addresses (192.168.0.100, 2001:db8::0)"}[:0]},
+			"address: 2001:db8::0 is not one of the node's addresses (192.168.0.100, 2001:db8::0)"}[:0]},
 		{"by name", func(_ *testing.T, _ *machine, n *Node) { n.Address = "node.one" }, nil},
 		{"another's address", func(_ *testing.T, m *machine, n *Node) { n.Address = "192.168.0.9" },
-			[]string{"error 192.168.0.9 address: 192.168.0.9 is none of the node's addresses (192.168.0.100, 2001:db8::0)"}},
+			[]string{"error 192.168.0.9 address: 192.168.0.9 is not one of the node's addresses (192.168.0.100, 2001:db8::0)"}},
 		{"loopback", func(_ *testing.T, m *machine, n *Node) { n.Address = "127.0.0.1" },
-			[]string{"error 127.0.0.1 address: 127.0.0.1 is none of the node's addresses (192.168.0.100, 2001:db8::0)"}},
+			[]string{"error 127.0.0.1 address: 127.0.0.1 is not one of the node's addresses (192.168.0.100, 2001:db8::0)"}},
 		{"not reached", func(_ *testing.T, _ *machine, n *Node) {
 			n.Host, n.Err = nil, fault.Preflight("unreachable", "try ssh", "no route")
 		}, []string{"error 192.168.0.100 unreachable: no route"}},
@@ -256,7 +256,7 @@ func TestRun(t *testing.T) {
 	}
 	found := Run(t.Context(), nodes, ports)
 	require.Equal(t, []string{
-		"error 127.0.0.1 address: 127.0.0.1 is none of the node's addresses (192.168.0.100, 2001:db8::0)",
+		"error 127.0.0.1 address: 127.0.0.1 is not one of the node's addresses (192.168.0.100, 2001:db8::0)",
 		"error 192.168.0.102 connect: no route",
 		"error 192.168.0.101 ids: group st2packs has gid 1 here and 999 on the primary; NFS compares numbers",
 		"warning 127.0.0.1 w: m",

@@ -46,7 +46,7 @@ func TestBadInput(t *testing.T) {
 			code: "unreachable", says: "connect to 192.168.0.77 port 22 by SSH"},
 		{name: "an address that is not the node's",
 			args: []string{"preflight", "--primary=" + primary, "--secondaries=127.0.0.1"}, exit: 3, code: "address",
-			says: "127.0.0.1 is none of the node's addresses ("},
+			says: "127.0.0.1 is not one of the node's addresses ("},
 		{name: "a wrong host key", node: "primary", file: knownHosts, change: knows(secondary),
 			args: append(slices.Clone(preflight), "--known_hosts="+knownHosts), exit: 3, code: "host_key_changed",
 			says: "another machine may answer in its place"},
