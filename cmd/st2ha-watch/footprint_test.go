@@ -29,8 +29,8 @@ const (
 func footprintMain() {
 	n, _ := strconv.Atoi(os.Getenv("ST2HA_TEST_ENDPOINTS"))
 	redis, broker, mongod := os.Getenv("ST2HA_TEST_REDIS"), os.Getenv("ST2HA_TEST_BROKER"), os.Getenv("ST2HA_TEST_MONGOD")
-	p := newProber("n1", watch.Config{}, slog.New(slog.DiscardHandler))
-	p.watch("sensor", nil, func(watch.Event) {})
+	p := watch.NewProber("n1", watch.Config{}, slog.New(slog.DiscardHandler))
+	p.Begin("sensor", nil, func(watch.Event) {})
 	var endpoints []watch.Endpoint
 	for i := range n {
 		e := watch.Endpoint{Backend: watch.Redis, Name: fmt.Sprint(i), Watch: watch.WatchRedis(watch.RedisSettings{Addr: redis})}
@@ -44,13 +44,13 @@ func footprintMain() {
 		endpoints = append(endpoints, e)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	p.watcher.Watch(ctx, "n1", endpoints)
+	p.Watcher.Watch(ctx, "n1", endpoints)
 	time.Sleep(settle)
 	before := onCPU()
 	time.Sleep(measure)
 	used := onCPU() - before
 	up := 0
-	for _, s := range p.watcher.Statuses() {
+	for _, s := range p.Watcher.Statuses() {
 		if s.State == watch.StateUp {
 			up++
 		}

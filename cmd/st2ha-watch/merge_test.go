@@ -26,11 +26,11 @@ func TestGivesOneEventAFault(t *testing.T) {
 	var given []string
 	out := writerFunc(func(line []byte) (int, error) {
 		given = append(given, string(line))
-		acks <- messageID(bytes.TrimSuffix(line, []byte("\n")))
+		acks <- watch.MessageID(bytes.TrimSuffix(line, []byte("\n")))
 		return len(line), nil
 	})
-	metrics := newMetrics()
-	g := &giver{ctx: ctx, out: out, acks: acks, log: slog.New(slog.DiscardHandler), merger: watch.NewMerger(), merged: metrics.merged}
+	metrics := watch.NewProber("n1", watch.Config{}, slog.New(slog.DiscardHandler)).Metrics
+	g := &giver{ctx: ctx, out: out, acks: acks, log: slog.New(slog.DiscardHandler), merger: watch.NewMerger(), merged: metrics.Merged}
 	at := time.Now()
 	for _, state := range []watch.State{watch.StateDown, watch.StateUp} {
 		for i, observer := range []string{"10.0.0.1 sensor", "10.0.0.2 sensor", "10.0.0.1 watchdog", "10.0.0.2 watchdog"} {

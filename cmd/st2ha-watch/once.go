@@ -18,29 +18,29 @@ const (
 )
 
 // once prints the state of all endpoints, and returns 1 if one is not up.
-func once(ctx context.Context, p *prober, out io.Writer) (int, error) {
+func once(ctx context.Context, p *watch.Prober, out io.Writer) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, onceAtMost)
-	p.watch("once", nil, func(watch.Event) {})
-	found := p.find(ctx)
-	p.watcher.Watch(ctx, found.Node, found.Endpoints)
-	defer func() { cancel(); p.watcher.Stop() }()
+	p.Begin("once", nil, func(watch.Event) {})
+	found := p.Find(ctx)
+	p.Watcher.Watch(ctx, found.Node, found.Endpoints)
+	defer func() { cancel(); p.Watcher.Stop() }()
 	started := time.Now()
-	members := p.members.String()
-	for ctx.Err() == nil && (time.Since(started) < onceAtLeast || !settled(p.watcher.Statuses())) {
+	members := p.Heard()
+	for ctx.Err() == nil && (time.Since(started) < onceAtLeast || !settled(p.Watcher.Statuses())) {
 		select {
 		case <-ctx.Done():
 		case <-time.After(50 * time.Millisecond):
 		}
 		// A replica set has named its members: they are part of the table.
-		if said := p.members.String(); said != members && ctx.Err() == nil {
+		if said := p.Heard(); said != members && ctx.Err() == nil {
 			members = said
-			if more := p.find(ctx); len(more.Endpoints) != len(found.Endpoints) {
+			if more := p.Find(ctx); len(more.Endpoints) != len(found.Endpoints) {
 				found = more
-				p.watcher.Watch(ctx, found.Node, found.Endpoints)
+				p.Watcher.Watch(ctx, found.Node, found.Endpoints)
 			}
 		}
 	}
-	all := p.watcher.Statuses()
+	all := p.Watcher.Statuses()
 	code := 0
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "BACKEND\tENDPOINT\tSTATE\tLATENCY\tREASON")
@@ -48,7 +48,7 @@ func once(ctx context.Context, p *prober, out io.Writer) (int, error) {
 		if s.State != watch.StateUp {
 			code = 1
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Backend, printable(s.Name), s.State, p.metrics.latency(s.Key), printable(s.Reason))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Backend, printable(s.Name), s.State, p.Metrics.Latency(s.Key), printable(s.Reason))
 	}
 	if len(found.Endpoints) == 0 {
 		code = 1

@@ -7,19 +7,13 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"time"
 
 	"github.com/spf13/pflag"
 
 	"st2ha/internal/fault"
 	"st2ha/internal/step"
 	"st2ha/internal/watch"
-)
-
-const (
-	queued    = 1000                   // lines that wait for the reader of stdout, or for the disk
-	stopTime  = 400 * time.Millisecond // for the watch functions to end
-	flushTime = 200 * time.Millisecond // for the lines that are left
+	"st2ha/internal/watchdog"
 )
 
 // process is what main has of the process.
@@ -88,19 +82,19 @@ func (o options) run(ctx context.Context, p process) (int, error) {
 	if o.verbose {
 		level = slog.LevelDebug
 	}
-	pr := newProber(node, config, slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{Level: level})))
+	pr := watch.NewProber(node, config, slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{Level: level})))
 	if o.once {
 		return once(ctx, pr, p.stdout)
 	}
 	if o.metrics != "" {
-		stop, err := pr.serveMetrics(o.metrics)
+		stop, err := pr.ServeMetrics(o.metrics)
 		if err != nil {
 			return 0, err
 		}
 		defer stop()
 	}
 	if o.heal {
-		return 0, watchdog(ctx, pr, step.StateDir)
+		return 0, (&watchdog.Watchdog{Prober: pr, Dir: step.StateDir}).Run(ctx)
 	}
 	return 0, sensor(ctx, pr, p)
 }

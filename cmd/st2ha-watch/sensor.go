@@ -16,10 +16,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
-	"st2ha/internal/heal"
 	"st2ha/internal/relay"
 	"st2ha/internal/spool"
 	"st2ha/internal/watch"
+	"st2ha/internal/watchdog"
 )
 
 const (
@@ -30,36 +30,37 @@ const (
 // sensor hands changes of state, and those that watchdogs report, to its parent
 // line by line, until ctx ends or the parent does. Its own are kept in a spool
 // and the watchdogs' by the broker, until the parent says that they are taken.
-func sensor(ctx context.Context, p *prober, proc process) error {
+func sensor(ctx context.Context, p *watch.Prober, proc process) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	acks, err := endWithParent(ctx, cancel, proc.stdin)
 	if err != nil {
 		return err
 	}
-	giver := &giver{ctx: ctx, out: proc.stdout, acks: acks, log: p.log, merged: p.metrics.merged}
-	if !p.config.SuspectEvents { // who asks for all events gets those of all observers
+	giver := &giver{ctx: ctx, out: proc.stdout, acks: acks, log: p.Log, merged: p.Metrics.Merged}
+	if !p.Config.SuspectEvents { // who asks for all events gets those of all observers
 		giver.merger = watch.NewMerger()
 	}
 	var spooled *spool.Spool
-	keeper := &keeper{ctx: ctx, log: p.log}
+	var keeper *watch.Keeper
+	var open []watch.Incident
 	if dir := proc.getenv("ST2HA_STATE_DIR"); dir == "" {
-		p.log.Warn("there is no directory to keep events in: what waits is lost when the sensor ends; " +
+		p.Log.Warn("there is no directory to keep events in: what waits is lost when the sensor ends; " +
 			"make one as root: install -d -m 700 -o UID /var/cache/st2ha-UID, UID being the number of this user")
-	} else if spooled, err = openSpool(ctx, filepath.Join(dir, spoolName)); err != nil {
-		p.log.Warn("events cannot be kept: what waits is lost when the sensor ends", "error", err)
+	} else if spooled, err = openSpool(ctx, filepath.Join(dir, watchdog.SpoolName)); err != nil {
+		p.Log.Warn("events cannot be kept: what waits is lost when the sensor ends", "error", err)
 	} else {
 		defer spooled.Close()
-		keeper.spool, keeper.file = spooled, filepath.Join(dir, incidentsName)
-		keeper.load()
+		keeper = watch.NewKeeper(ctx, spooled, dir, p.Log)
+		open = keeper.Open()
 	}
-	own, relayed := watch.NewQueue(queued), watch.NewQueue(queued)
-	put := p.filter(keeper.open, own.Put)
-	p.watch("sensor", keeper.open, func(e watch.Event) {
-		p.log.Debug("state", "backend", e.Backend, "endpoint", e.Endpoint, "state", e.State, "previous", e.Previous, "reason", e.Reason, "id", e.ID)
+	own, relayed := watch.NewQueue(watch.QueueSize), watch.NewQueue(watch.QueueSize)
+	put := p.Filter(open, own.Put)
+	p.Begin("sensor", open, func(e watch.Event) {
+		p.Log.Debug("state", "backend", e.Backend, "endpoint", e.Endpoint, "state", e.State, "previous", e.Previous, "reason", e.Reason, "id", e.ID)
 		put(e)
 	})
-	watched := p.follow(ctx)
+	watched := p.Follow(ctx)
 	roles := make(chan bool, 1) // whether another sensor is the one that gives events
 	inbox := &relay.Inbox{Standby: func(standby bool) {
 		select {
@@ -67,16 +68,16 @@ func sensor(ctx context.Context, p *prober, proc process) error {
 		default:
 		}
 		roles <- standby
-	}, Dial: p.dial, Log: p.log, Take: relayed.PutLine, Refused: func(err error) {
-		tellRefused(own, p.watcher.Node(), "sensor", err)
+	}, Dial: p.Dial, Log: p.Log, Take: relayed.PutLine, Refused: func(err error) {
+		watchdog.RelayRefused(own, p.Log, p.Watcher.Node(), "sensor", err)
 	}}
 	go inbox.Run(ctx)
 	// Each of these ends early only if the parent reads no more, or the machine ends.
 	pass := func(f func() error) <-chan struct{} {
-		return ending(func() {
+		return watch.Ending(func() {
 			defer cancel()
 			if err := f(); err != nil && ctx.Err() == nil {
-				p.log.Error("print a change of state", "error", err)
+				p.Log.Error("print a change of state", "error", err)
 			}
 		})
 	}
@@ -87,7 +88,7 @@ func sensor(ctx context.Context, p *prober, proc process) error {
 		kept = pass(func() error { return own.Write(ctx, keeper) })
 		// Where sensors run on several nodes, one gives what all of them see, or
 		// each fault would be as many triggers; the others send theirs there.
-		outbox := &relay.Outbox{Spool: spooled, Dial: p.dial, Log: p.log}
+		outbox := &relay.Outbox{Spool: spooled, Dial: p.Dial, Log: p.Log}
 		pass(func() error {
 			return takeTurns(ctx, roles, func(ctx context.Context) error { return giver.feed(ctx, spooled) },
 				func(ctx context.Context) error { outbox.Run(ctx); return ctx.Err() })
@@ -98,8 +99,8 @@ func sensor(ctx context.Context, p *prober, proc process) error {
 		pass(giver.late)
 	}
 	<-ctx.Done()
-	wait(watched, stopTime)
-	wait(kept, flushTime)
+	watch.Wait(watched, watch.StopTime)
+	watch.Wait(kept, watch.FlushTime)
 	return nil
 }
 
@@ -127,19 +128,10 @@ func takeTurns(ctx context.Context, roles <-chan bool, give, standBy func(contex
 	}
 }
 
-// tellRefused tells people that events cannot be relayed, and why.
-func tellRefused(queue *watch.Queue, node, by string, reason error) {
-	line, err := json.Marshal(heal.Event{Event: heal.EventGaveUp, Target: relay.Queue, Node: node, By: by, At: time.Now(),
-		Reason: "events cannot be relayed: " + reason.Error()})
-	if err == nil {
-		queue.PutLine(line, nil)
-	}
-}
-
 // openSpool opens the spool, also while a sensor that was killed still has it.
 func openSpool(ctx context.Context, dir string) (*spool.Spool, error) {
 	for end := time.Now().Add(lockTime); ; {
-		s, err := spool.Open(dir, spoolLimit)
+		s, err := spool.Open(dir, watchdog.SpoolLimit)
 		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) {
 			return s, err
 		}
@@ -152,7 +144,7 @@ func openSpool(ctx context.Context, dir string) (*spool.Spool, error) {
 }
 
 // giver gives lines to the parent, one at a time and in order: the next one when
-// the parent has said that one is taken, by a line with its messageID.
+// the parent has said that one is taken, by a line with its watch.MessageID.
 type giver struct {
 	ctx  context.Context
 	mu   sync.Mutex
@@ -207,7 +199,7 @@ func (g *giver) give(line []byte) (int, error) {
 	if n, err := g.out.Write(line); err != nil {
 		return n, fmt.Errorf("the reader of stdout: %w", err)
 	}
-	id := messageID(bytes.TrimSuffix(line, []byte("\n")))
+	id := watch.MessageID(bytes.TrimSuffix(line, []byte("\n")))
 	for {
 		select {
 		case <-g.ctx.Done():
@@ -224,7 +216,7 @@ func (g *giver) give(line []byte) (int, error) {
 // feed gives what the spool holds, until ctx ends.
 func (g *giver) feed(ctx context.Context, s *spool.Spool) error {
 	for {
-		records, err := s.Read(queued)
+		records, err := s.Read(watch.QueueSize)
 		if err != nil {
 			g.log.Error("read events that wait", "error", err)
 		}

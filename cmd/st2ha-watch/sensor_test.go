@@ -53,7 +53,7 @@ func (s *shim) next(t *testing.T) string {
 	return s.lines.Text()
 }
 
-func (s *shim) ack(line string) { _, _ = fmt.Fprintln(s.stdin, messageID([]byte(line))) }
+func (s *shim) ack(line string) { _, _ = fmt.Fprintln(s.stdin, watch.MessageID([]byte(line))) }
 
 // await takes lines until Redis is in that state, and leaves that line without
 // an acknowledgement.

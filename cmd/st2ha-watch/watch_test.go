@@ -35,8 +35,6 @@ func TestMain(m *testing.M) {
 		main()
 	case "parent":
 		parent()
-	case "watchdog":
-		watchdogMain()
 	case "footprint":
 		footprintMain()
 	}
@@ -101,7 +99,7 @@ func start(t *testing.T, cmd *exec.Cmd) *watcher {
 			if json.Unmarshal(s.Bytes(), &e) == nil {
 				w.lines <- e
 			}
-			_, _ = fmt.Fprintln(w.stdin, messageID(s.Bytes()))
+			_, _ = fmt.Fprintln(w.stdin, watch.MessageID(s.Bytes()))
 		}
 	}()
 	return w
@@ -132,6 +130,14 @@ func newRedis(t *testing.T) *backendtest.Server {
 	require.NoError(t, err)
 	t.Cleanup(func() { s.Kill() })
 	return s
+}
+
+func newBroker(t *testing.T) *backendtest.Broker {
+	t.Helper()
+	b, err := backendtest.NewBroker(t, t.TempDir())
+	require.NoError(t, err)
+	t.Cleanup(b.Close)
+	return b
 }
 
 func redisConfig(s *backendtest.Server) map[string]any {
@@ -304,18 +310,18 @@ func TestConfigurationChanges(t *testing.T) {
 		require.NoError(t, os.WriteFile(conf, []byte(text), 0o644))
 	}
 	use(one)
-	p := newProber("n1", watch.Config{Units: []string{"st2api"}}, slog.New(slog.DiscardHandler))
-	p.host = host.NewLocalAt("n1", root)
+	p := watch.NewProber("n1", watch.Config{Units: []string{"st2api"}}, slog.New(slog.DiscardHandler))
+	p.Host = host.NewLocalAt("n1", root)
 	all := make(chan watch.Event, 1000)
 	var ofMongoDB atomic.Int32
-	p.watch("sensor", nil, func(e watch.Event) {
+	p.Begin("sensor", nil, func(e watch.Event) {
 		if e.Backend == watch.MongoDB {
 			ofMongoDB.Add(1)
 		}
 		all <- e
 	})
 	ctx, cancel := context.WithCancel(t.Context())
-	ended := p.follow(ctx)
+	ended := p.Follow(ctx)
 	defer func() { cancel(); <-ended }()
 	assert.Equal(t, one.Addr, await(t, all, watch.Redis, watch.StateUp).Endpoint)
 	require.Eventually(t, func() bool { return ofMongoDB.Load() == 1 }, 20*time.Second, 20*time.Millisecond)

@@ -36,14 +36,14 @@ const mostFaults = 4096
 //
 // It has no clock, and is not safe for concurrent use.
 type Merger struct {
-	told    map[fault]*telling
+	told    map[trouble]*telling
 	begun   map[string]bool      // incidents that were passed on, and have not ended
 	also    map[string]*follower // incidents that are another's fault
 	dropped int
 }
 
-// fault is what is in trouble, and how.
-type fault struct {
+// trouble is what is in trouble, and how.
+type trouble struct {
 	what  Key // as all observers call it
 	state State
 	kind  string // of the finding
@@ -58,7 +58,7 @@ type telling struct {
 
 // follower is an incident of an observer who came after another one.
 type follower struct {
-	fault
+	trouble
 	observer string
 	of       *telling
 	at       time.Time // detected
@@ -69,7 +69,7 @@ type follower struct {
 
 // NewMerger knows of no fault.
 func NewMerger() *Merger {
-	return &Merger{told: map[fault]*telling{}, begun: map[string]bool{}, also: map[string]*follower{}}
+	return &Merger{told: map[trouble]*telling{}, begun: map[string]bool{}, also: map[string]*follower{}}
 }
 
 // Merged is how many events were not passed on.
@@ -91,11 +91,11 @@ func (m *Merger) Take(e Event, line []byte, now time.Time) bool {
 }
 
 func (m *Merger) begin(e Event, line []byte, now time.Time) bool {
-	f := fault{what(e), e.State, kind(e)}
+	f := trouble{what(e), e.State, kind(e)}
 	t, observer := m.told[f], e.Node+" "+e.Source
 	if t != nil && t.id != e.ID && t.observer != observer && e.DetectedAt.Sub(t.at).Abs() <= MergeWithin &&
 		(t.ended.IsZero() || !e.DetectedAt.After(t.ended)) {
-		also := &follower{fault: f, observer: observer, of: t, at: e.DetectedAt.Time, line: line}
+		also := &follower{trouble: f, observer: observer, of: t, at: e.DetectedAt.Time, line: line}
 		if !t.ended.IsZero() {
 			also.due = now.Add(MergeWithin)
 		}
@@ -103,7 +103,7 @@ func (m *Merger) begin(e Event, line []byte, now time.Time) bool {
 		return false
 	}
 	if len(m.told)+len(m.also)+len(m.begun) > mostFaults { // as after a restart: what comes twice is passed on twice
-		*m = Merger{told: map[fault]*telling{}, begun: map[string]bool{}, also: m.held(), dropped: m.dropped}
+		*m = Merger{told: map[trouble]*telling{}, begun: map[string]bool{}, also: m.held(), dropped: m.dropped}
 	}
 	m.told[f] = &telling{id: e.ID, observer: observer, at: e.DetectedAt.Time}
 	m.begun[e.ID] = true
@@ -170,7 +170,7 @@ func (m *Merger) Due(now time.Time) (lines [][]byte) {
 		m.dropped--
 		delete(m.also, id)
 		if !also.up {
-			m.told[also.fault] = &telling{id: id, observer: also.observer, at: also.at}
+			m.told[also.trouble] = &telling{id: id, observer: also.observer, at: also.at}
 			m.begun[id] = true
 		}
 	}

@@ -1,4 +1,4 @@
-package main
+package watch
 
 import (
 	"fmt"
@@ -14,26 +14,25 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"st2ha/internal/fault"
-	"st2ha/internal/watch"
 )
 
-// metrics are what Prometheus is told; they are kept also when nobody asks.
-type metrics struct {
+// Metrics are what Prometheus is told; they are kept also when nobody asks.
+type Metrics struct {
 	registry *prometheus.Registry
 	up       *prometheus.GaugeVec
 	duration *prometheus.HistogramVec
 	changes  *prometheus.CounterVec
 	heals    *prometheus.CounterVec
-	leftOut  prometheus.Counter
-	merged   prometheus.Counter
+	LeftOut  prometheus.Counter // events that became no trigger, for there were too many
+	Merged   prometheus.Counter // events that were another observer's, too
 
 	mu   sync.Mutex
-	took map[watch.Key]time.Duration // of the newest answer
+	took map[Key]time.Duration // of the newest answer
 }
 
-func newMetrics() *metrics {
+func newMetrics() *Metrics {
 	of := []string{"backend", "endpoint"}
-	m := &metrics{
+	m := &Metrics{
 		registry: prometheus.NewRegistry(),
 		up:       prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "st2ha_up", Help: "Whether the endpoint is up: 1, else 0."}, of),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "st2ha_probe_duration_seconds",
@@ -42,16 +41,16 @@ func newMetrics() *metrics {
 			Help: "Changes of an endpoint's state, by the state that was entered."}, []string{"backend", "endpoint", "state"}),
 		heals: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "st2ha_heals_total",
 			Help: "Heals of an endpoint by this watchdog, by what came of the attempt."}, []string{"backend", "endpoint", "result"}),
-		leftOut: prometheus.NewCounter(prometheus.CounterOpts{Name: "st2ha_events_left_out_total",
+		LeftOut: prometheus.NewCounter(prometheus.CounterOpts{Name: "st2ha_events_left_out_total",
 			Help: "Events that became no trigger, for there were too many in a short time."}),
-		merged: prometheus.NewCounter(prometheus.CounterOpts{Name: "st2ha_events_merged_total",
+		Merged: prometheus.NewCounter(prometheus.CounterOpts{Name: "st2ha_events_merged_total",
 			Help: "Events that became no trigger, for another observer had told of the same fault."}),
-		took: map[watch.Key]time.Duration{},
+		took: map[Key]time.Duration{},
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "st2ha_build_info", Help: "The program that runs; always 1.",
 		ConstLabels: prometheus.Labels{"revision": revision(), "goversion": runtime.Version()}})
 	build.Set(1)
-	m.registry.MustRegister(m.up, m.duration, m.changes, m.heals, m.leftOut, m.merged, build,
+	m.registry.MustRegister(m.up, m.duration, m.changes, m.heals, m.LeftOut, m.Merged, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -69,24 +68,24 @@ func revision() string {
 }
 
 // watching begins with endpoints that are not known to be up, and forgets others.
-func (m *metrics) watching(endpoints []watch.Endpoint) {
+func (m *Metrics) watching(endpoints []Endpoint) {
 	m.up.Reset()
 	for _, e := range endpoints {
 		m.up.WithLabelValues(string(e.Backend), e.Name).Set(0)
 	}
 }
 
-func (m *metrics) changed(e watch.Event) {
+func (m *Metrics) changed(e Event) {
 	up := 0.0
-	if e.State == watch.StateUp {
+	if e.State == StateUp {
 		up = 1
 	}
 	m.up.WithLabelValues(string(e.Backend), e.Endpoint).Set(up)
 	m.changes.WithLabelValues(string(e.Backend), e.Endpoint, string(e.State)).Inc()
 }
 
-func (m *metrics) seen(k watch.Key, o watch.Observation) {
-	if o.Took <= 0 || o.Verdict != watch.Good {
+func (m *Metrics) seen(k Key, o Observation) {
+	if o.Took <= 0 || o.Verdict != Good {
 		return
 	}
 	m.duration.WithLabelValues(string(k.Backend), k.Name).Observe(o.Took.Seconds())
@@ -95,7 +94,8 @@ func (m *metrics) seen(k watch.Key, o watch.Observation) {
 	m.took[k] = o.Took
 }
 
-func (m *metrics) healed(k watch.Key, err error) {
+// Healed counts a heal of an endpoint, and what came of it.
+func (m *Metrics) Healed(k Key, err error) {
 	result := "done"
 	if err != nil {
 		result = "failed"
@@ -103,8 +103,8 @@ func (m *metrics) healed(k watch.Key, err error) {
 	m.heals.WithLabelValues(string(k.Backend), k.Name, result).Inc()
 }
 
-// latency is the time the newest answer took, for people.
-func (m *metrics) latency(k watch.Key) string {
+// Latency is the time the newest answer took, for people.
+func (m *Metrics) Latency(k Key) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	took, ok := m.took[k]
@@ -114,16 +114,16 @@ func (m *metrics) latency(k watch.Key) string {
 	return fmt.Sprintf("%.1f ms", float64(took.Microseconds())/1000)
 }
 
-// serveMetrics answers at addr until stop is called.
-func (p *prober) serveMetrics(addr string) (stop func(), err error) {
+// ServeMetrics answers at addr until stop is called.
+func (p *Prober) ServeMetrics(addr string) (stop func(), err error) {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, fault.Failed("metrics", "give an address of this machine that is free", "serve metrics: %w", err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(p.metrics.registry, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(p.Metrics.registry, promhttp.HandlerOpts{}))
 	server := &http.Server{Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second}
 	go func() { _ = server.Serve(l) }()
-	p.log.Info("serving metrics", "address", l.Addr().String())
+	p.Log.Info("serving metrics", "address", l.Addr().String())
 	return func() { _ = server.Close() }, nil
 }

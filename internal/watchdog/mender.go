@@ -1,4 +1,4 @@
-package main
+package watchdog
 
 import (
 	"context"
@@ -35,21 +35,28 @@ type mender struct {
 	after time.Duration // that rules have
 	every time.Duration // is looked at the exports
 
-	since  map[watch.Key]time.Time // when it was first seen to be missing; of look alone, as all here
+	since  map[watch.Key]time.Time // when it was first seen to be missing; of mendAll alone, as all here
 	looked time.Time               // at the exports
 }
 
 func newMender(h *healer) *mender {
-	return &mender{healer: h, after: h.p.rules, every: min(exportsLook, h.p.rules), since: map[watch.Key]time.Time{}}
+	return &mender{healer: h, after: ruleTime, every: exportsLook, since: map[watch.Key]time.Time{}}
+}
+
+// ruleTime is what rules have, unless it is 0.
+func (m *mender) ruleTime(after time.Duration) {
+	if after > 0 {
+		m.after, m.every = after, min(exportsLook, after)
+	}
 }
 
 // exportsKey is the account of what this node exports; it is no endpoint.
 func exportsKey() watch.Key { return watch.Key{Backend: watch.NFS, Name: "exports"} }
 
-// look begins what is overdue.
-func (m *mender) look(ctx context.Context, all []watch.Status, now time.Time) {
+// mendAll begins what is overdue.
+func (m *mender) mendAll(ctx context.Context, all []watch.Status, now time.Time) {
 	for _, s := range all {
-		if m.overdue(ctx, s, now) && !m.p.watcher.CutOff() {
+		if m.overdue(ctx, s, now) && !m.endpoints.CutOff() {
 			m.begin(s.Key, func() {
 				m.mend(ctx, s, &nfs.Recover{Directory: s.Name, Within: mendTime})
 			})
@@ -79,7 +86,7 @@ func (m *mender) overdue(ctx context.Context, s watch.Status, now time.Time) boo
 // rule's own action lies there, so this node's runners cannot run it.
 func (m *mender) left(ctx context.Context, s watch.Status) time.Duration {
 	if s.Backend == watch.Mount {
-		if conf, _ := stackstorm.LookAtConf(ctx, m.p.host); conf != nil { // an odd line costs that line
+		if conf, _ := stackstorm.LookAtConf(ctx, m.host); conf != nil { // an odd line costs that line
 			for _, packs := range conf.PackDirs() {
 				if rel, err := filepath.Rel(s.Name, packs); err == nil && filepath.IsLocal(rel) {
 					return min(m.after, packsTime)
@@ -96,7 +103,7 @@ func (m *mender) left(ctx context.Context, s watch.Status) time.Duration {
 func (m *mender) exports(ctx context.Context, now time.Time) {
 	ctx, cancel := context.WithTimeout(ctx, healTime)
 	defer cancel()
-	withdrawn, err := nfs.Withdrawn(ctx, m.p.host)
+	withdrawn, err := nfs.Withdrawn(ctx, m.host)
 	switch {
 	case errors.Is(err, exec.ErrNotFound), errors.Is(err, fs.ErrNotExist):
 		return // no NFS server is installed here
@@ -126,7 +133,7 @@ func (m *mender) exports(ctx context.Context, now time.Time) {
 func (m *mender) mend(ctx context.Context, s watch.Status, what step.Step) {
 	ctx, cancel := context.WithTimeout(ctx, healTime)
 	defer cancel()
-	findings, err := what.Check(ctx, m.p.host)
+	findings, err := what.Check(ctx, m.host)
 	if err == nil {
 		err = step.Refuse(findings)
 	}
@@ -134,13 +141,13 @@ func (m *mender) mend(ctx context.Context, s watch.Status, what step.Step) {
 		m.refuse(s, "", fault.Of(err).Error(), false) // its server is away, for example
 		return
 	}
-	release, err := step.TryLock(ctx, m.p.host, source+", step "+what.Name())
+	release, err := step.TryLock(ctx, m.host, source+", step "+what.Name())
 	if err != nil {
 		m.refuse(s, "", err.Error(), false)
 		return
 	}
 	defer release()
-	changes, err := what.Plan(ctx, m.p.host)
+	changes, err := what.Plan(ctx, m.host)
 	if err != nil {
 		m.refuse(s, "", err.Error(), false)
 		return
@@ -156,9 +163,9 @@ func (m *mender) mend(ctx context.Context, s watch.Status, what step.Step) {
 func (m *mender) apply(ctx context.Context, s watch.Status, c step.Change) {
 	target := c.Target()
 	m.mu.Lock()
-	m.restart[s.Key] = target
+	m.restarts[s.Key] = target
 	m.mu.Unlock()
-	d, err := m.ledger.Allow(ctx, m.p.host, target, time.Now())
+	d, err := m.ledger.Allow(ctx, m.host, target, time.Now())
 	switch {
 	case err != nil:
 		m.refuse(s, target, err.Error(), false)
@@ -169,12 +176,12 @@ func (m *mender) apply(ctx context.Context, s watch.Status, c step.Change) {
 		m.refuse(s, target, d.Reason, d.First)
 		return
 	}
-	m.p.watcher.Healed(s.Key, source)
-	m.tell(heal.Event{Event: heal.EventHealed, Target: target, Heals: d.Heals,
+	m.endpoints.Healed(s.Key, source)
+	m.announce(heal.Event{Event: heal.EventHealed, Target: target, Heals: d.Heals,
 		Reason: fmt.Sprintf("%s: %s, and no rule has mended it within %s", c.Diff(), s.Reason, m.left(ctx, s))})
-	err = c.Apply(ctx, m.p.host)
-	m.p.metrics.healed(s.Key, err)
+	err = c.Apply(ctx, m.host)
+	m.count(s.Key, err)
 	if err != nil {
-		m.p.log.Error("heal", "endpoint", s.Key.String(), "error", err)
+		m.log.Error("heal", "endpoint", s.Key.String(), "error", err)
 	}
 }

@@ -1,63 +1,67 @@
-package main
+package watchdog
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
 	"st2ha/internal/heal"
+	"st2ha/internal/host"
 	"st2ha/internal/service"
 	"st2ha/internal/step"
 	"st2ha/internal/watch"
 )
 
 const (
-	source    = "watchdog"
-	healEvery = time.Second      // a look at what is down
-	healTime  = 5 * time.Minute  // for a restart: RabbitMQ takes half a minute on a slow node
-	young     = 60 * time.Second // a unit that systemd calls active may still be recovering its data
-	patience  = 30 * time.Second // what is silent may be slow, and a restart of what is slow makes an outage of it
+	source      = "watchdog"
+	healEvery   = time.Second      // a look at what is down
+	healTime    = 5 * time.Minute  // for a restart: RabbitMQ takes half a minute on a slow node
+	startupTime = 60 * time.Second // a unit that systemd calls active may still be recovering its data
+	patience    = 30 * time.Second // what is silent may be slow, and a restart of what is slow makes an outage of it
 )
+
+// endpoints are a node's, as a prober sees them (watch.Watcher).
+type endpoints interface {
+	Statuses() []watch.Status
+	CutOff() bool // from all other nodes
+	Healed(key watch.Key, by string) (incident string)
+	Node() string
+}
 
 // healer restarts what is down on this node, within the limits that actions
 // are held to as well.
 type healer struct {
-	p      *prober
-	queue  *watch.Queue
-	ledger heal.Ledger
-	kicked chan struct{}
-
-	mu      sync.Mutex
-	healing map[watch.Key]bool   // a restart is under way, or its decision
-	silent  map[watch.Key]string // what was said of an endpoint that is not healed
-	restart map[watch.Key]string // the unit that was restarted, until it is up
-	wait    sync.WaitGroup
-
-	withdrawn time.Time // since when this node exports less than it should
+	host      host.Host
+	endpoints endpoints
+	log       *slog.Logger
+	ledger    heal.Ledger
+	report    func(heal.Event)       // has StackStorm and people know
+	count     func(watch.Key, error) // counts a heal
 	mender    *mender
 
-	quiet map[watch.Key]time.Time // since when an endpoint is down without an answer; of look alone
+	mu       sync.Mutex
+	busy     map[watch.Key]bool   // a restart is under way, or its decision
+	refused  map[watch.Key]string // why an endpoint is not healed, as it was said last
+	restarts map[watch.Key]string // the unit that was restarted, until it is up
+	wait     sync.WaitGroup
+
+	withdrawn time.Time               // since when this node exports less than it should
+	silent    map[watch.Key]time.Time // since when an endpoint is down without an answer; of begin alone
 }
 
-func newHealer(p *prober, queue *watch.Queue) *healer {
-	h := &healer{p: p, queue: queue, ledger: heal.Default(), kicked: make(chan struct{}, 1),
-		healing: map[watch.Key]bool{}, silent: map[watch.Key]string{}, restart: map[watch.Key]string{}, quiet: map[watch.Key]time.Time{}}
-	h.mender = newMender(h)
-	return h
+func newHealer(h host.Host, e endpoints, log *slog.Logger) *healer {
+	healer := &healer{host: h, endpoints: e, log: log, ledger: heal.Default(),
+		report: func(heal.Event) {}, count: func(watch.Key, error) {},
+		busy: map[watch.Key]bool{}, refused: map[watch.Key]string{}, restarts: map[watch.Key]string{}, silent: map[watch.Key]time.Time{}}
+	healer.mender = newMender(healer)
+	return healer
 }
 
-// kick has the healer look now.
-func (h *healer) kick() {
-	select {
-	case h.kicked <- struct{}{}:
-	default:
-	}
-}
-
-// run heals until ctx ends, and then waits for a restart that is under way.
-func (h *healer) run(ctx context.Context) {
+// run heals until ctx ends, and then waits for a restart that is under way. It
+// looks at once whenever kicked says so.
+func (h *healer) run(ctx context.Context, kicked <-chan struct{}) {
 	defer h.wait.Wait()
 	tick := time.NewTicker(healEvery)
 	defer tick.Stop()
@@ -66,24 +70,24 @@ func (h *healer) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-		case <-h.kicked:
+		case <-kicked:
 		}
-		h.look(ctx)
+		h.healAll(ctx)
 	}
 }
 
-// look begins what there is to do for each endpoint.
-func (h *healer) look(ctx context.Context) {
+// healAll begins what there is to do for each endpoint.
+func (h *healer) healAll(ctx context.Context) {
 	// A switch that is over is taken away. What keeps that from being done is said when something is to be healed.
-	_, _ = heal.Silence(ctx, h.p.host, time.Now())
-	all := h.p.watcher.Statuses()
-	h.mender.look(ctx, all, time.Now())
+	_, _ = heal.Silence(ctx, h.host, time.Now())
+	all := h.endpoints.Statuses()
+	h.mender.mendAll(ctx, all, time.Now())
 	for _, s := range all {
 		patient := h.patient(s, time.Now())
 		switch {
 		case s.State == watch.StateUp:
 			h.begin(s.Key, func() { h.recovered(ctx, s.Key) })
-		case s.State == watch.StateDown && !patient && healable(s, all) && !h.p.watcher.CutOff() && !h.starved(s, all):
+		case s.State == watch.StateDown && !patient && healable(s, all) && !h.endpoints.CutOff() && !h.starved(s, all):
 			h.begin(s.Key, func() { h.heal(ctx, s) })
 		}
 	}
@@ -93,28 +97,28 @@ func (h *healer) look(ctx context.Context) {
 // waited for. One that refuses is not: nobody is there.
 func (h *healer) patient(s watch.Status, now time.Time) bool {
 	if s.State != watch.StateDown || !s.Silent {
-		delete(h.quiet, s.Key)
+		delete(h.silent, s.Key)
 		return false
 	}
-	if h.quiet[s.Key].IsZero() {
-		h.quiet[s.Key] = now
+	if h.silent[s.Key].IsZero() {
+		h.silent[s.Key] = now
 	}
-	return now.Sub(h.quiet[s.Key]) < patience
+	return now.Sub(h.silent[s.Key]) < patience
 }
 
 // begin does something for an endpoint unless something is being done.
 func (h *healer) begin(key watch.Key, f func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.healing[key] {
+	if h.busy[key] {
 		return
 	}
-	h.healing[key] = true
+	h.busy[key] = true
 	h.wait.Go(func() {
 		f()
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		delete(h.healing, key)
+		delete(h.busy, key)
 	})
 }
 
@@ -163,15 +167,15 @@ func answers(b watch.Backend, all []watch.Status) bool {
 // recovered gives back what was held against an endpoint that is up.
 func (h *healer) recovered(ctx context.Context, key watch.Key) {
 	h.mu.Lock()
-	unit := h.restart[key]
-	delete(h.restart, key)
-	delete(h.silent, key)
+	unit := h.restarts[key]
+	delete(h.restarts, key)
+	delete(h.refused, key)
 	h.mu.Unlock()
 	if unit == "" {
 		return
 	}
-	if err := h.ledger.Recovered(ctx, h.p.host, unit, time.Now()); err != nil {
-		h.p.log.Error("note a recovery", "unit", unit, "error", err)
+	if err := h.ledger.Recovered(ctx, h.host, unit, time.Now()); err != nil {
+		h.log.Error("note a recovery", "unit", unit, "error", err)
 	}
 }
 
@@ -185,13 +189,13 @@ func (h *healer) heal(ctx context.Context, s watch.Status) {
 		return
 	}
 	h.mu.Lock()
-	h.restart[s.Key] = unit
+	h.restarts[s.Key] = unit
 	h.mu.Unlock()
-	if wait := settling(ctx, h.p, unit); wait != "" {
+	if wait := settling(ctx, h.host, unit); wait != "" {
 		h.refuse(s, unit, wait, false)
 		return
 	}
-	release, err := step.TryLock(ctx, h.p.host, source+", "+unit)
+	release, err := step.TryLock(ctx, h.host, source+", "+unit)
 	if err != nil {
 		h.refuse(s, unit, err.Error(), false) // a run is at work here, and restarts what it changes
 		return
@@ -200,15 +204,15 @@ func (h *healer) heal(ctx context.Context, s watch.Status) {
 	if h.answersAgain(s.Key) {
 		return
 	}
-	full, err := heal.DiskFull(ctx, h.p.host, string(s.Backend))
+	full, err := heal.DiskFull(ctx, h.host, string(s.Backend))
 	if err != nil {
-		h.p.log.Error("look at a disk", "error", err)
+		h.log.Error("look at a disk", "error", err)
 	}
 	if full != "" {
 		h.refuse(s, unit, "not restarted: "+full, true)
 		return
 	}
-	d, err := h.ledger.Allow(ctx, h.p.host, unit, time.Now())
+	d, err := h.ledger.Allow(ctx, h.host, unit, time.Now())
 	switch {
 	case err != nil:
 		h.refuse(s, unit, err.Error(), false)
@@ -218,14 +222,14 @@ func (h *healer) heal(ctx context.Context, s watch.Status) {
 	case d.Verdict != heal.GoAhead:
 		h.refuse(s, unit, d.Reason, false)
 	default:
-		h.mend(ctx, s, unit, d.Heals)
+		h.restart(ctx, s, unit, d.Heals)
 	}
 }
 
 // answersAgain is asked last before a restart: on a node that is short of CPU,
 // what comes before it takes seconds.
 func (h *healer) answersAgain(key watch.Key) bool {
-	for _, s := range h.p.watcher.Statuses() {
+	for _, s := range h.endpoints.Statuses() {
 		if s.Key == key {
 			return s.Answers
 		}
@@ -237,32 +241,32 @@ func (h *healer) unit(ctx context.Context, key watch.Key) (string, error) {
 	if key.Backend == watch.StackStorm {
 		return key.Name, nil
 	}
-	return heal.Unit(ctx, h.p.host, string(key.Backend))
+	return heal.Unit(ctx, h.host, string(key.Backend))
 }
 
 // settling says why a unit is to be left to systemd for now: it is on its way
 // up, or down; whoever stops it need not be disturbed in the middle of that.
-func settling(ctx context.Context, p *prober, unit string) (why string) {
-	state, since, err := service.Activity(ctx, p.host, unit)
+func settling(ctx context.Context, h host.Host, unit string) (why string) {
+	state, since, err := service.Activity(ctx, h, unit)
 	switch {
 	case err != nil:
 		return err.Error()
 	case state == "activating" || state == "reloading" || state == "deactivating":
 		return "systemd says that it is " + state
-	case state == "active" && since < young:
-		return fmt.Sprintf("it was started less than %s ago", young)
+	case state == "active" && since < startupTime:
+		return fmt.Sprintf("it was started less than %s ago", startupTime)
 	}
 	return ""
 }
 
-// mend restarts the unit, and tells.
-func (h *healer) mend(ctx context.Context, s watch.Status, unit string, heals int) {
-	h.p.watcher.Healed(s.Key, source)
-	h.tell(heal.Event{Event: heal.EventHealed, Target: unit, Heals: heals, Reason: fmt.Sprintf("restarting %s: %s: %s", unit, s.Key, s.Reason)})
-	err := (&service.Restart{Unit: unit}).Apply(ctx, h.p.host)
-	h.p.metrics.healed(s.Key, err)
+// restart restarts the unit, and reports it.
+func (h *healer) restart(ctx context.Context, s watch.Status, unit string, heals int) {
+	h.endpoints.Healed(s.Key, source)
+	h.announce(heal.Event{Event: heal.EventHealed, Target: unit, Heals: heals, Reason: fmt.Sprintf("restarting %s: %s: %s", unit, s.Key, s.Reason)})
+	err := (&service.Restart{Unit: unit}).Apply(ctx, h.host)
+	h.count(s.Key, err)
 	if err != nil {
-		h.p.log.Error("heal", "endpoint", s.Key.String(), "error", err)
+		h.log.Error("heal", "endpoint", s.Key.String(), "error", err)
 	}
 }
 
@@ -270,26 +274,21 @@ func (h *healer) mend(ctx context.Context, s watch.Status, unit string, heals in
 // have to act.
 func (h *healer) refuse(s watch.Status, unit, reason string, people bool) {
 	h.mu.Lock()
-	said := h.silent[s.Key] == reason
-	h.silent[s.Key] = reason
+	said := h.refused[s.Key] == reason
+	h.refused[s.Key] = reason
 	h.mu.Unlock()
 	if said {
 		return
 	}
-	h.p.log.Warn("not healed", "endpoint", s.Key.String(), "reason", reason)
+	h.log.Warn("not healed", "endpoint", s.Key.String(), "reason", reason)
 	if people {
-		h.tell(heal.Event{Event: heal.EventGaveUp, Target: unit, Reason: fmt.Sprintf("%s: %s", s.Key, reason)})
+		h.announce(heal.Event{Event: heal.EventGaveUp, Target: unit, Reason: fmt.Sprintf("%s: %s", s.Key, reason)})
 	}
 }
 
-// tell has a line spooled.
-func (h *healer) tell(e heal.Event) {
-	e.Node, e.By, e.At = h.p.watcher.Node(), source, time.Now()
-	line, err := json.Marshal(e)
-	if err != nil {
-		h.p.log.Error("tell of a heal", "error", err)
-		return
-	}
-	h.p.log.Info(e.Event, "target", e.Target, "reason", e.Reason)
-	h.queue.PutLine(line, nil)
+// announce reports what is done, or that nothing can be done, in the node's name.
+func (h *healer) announce(e heal.Event) {
+	e.Node, e.By, e.At = h.endpoints.Node(), source, time.Now()
+	h.log.Info(e.Event, "target", e.Target, "reason", e.Reason)
+	h.report(e)
 }

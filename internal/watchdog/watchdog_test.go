@@ -1,4 +1,4 @@
-package main
+package watchdog
 
 import (
 	"bytes"
@@ -28,6 +28,48 @@ import (
 	"st2ha/internal/testenv"
 	"st2ha/internal/watch"
 )
+
+// TestMain is also a watchdog to be killed.
+func TestMain(m *testing.M) {
+	if os.Getenv("ST2HA_TEST_MAIN") == "watchdog" {
+		watchdogMain()
+	}
+	os.Exit(m.Run())
+}
+
+// buffer is what was logged so far.
+type buffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
+
+// await returns the next event with this state; others before it are passed over.
+func await(t *testing.T, events <-chan watch.Event, backend watch.Backend, state watch.State) watch.Event {
+	t.Helper()
+	limit := time.After(30 * time.Second)
+	for {
+		select {
+		case e := <-events:
+			if e.Backend == backend && e.State == state {
+				return e
+			}
+		case <-limit:
+			t.Fatalf("%s was not %s within 30 s", backend, state)
+		}
+	}
+}
 
 const redisUnit = "redis-server.service"
 
@@ -103,17 +145,18 @@ type dog struct {
 	stop func()
 }
 
-func runWatchdog(t *testing.T, n host.Host, c watch.Config, change ...func(*prober)) *dog {
+func runWatchdog(t *testing.T, n host.Host, c watch.Config, change ...func(*Watchdog)) *dog {
 	t.Helper()
 	d := &dog{}
-	p := newProber("n1", c, slog.New(slog.NewTextHandler(&d.said, nil)))
-	p.host = n
+	p := watch.NewProber("n1", c, slog.New(slog.NewTextHandler(&d.said, nil)))
+	p.Host = n
+	w := &Watchdog{Prober: p, Dir: n.(interface{ Path(string) string }).Path(step.StateDir)}
 	for _, f := range change {
-		f(p)
+		f(w)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- watchdog(ctx, p, n.(interface{ Path(string) string }).Path(step.StateDir)) }()
+	go func() { ended <- w.Run(ctx) }()
 	var once sync.Once
 	d.stop = func() {
 		once.Do(func() {
@@ -148,6 +191,14 @@ func events(t *testing.T, broker string) (<-chan watch.Event, <-chan heal.Event)
 	go func() { defer close(ended); in.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-ended })
 	return all, heals
+}
+
+func newRedis(t *testing.T) *backendtest.Server {
+	t.Helper()
+	s, err := backendtest.NewRedis(t, t.TempDir())
+	require.NoError(t, err)
+	t.Cleanup(func() { s.Kill() })
+	return s
 }
 
 func newBroker(t *testing.T) *backendtest.Broker {
@@ -247,7 +298,7 @@ func TestHealable(t *testing.T) {
 	assert.False(t, healable(mute("st2actionrunner"), backends), "its other workers have actions in hand")
 
 	var said buffer
-	h := newHealer(newProber("n1", watch.Config{}, slog.New(slog.NewTextHandler(&said, nil))), nil)
+	h := newHealer(nil, nil, slog.New(slog.NewTextHandler(&said, nil)))
 	quiet := down(watch.Redis, func(s *watch.Status) { s.State = watch.StateUp })
 	assert.False(t, h.starved(frozen, []watch.Status{frozen}))
 	assert.False(t, h.starved(frozen, []watch.Status{frozen, down(watch.NFS, func(s *watch.Status) { s.Host = "10.0.0.2" })}))
@@ -276,10 +327,10 @@ func watchdogMain() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	root := os.Getenv("ST2HA_TEST_ROOT")
-	p := newProber("n1", config(os.Getenv("ST2HA_TEST_REDIS"), os.Getenv("ST2HA_TEST_BROKER")), slog.New(slog.NewTextHandler(os.Stderr, nil)))
-	p.config.UpAfter = 0.2
-	p.host = host.NewLocalAt("n1", root)
-	if err := watchdog(ctx, p, filepath.Join(root, step.StateDir)); err != nil {
+	p := watch.NewProber("n1", config(os.Getenv("ST2HA_TEST_REDIS"), os.Getenv("ST2HA_TEST_BROKER")), slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	p.Config.UpAfter = 0.2
+	p.Host = host.NewLocalAt("n1", root)
+	if err := (&Watchdog{Prober: p, Dir: filepath.Join(root, step.StateDir)}).Run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 	}
 	os.Exit(3)
@@ -353,16 +404,4 @@ func TestWatchdogKilled(t *testing.T) {
 	assert.Zero(t, open, "each incident ends")
 	assert.Equal(t, watch.StateUp, state[watch.Redis])
 	assert.Equal(t, watch.StateUp, state[watch.RabbitMQ])
-}
-
-// An incident that began in the future, for the clock was set back, began now.
-func TestIncidentsOfTheFuture(t *testing.T) {
-	k := &keeper{file: filepath.Join(t.TempDir(), incidentsName), log: slog.New(slog.DiscardHandler)}
-	past := time.Now().Add(-time.Hour).UTC().Truncate(time.Second)
-	data, err := json.Marshal([]watch.Incident{{ID: "a", Began: time.Now().AddDate(1, 0, 0)}, {ID: "b", Began: past}})
-	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(k.file, data, 0o600))
-	k.load()
-	require.WithinDuration(t, time.Now(), k.open[0].Began, 5*time.Second)
-	require.Equal(t, past, k.open[1].Began.UTC())
 }

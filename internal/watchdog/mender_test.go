@@ -1,4 +1,4 @@
-package main
+package watchdog
 
 import (
 	"context"
@@ -126,7 +126,7 @@ func TestWatchdogMendsContent(t *testing.T) {
 	t.Parallel()
 	c := newContent(t)
 	began := time.Now()
-	d := runWatchdog(t, c, watch.Config{}, func(p *prober) { p.rules = 3 * time.Second })
+	d := runWatchdog(t, c, watch.Config{}, func(w *Watchdog) { w.RuleTime = 3 * time.Second })
 	defer func() { t.Log(d.said.String()) }()
 	require.Eventually(t, func() bool { return c.did(mounts) }, 20*time.Second, 50*time.Millisecond)
 	assert.Greater(t, time.Since(began), 3*time.Second, "a rule is given its time")
@@ -150,9 +150,7 @@ func TestWatchdogMendsContent(t *testing.T) {
 func TestPacksAreLeftToARuleForLess(t *testing.T) {
 	c := newContent(t)
 	require.NoError(t, os.MkdirAll(c.Path("/etc/st2"), 0o755))
-	p := newProber("n1", watch.Config{}, slog.New(slog.DiscardHandler))
-	p.host = c
-	m := newMender(newHealer(p, nil))
+	m := newHealer(c, nil, slog.New(slog.DiscardHandler)).mender
 	mount := func(dir string) watch.Status {
 		return watch.Status{Key: watch.Key{Backend: watch.Mount, Name: dir}, State: watch.StateDown, Reason: watch.NotMounted}
 	}
@@ -212,7 +210,7 @@ func TestWatchdogLeavesContentAlone(t *testing.T) {
 			c := newContent(t)
 			c.withdraw()
 			prepare(t, c)
-			d := runWatchdog(t, c, watch.Config{}, func(p *prober) { p.rules = time.Second })
+			d := runWatchdog(t, c, watch.Config{}, func(w *Watchdog) { w.RuleTime = time.Second })
 			time.Sleep(5 * time.Second)
 			d.stop()
 			c.mu.Lock()

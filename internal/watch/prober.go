@@ -1,0 +1,151 @@
+package watch
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"st2ha/internal/host"
+	"st2ha/internal/rabbitmq"
+)
+
+const (
+	lookEvery  = 5 * time.Second  // at the files that endpoints come from
+	retryEvery = 30 * time.Second // what could not be found out
+)
+
+// Prober watches the endpoints that this node's configuration names.
+type Prober struct {
+	Config  Config
+	Host    host.Host
+	Log     *slog.Logger
+	Metrics *Metrics
+	Watcher *Watcher // since Begin
+
+	node    string // if no address of it is known
+	brokers atomic.Pointer[[]rabbitmq.Login]
+	members *Members
+	logged  map[string]bool // problems
+}
+
+// NewProber watches nothing yet. node is this node's name where no address of it is known.
+func NewProber(node string, config Config, log *slog.Logger) *Prober {
+	return &Prober{Config: config, Host: host.NewLocal(node), Log: log, Metrics: newMetrics(),
+		node: node, members: NewMembers(), logged: map[string]bool{}}
+}
+
+// Filter passes to put what is to become a trigger.
+func (p *Prober) Filter(open []Incident, put func(Event)) func(Event) {
+	f := NewFilter(p.Config.SuspectEvents, open)
+	f.LeftOut = func(e Event) {
+		p.Metrics.LeftOut.Inc()
+		p.Log.Warn("an event is left out: there were too many in ten minutes",
+			"backend", e.Backend, "endpoint", e.Endpoint, "state", e.State)
+	}
+	return func(e Event) {
+		if e, ok := f.Pass(e); ok {
+			put(e)
+		}
+	}
+}
+
+// Begin makes the watcher whose events go to event. source is what they say
+// they come from, open the incidents of a former run.
+func (p *Prober) Begin(source string, open []Incident, event func(Event)) {
+	set := NewSet(source, p.Config.Rules())
+	set.Restore(open)
+	p.Watcher = NewWatcher(set, func(e Event) {
+		p.Metrics.changed(e)
+		event(e)
+	})
+	p.Watcher.Seen = p.Metrics.seen
+}
+
+// Heard is what endpoints have said of others that belong to them, in a form
+// that tells one state from another.
+func (p *Prober) Heard() string { return p.members.String() }
+
+// Find finds the endpoints, and logs each problem once.
+func (p *Prober) Find(ctx context.Context) (found Found) {
+	found = Find(ctx, p.Host, p.Config, p.members)
+	for _, err := range found.Problems {
+		if text := err.Error(); !p.logged[text] {
+			p.logged[text] = true
+			p.Log.Warn("not all that is to be watched is known", "error", text)
+		}
+	}
+	p.brokers.Store(&found.Brokers)
+	found.Node = cmp.Or(found.Node, p.node)
+	return found
+}
+
+// Follow watches until ctx ends, and begins anew when the files that endpoints
+// come from have changed. ended is closed when nothing is watched any more.
+func (p *Prober) Follow(ctx context.Context) (ended <-chan struct{}) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer p.Watcher.Stop()
+		p.loop(ctx)
+	}()
+	return done
+}
+
+func (p *Prober) loop(ctx context.Context) {
+	for ctx.Err() == nil {
+		before := p.fingerprint(ctx)
+		found := p.Find(ctx)
+		p.Log.Info("watching", "node", found.Node, "endpoints", len(found.Endpoints))
+		p.Metrics.watching(found.Endpoints)
+		p.Watcher.Watch(ctx, found.Node, found.Endpoints)
+		tried := time.Now()
+		for p.fingerprint(ctx) == before {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(lookEvery):
+			}
+			if len(found.Problems) > 0 && time.Since(tried) >= retryEvery {
+				if tried = time.Now(); fmt.Sprint(p.Find(ctx).Problems) != fmt.Sprint(found.Problems) {
+					break
+				}
+			}
+		}
+	}
+}
+
+// fingerprint tells one state of what endpoints come from from another: the
+// files, and the members that a replica set names.
+func (p *Prober) fingerprint(ctx context.Context) [sha256.Size]byte {
+	sum := sha256.New()
+	for _, name := range Files() {
+		f, err := p.Host.ReadFile(ctx, name)
+		fmt.Fprintf(sum, "%s %d %q %v\n", name, len(f.Data), f.Data, err)
+	}
+	fmt.Fprint(sum, p.Heard())
+	return [sha256.Size]byte(sum.Sum(nil))
+}
+
+// Dial connects to the first node of the broker that takes the login.
+func (p *Prober) Dial(ctx context.Context) (*rabbitmq.Connection, error) {
+	var all []error
+	if brokers := p.brokers.Load(); brokers != nil {
+		for _, l := range *brokers {
+			conn, err := rabbitmq.Dial(ctx, &net.Dialer{}, l)
+			if err == nil {
+				return conn, nil
+			}
+			all = append(all, err)
+		}
+	}
+	if len(all) == 0 {
+		return nil, errors.New("no broker is known")
+	}
+	return nil, errors.Join(all...)
+}
