@@ -16,6 +16,7 @@ import (
 	"st2ha/internal/backendtest"
 	"st2ha/internal/mongodb"
 	"st2ha/internal/rabbitmq"
+	"st2ha/internal/redis"
 	"st2ha/internal/watch"
 )
 
@@ -28,12 +29,12 @@ const (
 // took: the time on a CPU in the end, and memory.
 func footprintMain() {
 	n, _ := strconv.Atoi(os.Getenv("ST2HA_TEST_ENDPOINTS"))
-	redis, broker, mongod := os.Getenv("ST2HA_TEST_REDIS"), os.Getenv("ST2HA_TEST_BROKER"), os.Getenv("ST2HA_TEST_MONGOD")
+	coordinator, broker, mongod := os.Getenv("ST2HA_TEST_REDIS"), os.Getenv("ST2HA_TEST_BROKER"), os.Getenv("ST2HA_TEST_MONGOD")
 	p := watch.NewProber("n1", watch.Config{}, slog.New(slog.DiscardHandler))
 	p.Begin("sensor", nil, func(watch.Event) {})
 	var endpoints []watch.Endpoint
 	for i := range n {
-		e := watch.Endpoint{Backend: watch.Redis, Name: fmt.Sprint(i), Watch: watch.WatchRedis(watch.RedisSettings{Addr: redis})}
+		e := watch.Endpoint{Backend: watch.Redis, Name: fmt.Sprint(i), Watch: watch.WatchRedis(watch.RedisSettings{Server: redis.Server{Addr: coordinator}})}
 		switch { // a mix if there are others
 		case broker != "" && i%3 == 0:
 			e.Backend = watch.RabbitMQ
@@ -97,11 +98,11 @@ func footprint(b *testing.B, n int, env ...string) {
 // BenchmarkFootprint is the curve over the number of endpoints, at the default
 // intervals: pings every 250 ms, fresh logins every 10 s.
 func BenchmarkFootprint(b *testing.B) {
-	redis, err := backendtest.NewRedis(b, b.TempDir(), "maxclients 5000")
+	coordinator, err := backendtest.NewRedis(b, b.TempDir(), "maxclients 5000")
 	require.NoError(b, err)
-	defer redis.Kill()
+	defer coordinator.Kill()
 	for _, n := range []int{1, 10, 100, 1000} {
-		b.Run(fmt.Sprintf("redis=%d", n), func(b *testing.B) { footprint(b, n, "ST2HA_TEST_REDIS="+redis.Addr) })
+		b.Run(fmt.Sprintf("redis=%d", n), func(b *testing.B) { footprint(b, n, "ST2HA_TEST_REDIS="+coordinator.Addr) })
 	}
 	broker, err := backendtest.NewBroker(b, b.TempDir())
 	require.NoError(b, err)
@@ -113,6 +114,6 @@ func BenchmarkFootprint(b *testing.B) {
 	require.NoError(b, err)
 	defer mongod.Kill()
 	b.Run("mixed=10", func(b *testing.B) {
-		footprint(b, 10, "ST2HA_TEST_REDIS="+redis.Addr, "ST2HA_TEST_BROKER="+broker.Addr, "ST2HA_TEST_MONGOD="+mongod.Addr)
+		footprint(b, 10, "ST2HA_TEST_REDIS="+coordinator.Addr, "ST2HA_TEST_BROKER="+broker.Addr, "ST2HA_TEST_MONGOD="+mongod.Addr)
 	})
 }

@@ -1,12 +1,9 @@
 package heal
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"net"
-	"strings"
 	"time"
 
 	"st2ha/internal/fault"
@@ -15,7 +12,7 @@ import (
 	"st2ha/internal/nfs"
 	"st2ha/internal/rabbitmq"
 	"st2ha/internal/reach"
-	"st2ha/internal/secure"
+	"st2ha/internal/redis"
 	"st2ha/internal/service"
 	"st2ha/internal/step"
 )
@@ -37,7 +34,7 @@ func probes() map[string]func(context.Context, host.Host, string) error {
 	return map[string]func(context.Context, host.Host, string) error{
 		"mongodb":  func(ctx context.Context, h host.Host, addr string) error { return mongodb.Answers(ctx, h, addr) },
 		"rabbitmq": func(ctx context.Context, h host.Host, addr string) error { return rabbitmq.Listens(ctx, h, addr) },
-		"redis":    redisAnswers,
+		"redis":    func(ctx context.Context, h host.Host, addr string) error { return redis.Answers(ctx, h, addr) },
 		"nfs":      nfs.Answers,
 	}
 }
@@ -109,25 +106,3 @@ type mend struct {
 
 // Diff says why, and what is done.
 func (m *mend) Diff() string { return m.why + ": " + m.Restart.Diff() }
-
-// redisAnswers sends PING (redis.io/commands/ping), with TLS or without. An error is an answer as
-// well: a password that is asked for, or data that is still being loaded.
-func redisAnswers(ctx context.Context, h host.Host, addr string) error {
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
-	defer cancel()
-	return secure.Answers(ctx, h, addr, ping)
-}
-
-func ping(conn net.Conn) error {
-	if _, err := conn.Write([]byte("PING\r\n")); err != nil {
-		return err
-	}
-	line, err := bufio.NewReader(conn).ReadString('\n')
-	if err != nil {
-		return err
-	}
-	if !strings.HasPrefix(line, "+") && !strings.HasPrefix(line, "-") {
-		return errors.New("what answers is no Redis")
-	}
-	return nil
-}

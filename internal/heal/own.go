@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"net"
 	"net/netip"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,6 +12,7 @@ import (
 	"st2ha/internal/confedit"
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
+	"st2ha/internal/redis"
 	"st2ha/internal/stackstorm"
 )
 
@@ -178,12 +178,8 @@ func named(ctx context.Context, h host.Host, backend string) []string {
 			all = append(all, l.Addr)
 		}
 	case "redis":
-		if u, err := url.Parse(conf.Coordination()); err == nil && (u.Scheme == "redis" || u.Scheme == "rediss") && u.Hostname() != "" {
-			port := u.Port()
-			if port == "" {
-				port = Port(backend)
-			}
-			all = append(all, net.JoinHostPort(u.Hostname(), port))
+		if server, err := redis.ParseURL(conf.Coordination()); err == nil {
+			all = []string{server.Addr}
 		}
 	}
 	return all

@@ -13,6 +13,7 @@ import (
 	"st2ha/internal/backendtest"
 	"st2ha/internal/mongodb"
 	"st2ha/internal/rabbitmq"
+	"st2ha/internal/redis"
 )
 
 var shared = &backendtest.Shared{Users: []string{"st2", "watched", "restricted"}}
@@ -173,7 +174,7 @@ func redisBackend(t testing.TB) backend {
 	require.NoError(t, err)
 	t.Cleanup(func() { s.Kill() })
 	return backend{"Redis", s.Addr, func(addr string, timing Timing) Func {
-		return WatchRedis(RedisSettings{Addr: addr, Password: backendtest.Password, DB: 1, Timing: timing})
+		return WatchRedis(RedisSettings{Server: redis.Server{Addr: addr, Password: backendtest.Password, DB: 1}, Timing: timing})
 	}, s.Freeze, s.Thaw, s.Kill, s.Start}
 }
 

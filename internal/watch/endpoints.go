@@ -18,6 +18,7 @@ import (
 	"st2ha/internal/mongodb"
 	"st2ha/internal/nfs"
 	"st2ha/internal/rabbitmq"
+	"st2ha/internal/redis"
 	"st2ha/internal/secure"
 	"st2ha/internal/stackstorm"
 	"st2ha/internal/step"
@@ -175,16 +176,15 @@ func (f *finder) redis(ctx context.Context, conf *stackstorm.Conf) {
 			return
 		}
 	}
-	s, err := ParseRedisURL(text)
+	server, err := redis.ParseURL(text)
 	if err != nil {
 		f.problem(err)
 		return
 	}
-	if s.TLS != nil {
-		s.TLS.Read = f.contents
+	if server.TLS != nil {
+		server.TLS.Read = f.contents
 	}
-	s.Timing = f.Timing()
-	f.add(ctx, Redis, s.Addr, WatchRedis(s))
+	f.add(ctx, Redis, server.Addr, WatchRedis(RedisSettings{Server: server, Timing: f.Timing()}))
 }
 
 func (f *finder) units(ctx context.Context, conf *stackstorm.Conf) {

@@ -11,6 +11,7 @@ import (
 	"st2ha/internal/mongodb"
 	"st2ha/internal/rabbitmq"
 	"st2ha/internal/reach"
+	"st2ha/internal/redis"
 	"st2ha/internal/rpcping"
 )
 
@@ -26,7 +27,7 @@ func TestClassifyOfEachBackend(t *testing.T) {
 			return rabbitmq.Works(t.Context(), d, rabbitmq.Login{Addr: addr, User: "u", Password: "p", VHost: "/"})
 		},
 		"redis": func(d *net.Dialer, addr string) error {
-			s := RedisSettings{Addr: addr, Dialer: d}
+			s := RedisSettings{Server: redis.Server{Addr: addr}, Dialer: d}
 			return s.login(t.Context())
 		},
 	} {
@@ -62,7 +63,7 @@ func TestSilentResolver(t *testing.T) {
 		"mongodb": WatchMongoDB(MongoDBSettings{Server: mongodb.Server{URI: "mongodb://u:p@server.example:1"}, Addr: "server.example:1", Dialer: d, Timing: timing}),
 		"rabbitmq": WatchRabbitMQ(RabbitMQSettings{Login: rabbitmq.Login{Addr: "server.example:1", User: "u", Password: "p", VHost: "/"},
 			Dialer: d, Timing: timing}),
-		"redis": WatchRedis(RedisSettings{Addr: "server.example:1", Dialer: d, Timing: timing}),
+		"redis": WatchRedis(RedisSettings{Server: redis.Server{Addr: "server.example:1"}, Dialer: d, Timing: timing}),
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
