@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"slices"
 	"sync"
 	"time"
 
-	"st2ha/internal/heal"
+	"st2ha/internal/backend"
+	"st2ha/internal/backend/all"
 	"st2ha/internal/host"
 	"st2ha/internal/join"
 	"st2ha/internal/stackstorm"
@@ -114,24 +114,21 @@ func pause(ctx context.Context, d time.Duration) {
 // action's output with, and the command is such an action. Which host runs it is
 // no matter: there is one of each for all nodes.
 func (c *common) hold(ctx context.Context, h host.Host, unit string) {
-	backend := heal.Backend(unit)
-	if c.getenv("ST2_ACTION_EXECUTION_ID") == "" || !slices.Contains([]string{"mongodb", "rabbitmq"}, backend) {
+	b := all.OfUnit(unit)
+	if c.getenv("ST2_ACTION_EXECUTION_ID") == "" || !b.Needed {
 		return
 	}
-	c.gate.close(ctx, h.Name()+" "+backend, func(ctx context.Context) error { return listens(ctx, h, backend) })
+	c.gate.close(ctx, h.Name()+" "+b.Name, func(ctx context.Context) error { return listens(ctx, h, b) })
 }
 
 // listens says whether a backend of a host listens: mongod and RabbitMQ open
 // their ports when they are ready to serve. By which address depends on what
 // was just configured or restored, so any of them will do.
-func listens(ctx context.Context, h host.Host, backend string) error {
-	addr := net.JoinHostPort(h.Name(), heal.Port(backend))
+func listens(ctx context.Context, h host.Host, b backend.Backend) error {
+	addr := net.JoinHostPort(h.Name(), b.Port)
 	if conf, err := stackstorm.ReadConf(ctx, h); err == nil {
-		if db, err := conf.Database(); err == nil && backend == "mongodb" {
-			addr = db.Via
-		}
-		if login, err := conf.Broker(); err == nil && backend == "rabbitmq" {
-			addr = login.Addr
+		if servers := b.Servers(conf); len(servers) > 0 {
+			addr = servers[0]
 		}
 	}
 	name, port, err := net.SplitHostPort(addr)

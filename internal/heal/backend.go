@@ -6,13 +6,10 @@ import (
 	"net"
 	"time"
 
+	"st2ha/internal/backend/all"
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
-	"st2ha/internal/mongodb"
-	"st2ha/internal/nfs"
-	"st2ha/internal/rabbitmq"
 	"st2ha/internal/reach"
-	"st2ha/internal/redis"
 	"st2ha/internal/service"
 	"st2ha/internal/step"
 )
@@ -28,27 +25,11 @@ type RestartBackend struct {
 // Name is restart_backend.
 func (s *RestartBackend) Name() string { return "restart_backend" }
 
-// probes ask a backend whether it answers. They log in to none: a login that
-// is refused is no fault that a restart would heal.
-func probes() map[string]func(context.Context, host.Host, string) error {
-	return map[string]func(context.Context, host.Host, string) error{
-		"mongodb":  func(ctx context.Context, h host.Host, addr string) error { return mongodb.Answers(ctx, h, addr) },
-		"rabbitmq": func(ctx context.Context, h host.Host, addr string) error { return rabbitmq.Listens(ctx, h, addr) },
-		"redis":    func(ctx context.Context, h host.Host, addr string) error { return redis.Answers(ctx, h, addr) },
-		"nfs":      nfs.Answers,
-	}
-}
-
-// Port is a backend's own TCP port; empty for what is none.
-func Port(backend string) string {
-	return map[string]string{"mongodb": "27017", "rabbitmq": "5672", "redis": "6379", "nfs": "2049"}[backend]
-}
-
 func (s *RestartBackend) addr(h host.Host) string {
 	if s.Endpoint != "" {
 		return s.Endpoint
 	}
-	return net.JoinHostPort(h.Name(), Port(s.Backend))
+	return net.JoinHostPort(h.Name(), all.Get(s.Backend).Port)
 }
 
 // Check looks for the unit, and whether the endpoint is the host's own.
@@ -62,7 +43,6 @@ func (s *RestartBackend) Check(ctx context.Context, h host.Host) ([]step.Finding
 // Plan restarts the unit if the backend fails twice in a row: once may be a
 // slow moment. What says nothing of the backend restarts nothing.
 func (s *RestartBackend) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
-	probe := probes()[s.Backend]
 	var err error
 	for i := range 2 {
 		if i > 0 {
@@ -72,7 +52,7 @@ func (s *RestartBackend) Plan(ctx context.Context, h host.Host) ([]step.Change, 
 			case <-time.After(time.Second):
 			}
 		}
-		if err = probe(ctx, h, s.addr(h)); err == nil {
+		if err = all.Get(s.Backend).Answers(ctx, h, s.addr(h)); err == nil {
 			return nil, nil
 		}
 		if verdict, why := reach.Classify(err); verdict == reach.Unknown {
@@ -92,7 +72,7 @@ func (s *RestartBackend) Verify(ctx context.Context, h host.Host) error {
 	ctx, cancel := context.WithTimeout(ctx, s.Within)
 	defer cancel()
 	return step.Await(ctx, 500*time.Millisecond, func(ctx context.Context) (waiting, err error) {
-		return probes()[s.Backend](ctx, h, s.addr(h)), nil
+		return all.Get(s.Backend).Answers(ctx, h, s.addr(h)), nil
 	}, func(seen error) error {
 		return fault.Failed("silent", "its log says more", "%s: %s does not answer at %s: %w", h.Name(), s.Backend, s.addr(h), seen)
 	})

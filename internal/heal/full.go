@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"st2ha/internal/backend/all"
 	"st2ha/internal/host"
 )
 
@@ -13,25 +14,10 @@ import (
 // it cannot. RabbitMQ raises its alarm at 50 MB.
 const fullBelow = 16 << 20
 
-// dataDirs are where distributions keep a backend's data.
-func dataDirs(backend string) []string {
-	switch backend {
-	case "mongodb":
-		return []string{"/var/lib/mongodb", "/var/lib/mongo", "/var/log/mongodb"}
-	case "rabbitmq":
-		return []string{"/var/lib/rabbitmq", "/var/log/rabbitmq"}
-	case "redis":
-		return []string{"/var/lib/redis", "/var/log/redis"}
-	case "st2":
-		return []string{"/var/log/st2"}
-	}
-	return nil
-}
-
 // DiskFull says which of a backend's directories lies on a full disk, in words;
 // empty if none does. Restarting what has no room to work makes things worse.
 func DiskFull(ctx context.Context, h host.Host, backend string) (string, error) {
-	for _, dir := range dataDirs(backend) {
+	for _, dir := range all.Get(backend).DataDirs {
 		if _, err := h.Stat(ctx, dir); err != nil {
 			continue // not where this distribution keeps it
 		}

@@ -6,21 +6,14 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 
-	"st2ha/internal/confedit"
+	"st2ha/internal/backend"
+	"st2ha/internal/backend/all"
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
-	"st2ha/internal/redis"
 	"st2ha/internal/stackstorm"
 )
-
-// listener is where a backend listens by its own configuration.
-type listener struct {
-	address string // empty: all addresses
-	port    string
-}
 
 // own refuses an endpoint at which the host's backend does not listen by the
 // host's own configuration. An endpoint comes from events, which may be
@@ -47,7 +40,8 @@ func (s *RestartBackend) own(ctx context.Context, h host.Host) error {
 	if !ok {
 		return foreign(name + " is none of its addresses")
 	}
-	for _, addr := range named(ctx, h, s.Backend) {
+	b := all.Get(s.Backend)
+	for _, addr := range named(ctx, h, b) {
 		other, otherPort, err := net.SplitHostPort(addr)
 		if err != nil || otherPort != port {
 			continue
@@ -57,14 +51,14 @@ func (s *RestartBackend) own(ctx context.Context, h host.Host) error {
 		}
 	}
 	ports := map[string]bool{}
-	for _, l := range listeners(ctx, h, s.Backend) {
-		ports[l.port] = true
-		if l.port != port {
+	for _, l := range listeners(ctx, h, b) {
+		ports[l.Port] = true
+		if l.Port != port {
 			continue
 		}
-		bound, parseErr := netip.ParseAddr(strings.Trim(l.address, "[]"))
-		if l.address == "" || l.address == name || parseErr == nil && (bound.IsUnspecified() || slices.Contains(at, bound.Unmap())) ||
-			parseErr != nil && mine.same(ctx, l.address, at) {
+		bound, parseErr := netip.ParseAddr(strings.Trim(l.Address, "[]"))
+		if l.Address == "" || l.Address == name || parseErr == nil && (bound.IsUnspecified() || slices.Contains(at, bound.Unmap())) ||
+			parseErr != nil && mine.same(ctx, l.Address, at) {
 			return nil
 		}
 	}
@@ -158,156 +152,29 @@ func (a *addresses) resolve(ctx context.Context, name string) []netip.Addr {
 
 // named are the servers of a backend (host:port) that st2.conf of a host names;
 // none where it has no st2.conf, or one that cannot be read.
-func named(ctx context.Context, h host.Host, backend string) []string {
+func named(ctx context.Context, h host.Host, b backend.Backend) []string {
 	conf, err := stackstorm.ReadConf(ctx, h)
-	if err != nil {
+	if err != nil || b.Servers == nil {
 		return nil
 	}
-	var all []string
-	switch backend {
-	case "mongodb":
-		if db, err := conf.Database(); err == nil {
-			all = db.Servers
-		}
-	case "rabbitmq":
-		logins, err := conf.Brokers()
-		if err != nil {
-			return nil
-		}
-		for _, l := range logins {
-			all = append(all, l.Addr)
-		}
-	case "redis":
-		if server, err := redis.ParseURL(conf.Coordination()); err == nil {
-			all = []string{server.Addr}
-		}
-	}
-	return all
+	return b.Servers(conf)
 }
 
 // listeners are those of a backend's own files, where they can be read; its
 // port at all addresses where they say nothing.
-func listeners(ctx context.Context, h host.Host, backend string) []listener {
-	var all []listener
-	read := func(path string) string {
-		f, err := h.ReadFile(ctx, path)
-		if err != nil {
-			return ""
-		}
-		return string(f.Data)
-	}
-	switch backend {
-	case "mongodb":
-		all = mongod(read)
-	case "rabbitmq":
-		all = broker(read)
-	case "redis":
-		for _, path := range []string{"/etc/redis/redis.conf", "/etc/redis.conf"} {
-			all = append(all, redisListeners(read(path))...)
-		}
-	}
-	if len(all) == 0 {
-		all = []listener{{port: Port(backend)}}
-	}
-	return all
-}
-
-func mongod(read func(string) string) []listener {
-	for _, path := range []string{"/etc/mongod.conf", "/etc/mongodb.conf"} {
-		text := []byte(read(path))
-		if len(text) == 0 {
-			continue
-		}
-		get := func(key string, yaml ...string) string {
-			if !confedit.IsYAML(text) {
-				conf, err := confedit.ParseINI(text, confedit.Mongo)
-				if err != nil {
-					return ""
-				}
-				value, _ := conf.Get("", key)
-				return value
+func listeners(ctx context.Context, h host.Host, b backend.Backend) []backend.Listener {
+	var found []backend.Listener
+	if b.Listeners != nil {
+		found = b.Listeners(func(path string) string {
+			f, err := h.ReadFile(ctx, path)
+			if err != nil {
+				return ""
 			}
-			value, _, _ := confedit.YAMLGet(text, yaml...)
-			return value
-		}
-		port := get("port", "net", "port")
-		if port == "" {
-			port = Port("mongodb")
-		}
-		bound := strings.FieldsFunc(get("bind_ip", "net", "bindIp"), func(r rune) bool { return r == ',' || r == ' ' })
-		if len(bound) == 0 || get("bind_ip_all", "net", "bindIpAll") == "true" {
-			return []listener{{port: port}}
-		}
-		var all []listener
-		for _, address := range bound {
-			all = append(all, listener{address, port})
-		}
-		return all
+			return string(f.Data)
+		})
 	}
-	return nil
-}
-
-func broker(read func(string) string) []listener {
-	var all []listener
-	if conf, err := confedit.ParseINI([]byte(read("/etc/rabbitmq/rabbitmq.conf")), confedit.Rabbit); err == nil {
-		for _, key := range conf.Keys("") {
-			if !strings.HasPrefix(key, "listeners.tcp") && !strings.HasPrefix(key, "listeners.ssl") {
-				continue
-			}
-			value, _ := conf.Get("", key)
-			i := strings.LastIndexByte(value, ':')
-			if _, err := strconv.ParseUint(value[i+1:], 10, 16); err == nil {
-				all = append(all, listener{strings.Trim(value[:max(i, 0)], "[]"), value[i+1:]})
-			}
-		}
+	if len(found) == 0 {
+		return []backend.Listener{{Port: b.Port}}
 	}
-	env, err := confedit.ParseINI([]byte(read("/etc/rabbitmq/rabbitmq-env.conf")), confedit.Env)
-	if err != nil {
-		return all
-	}
-	l := listener{port: Port("rabbitmq")}
-	if port, ok := env.Get("", "NODE_PORT"); ok && port != "" {
-		l.port = port
-	}
-	l.address, _ = env.Get("", "NODE_IP_ADDRESS")
-	if len(all) == 0 || l != (listener{port: Port("rabbitmq")}) {
-		all = append(all, l)
-	}
-	return all
-}
-
-// redisListeners reads redis.conf: "port N", "tls-port N", "bind ADDRESS…",
-// where - before an address lets it be missing, and * is all (redis.conf's own comments).
-func redisListeners(text string) []listener {
-	var ports, bound []string
-	for _, line := range strings.Split(text, "\n") {
-		words := strings.Fields(line)
-		if len(words) < 2 {
-			continue
-		}
-		switch strings.ToLower(words[0]) {
-		case "port", "tls-port":
-			if words[1] != "0" {
-				ports = append(ports, words[1])
-			}
-		case "bind":
-			bound = nil
-			for _, address := range words[1:] {
-				bound = append(bound, strings.TrimPrefix(strings.Trim(address, `"`), "-"))
-			}
-		}
-	}
-	if text != "" && len(ports) == 0 {
-		ports = []string{Port("redis")}
-	}
-	if len(bound) == 0 || slices.Contains(bound, "*") || slices.Contains(bound, "::*") {
-		bound = []string{""}
-	}
-	var all []listener
-	for _, port := range ports {
-		for _, address := range bound {
-			all = append(all, listener{address, port})
-		}
-	}
-	return all
+	return found
 }

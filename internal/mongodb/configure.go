@@ -43,11 +43,17 @@ type config struct {
 	ini  *confedit.INI // nil for YAML
 }
 
+// DefaultPort is mongod's TCP port where its configuration names none.
+const DefaultPort = 27017
+
+// Files are where mongod's configuration may be; the first that exists counts.
+func Files() []string { return []string{"/etc/mongod.conf", "/etc/mongodb.conf"} }
+
 // read finds the file. /etc/mongod.conf is YAML since MongoDB 2.6, but Red
 // Hat's packages kept the name for the ini style before; Debian's own package
 // called that /etc/mongodb.conf.
 func read(ctx context.Context, h host.Host) (*config, error) {
-	for _, path := range []string{"/etc/mongod.conf", "/etc/mongodb.conf"} {
+	for _, path := range Files() {
 		f, err := h.ReadFile(ctx, path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -124,7 +130,7 @@ func (s *Configure) sixth() bool {
 func (c *config) port() (int, error) {
 	v, err := c.get("port", "net", "port")
 	if err != nil || v == "" {
-		return 27017, err
+		return DefaultPort, err
 	}
 	port, err := strconv.ParseUint(v, 10, 16)
 	if err != nil {
@@ -281,8 +287,8 @@ func (c *config) tlsOnly() (bool, error) {
 	return false, nil
 }
 
-// units are the names that MongoDB's packages and Debian's own give the service.
-func units() []string { return []string{"mongod.service", "mongodb.service"} }
+// Units are the names that MongoDB's packages and Debian's own give the service.
+func Units() []string { return []string{"mongod.service", "mongodb.service"} }
 
 // Plan edits the file and restarts mongod; only the restart if the file is
 // right and mongod does not answer on the address.
@@ -317,7 +323,7 @@ func (s *Configure) Plan(ctx context.Context, h host.Host) ([]step.Change, error
 	}
 	if answers {
 		// It may answer by what the file said before, where a run was killed.
-		for _, unit := range units() {
+		for _, unit := range Units() {
 			if owed, err := step.Owed(ctx, h, unit); err != nil {
 				return nil, err
 			} else if owed {
@@ -327,7 +333,7 @@ func (s *Configure) Plan(ctx context.Context, h host.Host) ([]step.Change, error
 		s.answered = true
 		return nil, nil
 	}
-	unit, err := service.First(ctx, h, units()...)
+	unit, err := service.First(ctx, h, Units()...)
 	if err != nil {
 		return nil, err
 	}

@@ -169,6 +169,9 @@ func (s *Export) ask(ctx context.Context, h host.Host, dirs []string,
 // nfs-kernel-server as an alias.
 const serverUnit = "nfs-server.service"
 
+// Units are the names of the server's unit, the one that counts first.
+func Units() []string { return []string{serverUnit, "nfs-kernel-server.service"} }
+
 // Verify looks at what the kernel exports.
 func (s *Export) Verify(ctx context.Context, h host.Host) error {
 	if s.exports {

@@ -69,10 +69,11 @@ func (s *Recover) source(ctx context.Context, h host.Host) (string, error) {
 // Server is the address of the server of SERVER:/DIRECTORY (nfs(5)).
 func Server(source string) string {
 	name, _, _ := strings.Cut(source, ":/")
-	return net.JoinHostPort(strings.Trim(name, "[]"), strconv.Itoa(port))
+	return net.JoinHostPort(strings.Trim(name, "[]"), strconv.Itoa(Port))
 }
 
-const port = 2049 // of NFS over TCP (RFC 7530)
+// Port is that of NFS over TCP (RFC 7530).
+const Port = 2049
 
 // Plan mounts what is missing, and mends what does not answer.
 func (s *Recover) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {

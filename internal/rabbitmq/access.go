@@ -43,7 +43,7 @@ func (s *Configure) access(ctx context.Context, h host.Host) ([]step.Change, err
 	out, err := h.Run(ctx, nil, "rabbitmqctl", "--quiet", "export_definitions", "-")
 	if err != nil {
 		return nil, fault.Preflight("rabbitmqctl",
-			"start RabbitMQ (3.8.2 or newer) on the primary: systemctl start "+unit,
+			"start RabbitMQ (3.8.2 or newer) on the primary: systemctl start "+Unit,
 			"%s: ask RabbitMQ for its users: %w", h.Name(), err)
 	}
 	var defs definitions

@@ -91,11 +91,11 @@ func (s *Configure) Validate() error {
 
 // Check looks for the broker.
 func (s *Configure) Check(ctx context.Context, h host.Host) ([]step.Finding, error) {
-	found, err := service.First(ctx, h, unit)
+	found, err := service.First(ctx, h, Unit)
 	if err != nil || found != "" {
 		return nil, err
 	}
-	return []step.Finding{{Severity: step.Error, Host: h.Name(), Check: "rabbitmq", Message: "there is no unit " + unit,
+	return []step.Finding{{Severity: step.Error, Host: h.Name(), Check: "rabbitmq", Message: "there is no unit " + Unit,
 		Fix: "install RabbitMQ on the primary, or check that this is the primary"}}, nil
 }
 
@@ -122,13 +122,13 @@ func (s *Configure) Plan(ctx context.Context, h host.Host) ([]step.Change, error
 		if err != nil {
 			return nil, err
 		}
-		changes = append(edits, &service.Restart{Unit: unit})
+		changes = append(edits, &service.Restart{Unit: Unit})
 		at = "127.0.0.1" // where it can be asked until then
-	} else if owed, err := step.Owed(ctx, h, unit); err != nil || owed {
+	} else if owed, err := step.Owed(ctx, h, Unit); err != nil || owed {
 		if err != nil {
 			return nil, err
 		}
-		changes = append(changes, &service.Restart{Unit: unit})
+		changes = append(changes, &service.Restart{Unit: Unit})
 	}
 	err := Works(ctx, h, s.login(at))
 	if secure.Unaskable(err) {
@@ -340,7 +340,7 @@ func (s *Configure) bound(ctx context.Context, h host.Host) error {
 			"%s: RabbitMQ does not listen as its files say: %w", h.Name(), seen)
 	}
 	return step.Await(ctx, 500*time.Millisecond, func(ctx context.Context) (waiting, err error) {
-		found, err := service.ListensOn(ctx, h, unit, s.Port)
+		found, err := service.ListensOn(ctx, h, Unit, s.Port)
 		if err != nil {
 			return err, nil
 		}

@@ -20,14 +20,16 @@ import (
 )
 
 const (
-	unit = "rabbitmq-server.service"
+	// Unit is the broker's systemd unit.
+	Unit = "rabbitmq-server.service"
 
 	envPath      = "/etc/rabbitmq/rabbitmq-env.conf"
 	mainPath     = "/etc/rabbitmq/rabbitmq" // without its ending, which says the format
 	morePath     = "/etc/rabbitmq/conf.d/*.conf"
 	advancedPath = "/etc/rabbitmq/advanced.config"
 
-	defaultPort = 5672
+	// DefaultPort is the TCP port where nothing else is configured.
+	DefaultPort = 5672
 )
 
 // files are what a broker reads when it starts, as it reads them
@@ -293,7 +295,7 @@ func (f *files) listeners(ctx context.Context) (plain, secured []listener, off s
 		return
 	}
 	// The environment counts where no file names a listener.
-	l := listener{host: f.address.value, port: defaultPort, at: f.address.at}
+	l := listener{host: f.address.value, port: DefaultPort, at: f.address.at}
 	if f.port.value != "" {
 		if l.port, err = strconv.Atoi(f.port.value); err != nil {
 			return nil, nil, "", f.refuse("make it a number", "%s is not a port", f.port.at)
@@ -410,7 +412,7 @@ func (f *files) arguments() error {
 // unitEnvironment is what the broker's unit sets of the variables, with its
 // drop-ins and environment files (systemd.exec(5): files count more).
 func unitEnvironment(ctx context.Context, h host.Host) (map[string]setting, error) {
-	names, err := service.Files(ctx, h, unit)
+	names, err := service.Files(ctx, h, Unit)
 	if err != nil {
 		return nil, err
 	}
@@ -495,7 +497,7 @@ func Port(ctx context.Context, h host.Host, address string) (int, error) {
 	if err != nil {
 		// Whether that stands in the way is for configure_rabbitmq to say.
 		if fault.Of(err).Exit == fault.ExitPreflight {
-			return defaultPort, nil
+			return DefaultPort, nil
 		}
 		return 0, err
 	}
@@ -507,13 +509,13 @@ func Port(ctx context.Context, h host.Host, address string) (int, error) {
 		plain = near
 	}
 	for _, l := range plain {
-		if l.port == defaultPort {
-			return defaultPort, nil
+		if l.port == DefaultPort {
+			return DefaultPort, nil
 		}
 	}
 	switch {
 	case len(plain) == 0:
-		return defaultPort, nil
+		return DefaultPort, nil
 	case slices.ContainsFunc(plain, func(l listener) bool { return l.port != plain[0].port }):
 		return 0, f.refuse("give rabbitmq_port the one that the nodes are to use",
 			"RabbitMQ listens on several ports: %s at %s, %s at %s", plain[0], plain[0].at, plain[1], plain[1].at)

@@ -46,11 +46,11 @@ func newNode(t *testing.T, files map[string]string) *node {
 
 func (n *node) Run(ctx context.Context, stdin []byte, argv ...string) ([]byte, error) {
 	switch strings.Join(argv, " ") {
-	case "systemctl show --property=FragmentPath,DropInPaths " + unit:
+	case "systemctl show --property=FragmentPath,DropInPaths " + Unit:
 		return []byte("FragmentPath=" + unitPath + "\nDropInPaths=" + dropIn + "\n"), nil
-	case "systemctl show --property=MainPID " + unit:
+	case "systemctl show --property=MainPID " + Unit:
 		return []byte("MainPID=" + n.process + "\n"), nil
-	case "systemctl show --property=LoadState " + unit:
+	case "systemctl show --property=LoadState " + Unit:
 		return []byte("LoadState=loaded\n"), nil
 	}
 	return n.machine.Run(ctx, stdin, argv...)

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	backends "st2ha/internal/backend/all"
 	"st2ha/internal/heal"
 	"st2ha/internal/host"
 	"st2ha/internal/service"
@@ -128,18 +129,21 @@ func healable(s watch.Status, all []watch.Status) bool {
 	if s.Host != "" || s.Answers {
 		return false
 	}
-	switch s.Backend {
-	case watch.MongoDB, watch.RabbitMQ, watch.Redis, watch.NFS:
-		return s.Probe == watch.ProbeConnection || s.Probe == watch.ProbePing
-	case watch.StackStorm:
-		// One worker that cannot publish is restarted by the rule's action; the unit is all of them, with what they have in hand.
-		if s.Probe == watch.ProbeJournal && s.Name == "st2actionrunner" {
+	if s.Backend != watch.StackStorm {
+		restartable := len(backends.Get(string(s.Backend)).Units) > 0
+		return restartable && (s.Probe == watch.ProbeConnection || s.Probe == watch.ProbePing)
+	}
+	// One worker that cannot publish is restarted by the rule's action; the unit is all of them, with what they have in hand.
+	if s.Probe == watch.ProbeJournal && s.Name == "st2actionrunner" {
+		return false
+	}
+	// Without its backends a service cannot run, and comes back when they do.
+	for _, b := range backends.Backends() {
+		if b.Needed && !answers(watch.Backend(b.Name), all) {
 			return false
 		}
-		// Without its backends a service cannot run, and comes back when they do.
-		return answers(watch.MongoDB, all) && answers(watch.RabbitMQ, all)
 	}
-	return false
+	return true
 }
 
 // starved says whether several backends of this node are silent together: then
