@@ -15,6 +15,7 @@ import (
 
 	"st2ha/internal/backendtest"
 	"st2ha/internal/mongodb"
+	"st2ha/internal/probe"
 	"st2ha/internal/rabbitmq"
 	"st2ha/internal/redis"
 	"st2ha/internal/watch"
@@ -32,15 +33,15 @@ func footprintMain() {
 	coordinator, broker, mongod := os.Getenv("ST2HA_TEST_REDIS"), os.Getenv("ST2HA_TEST_BROKER"), os.Getenv("ST2HA_TEST_MONGOD")
 	p := watch.NewProber("n1", watch.Config{}, slog.New(slog.DiscardHandler))
 	p.Begin("sensor", nil, func(watch.Event) {})
-	var endpoints []watch.Endpoint
+	var endpoints []probe.Endpoint
 	for i := range n {
-		e := watch.Endpoint{Backend: watch.Redis, Name: fmt.Sprint(i), Watch: watch.WatchRedis(watch.RedisSettings{Server: redis.Server{Addr: coordinator}})}
+		e := probe.Endpoint{Backend: "redis", Name: fmt.Sprint(i), Watch: watch.WatchRedis(watch.RedisSettings{Server: redis.Server{Addr: coordinator}})}
 		switch { // a mix if there are others
 		case broker != "" && i%3 == 0:
-			e.Backend = watch.RabbitMQ
+			e.Backend = "rabbitmq"
 			e.Watch = watch.WatchRabbitMQ(watch.RabbitMQSettings{Login: rabbitmq.Login{Addr: broker, User: backendtest.User, Password: backendtest.Password, VHost: "/"}})
 		case mongod != "" && i%3 == 1:
-			e.Backend, e.Watch = watch.MongoDB, watch.WatchMongoDB(watch.MongoDBSettings{Server: mongodb.Server{URI: "mongodb://" + mongod + "/"}, Addr: mongod})
+			e.Backend, e.Watch = "mongodb", watch.WatchMongoDB(watch.MongoDBSettings{Server: mongodb.Server{URI: "mongodb://" + mongod + "/"}, Addr: mongod})
 		}
 		endpoints = append(endpoints, e)
 	}

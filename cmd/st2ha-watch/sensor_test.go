@@ -62,7 +62,7 @@ func (s *shim) await(t *testing.T, state watch.State) (line string, e watch.Even
 	for {
 		line = s.next(t)
 		require.NoError(t, json.Unmarshal([]byte(line), &e))
-		if e.Backend == watch.Redis && e.State == state {
+		if e.Backend == "redis" && e.State == state {
 			return line, e
 		}
 		s.ack(line)

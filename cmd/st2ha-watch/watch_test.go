@@ -106,7 +106,7 @@ func start(t *testing.T, cmd *exec.Cmd) *watcher {
 }
 
 // await returns the next event with this state; others before it are passed over.
-func await(t *testing.T, events <-chan watch.Event, backend watch.Backend, state watch.State) watch.Event {
+func await(t *testing.T, events <-chan watch.Event, backend string, state watch.State) watch.Event {
 	t.Helper()
 	limit := time.After(30 * time.Second)
 	for {
@@ -147,24 +147,24 @@ func redisConfig(s *backendtest.Server) map[string]any {
 func TestSensor(t *testing.T) {
 	redis := newRedis(t)
 	w := start(t, command(t, redisConfig(redis)))
-	up := await(t, w.lines, watch.Redis, watch.StateUp)
+	up := await(t, w.lines, "redis", watch.StateUp)
 	assert.Equal(t, redis.Addr, up.Endpoint)
 	assert.Equal(t, "sensor", up.Source)
 
 	killed := redis.Kill()
-	down := await(t, w.lines, watch.Redis, watch.StateDown)
+	down := await(t, w.lines, "redis", watch.StateDown)
 	assert.Equal(t, "connection refused", down.Reason)
 	t.Logf("killed to event: %s", down.DetectedAt.Sub(killed).Round(time.Millisecond))
 	require.NoError(t, redis.Start())
-	again := await(t, w.lines, watch.Redis, watch.StateUp)
+	again := await(t, w.lines, "redis", watch.StateUp)
 	assert.Equal(t, down.ID, again.ID)
 	assert.Positive(t, again.LastedMS)
 
 	redis.Freeze()
 	frozen := time.Now()
-	suspect := await(t, w.lines, watch.Redis, watch.StateSuspect)
+	suspect := await(t, w.lines, "redis", watch.StateSuspect)
 	t.Logf("frozen to suspect: %s", suspect.DetectedAt.Sub(frozen).Round(time.Millisecond))
-	down = await(t, w.lines, watch.Redis, watch.StateDown)
+	down = await(t, w.lines, "redis", watch.StateDown)
 	t.Logf("frozen to down: %s", down.DetectedAt.Sub(frozen).Round(time.Millisecond))
 	assert.Equal(t, suspect.ID, down.ID)
 	redis.Thaw()
@@ -255,7 +255,7 @@ func TestOnce(t *testing.T) {
 func TestMetrics(t *testing.T) {
 	redis := newRedis(t)
 	w := start(t, command(t, redisConfig(redis), "--metrics=127.0.0.1:0"))
-	await(t, w.lines, watch.Redis, watch.StateUp)
+	await(t, w.lines, "redis", watch.StateUp)
 	time.Sleep(time.Second)
 	addr := regexp.MustCompile(`serving metrics" address=(\S+)`).FindStringSubmatch(w.said.String())
 	require.NotNil(t, addr)
@@ -315,7 +315,7 @@ func TestConfigurationChanges(t *testing.T) {
 	all := make(chan watch.Event, 1000)
 	var ofMongoDB atomic.Int32
 	p.Begin("sensor", nil, func(e watch.Event) {
-		if e.Backend == watch.MongoDB {
+		if e.Backend == "mongodb" {
 			ofMongoDB.Add(1)
 		}
 		all <- e
@@ -323,14 +323,14 @@ func TestConfigurationChanges(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := p.Follow(ctx)
 	defer func() { cancel(); <-ended }()
-	assert.Equal(t, one.Addr, await(t, all, watch.Redis, watch.StateUp).Endpoint)
+	assert.Equal(t, one.Addr, await(t, all, "redis", watch.StateUp).Endpoint)
 	require.Eventually(t, func() bool { return ofMongoDB.Load() == 1 }, 20*time.Second, 20*time.Millisecond)
 	one.Kill()
-	gone := await(t, all, watch.Redis, watch.StateDown)
+	gone := await(t, all, "redis", watch.StateDown)
 	use(two)
-	lost := await(t, all, watch.Redis, watch.StateUnknown)
+	lost := await(t, all, "redis", watch.StateUnknown)
 	assert.Equal(t, []string{gone.ID, "not watched any more"}, []string{lost.ID, lost.Reason})
-	assert.Equal(t, two.Addr, await(t, all, watch.Redis, watch.StateUp).Endpoint)
+	assert.Equal(t, two.Addr, await(t, all, "redis", watch.StateUp).Endpoint)
 	time.Sleep(time.Second)
 	assert.Equal(t, int32(1), ofMongoDB.Load(), "what goes on is not told anew")
 }

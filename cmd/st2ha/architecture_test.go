@@ -16,7 +16,7 @@ import (
 )
 
 // Packages that tests alone import.
-var forTests = []string{"backendtest", "host/hosttest", "rpcping/nfstest", "testenv"}
+var forTests = []string{"backendtest", "host/hosttest", "probe/probetest", "rpcping/nfstest", "testenv"}
 
 // Who may import whom stands in docs/architecture.md, and is so.
 func TestArchitecture(t *testing.T) {

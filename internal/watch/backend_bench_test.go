@@ -10,6 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"st2ha/internal/probe"
+	"st2ha/internal/probe/probetest"
+
 	"github.com/stretchr/testify/require"
 )
 
@@ -30,8 +33,8 @@ func benchEach(b *testing.B, f func(b *testing.B, s backend)) {
 }
 
 // settle waits until the endpoint is watched, and a random part of a cadence.
-func settle(w *watched) {
-	w.is(ProbePing, Good, "")
+func settle(w *probetest.Watched) {
+	w.Is(probe.Ping, probe.Good, "")
 	time.Sleep(rand.N(time.Second))
 }
 
@@ -42,7 +45,7 @@ func BenchmarkKilled(b *testing.B) {
 	benchEach(b, func(b *testing.B, s backend) {
 		var took, closed []time.Duration
 		for range b.N {
-			w := start(b, s.watch(s.addr, Timing{}))
+			w := probetest.Start(b, s.watch(s.addr, probe.Timing{}))
 			settle(w)
 			conn, err := net.Dial("tcp", s.addr)
 			require.NoError(b, err)
@@ -52,9 +55,9 @@ func BenchmarkKilled(b *testing.B) {
 				ended <- time.Now()
 			}()
 			at := s.kill()
-			seen := w.is(ProbeConnection, Bad, "connection refused").At
+			seen := w.Is(probe.Connection, probe.Bad, "connection refused").At
 			took, closed = append(took, seen.Sub(at)), append(closed, seen.Sub(<-ended))
-			w.end()
+			w.End()
 			require.NoError(b, conn.Close())
 			require.NoError(b, s.start())
 		}
@@ -68,14 +71,14 @@ func BenchmarkFrozen(b *testing.B) {
 	benchEach(b, func(b *testing.B, s backend) {
 		var suspect, down []time.Duration
 		for range b.N {
-			w := start(b, s.watch(s.addr, Timing{}))
+			w := probetest.Start(b, s.watch(s.addr, probe.Timing{}))
 			settle(w)
 			at := time.Now()
 			s.freeze()
-			first, last := w.trouble()
+			first, last := w.Trouble()
 			s.thaw()
 			suspect, down = append(suspect, first.At.Sub(at)), append(down, last.At.Sub(at))
-			w.end()
+			w.End()
 		}
 		percentiles(b, "suspect", suspect)
 		percentiles(b, "down", down)
@@ -85,17 +88,17 @@ func BenchmarkFrozen(b *testing.B) {
 // BenchmarkAlarm is the time from RabbitMQ's own memory alarm to the report.
 func BenchmarkAlarm(b *testing.B) {
 	broker := shared.Broker(b)
-	w := start(b, rabbitBackend(b).watch(broker.Addr, Timing{}))
+	w := probetest.Start(b, rabbitBackend(b).watch(broker.Addr, probe.Timing{}))
 	var took []time.Duration
 	for range b.N {
 		settle(w)
 		began := broker.MustCtl(b, "", "eval", "T = erlang:system_time(microsecond), rabbit_alarm:set_alarm({{resource_limit, memory, node()}, []}), T.")
-		o := w.is(ProbeAlarm, Bad, "memory alarm: publishers are blocked")
+		o := w.Is(probe.Alarm, probe.Bad, "memory alarm: publishers are blocked")
 		us, err := strconv.ParseInt(began, 10, 64)
 		require.NoError(b, err)
 		took = append(took, o.At.Sub(time.UnixMicro(us)))
 		broker.MustCtl(b, "", "eval", "rabbit_alarm:clear_alarm({resource_limit, memory, node()}).")
-		w.is(ProbeAlarm, Good, "")
+		w.Is(probe.Alarm, probe.Good, "")
 	}
 	percentiles(b, "alarm", took)
 }
@@ -104,8 +107,8 @@ func BenchmarkAlarm(b *testing.B) {
 func BenchmarkWatching(b *testing.B) {
 	benchEach(b, func(b *testing.B, s backend) {
 		for range 10 {
-			w := start(b, s.watch(s.addr, Timing{}))
-			w.is(ProbePing, Good, "")
+			w := probetest.Start(b, s.watch(s.addr, probe.Timing{}))
+			w.Is(probe.Ping, probe.Good, "")
 		}
 		cpu := func() time.Duration {
 			var u syscall.Rusage

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"time"
+
+	"st2ha/internal/probe"
 )
 
 // Config is what the pack's configuration says of watching. What it leaves
@@ -47,8 +49,8 @@ func ParseConfig(text string) (Config, error) {
 }
 
 // Timing is that of backends that are reached over TCP.
-func (c Config) Timing() Timing {
-	return Timing{PingEvery: seconds(c.PingEvery), PingDeadline: seconds(c.PingDeadline), PingMisses: c.PingMisses, DownAfter: seconds(c.DownAfter),
+func (c Config) Timing() probe.Timing {
+	return probe.Timing{PingEvery: seconds(c.PingEvery), PingDeadline: seconds(c.PingDeadline), PingMisses: c.PingMisses, DownAfter: seconds(c.DownAfter),
 		LoginEvery: seconds(c.LoginEvery), LoginDeadline: seconds(c.LoginDeadline)}
 }
 

@@ -17,6 +17,7 @@ import (
 	"st2ha/internal/host"
 	"st2ha/internal/mongodb"
 	"st2ha/internal/nfs"
+	"st2ha/internal/probe"
 	"st2ha/internal/rabbitmq"
 	"st2ha/internal/redis"
 	"st2ha/internal/secure"
@@ -37,7 +38,7 @@ type Found struct {
 	// Node is this node's address as other nodes know it, which is how actions
 	// reach it; empty if it cannot be told.
 	Node      string
-	Endpoints []Endpoint
+	Endpoints []probe.Endpoint
 	Brokers   []rabbitmq.Login // the nodes of the message bus
 	Problems  []error          // what cannot be found out, beside all else
 }
@@ -63,10 +64,10 @@ func Find(ctx context.Context, h host.Host, c Config, members *Members) Found {
 	f.redis(ctx, conf)
 	f.units(ctx, conf)
 	f.mounts(ctx)
-	slices.SortFunc(f.Endpoints, func(a, b Endpoint) int {
+	slices.SortFunc(f.Endpoints, func(a, b probe.Endpoint) int {
 		return cmp.Or(cmp.Compare(a.Backend, b.Backend), cmp.Compare(a.Name, b.Name))
 	})
-	f.Endpoints = slices.CompactFunc(f.Endpoints, func(a, b Endpoint) bool { return a.Key() == b.Key() })
+	f.Endpoints = slices.CompactFunc(f.Endpoints, func(a, b probe.Endpoint) bool { return a.Key() == b.Key() })
 	f.Node = f.address(ctx)
 	return f.Found
 }
@@ -101,8 +102,8 @@ func (f *finder) problem(err error) {
 }
 
 // add adds an endpoint at host:port.
-func (f *finder) add(ctx context.Context, b Backend, addr string, watch Func) {
-	f.Endpoints = append(f.Endpoints, Endpoint{Backend: b, Name: addr, Host: f.machine(ctx, addr), Watch: watch})
+func (f *finder) add(ctx context.Context, b string, addr string, watch probe.Func) {
+	f.Endpoints = append(f.Endpoints, probe.Endpoint{Backend: b, Name: addr, Host: f.machine(ctx, addr), Watch: watch})
 }
 
 // machine is the host of host:port; empty for this node.
@@ -135,11 +136,11 @@ func (f *finder) mongodb(ctx context.Context, conf *stackstorm.Conf) {
 		server, servers = db.Server, db.Servers
 	}
 	for _, addr := range servers {
-		f.add(ctx, MongoDB, addr, WatchMongoDB(MongoDBSettings{Server: server, Addr: addr, Timing: f.Timing(), Members: f.members}))
+		f.add(ctx, "mongodb", addr, WatchMongoDB(MongoDBSettings{Server: server, Addr: addr, Timing: f.Timing(), Members: f.members}))
 	}
 	for _, m := range f.members.Of(servers) {
 		looking, cancel := context.WithTimeout(ctx, time.Second) // its name may be known to nobody here
-		f.add(looking, MongoDB, m.Addr, resolved(m.Addr, func(d secure.ContextDialer) Func {
+		f.add(looking, "mongodb", m.Addr, resolved(m.Addr, func(d secure.ContextDialer) probe.Func {
 			return WatchMongoDB(MongoDBSettings{Server: server, Addr: m.Addr, Arbiter: m.Arbiter, Dialer: d, Timing: f.Timing()})
 		}))
 		cancel()
@@ -160,7 +161,7 @@ func (f *finder) rabbitmq(ctx context.Context, conf *stackstorm.Conf) {
 	f.problem(err)
 	for _, l := range logins {
 		f.Brokers = append(f.Brokers, l)
-		f.add(ctx, RabbitMQ, l.Addr, WatchRabbitMQ(RabbitMQSettings{Login: l, Timing: f.Timing()}))
+		f.add(ctx, "rabbitmq", l.Addr, WatchRabbitMQ(RabbitMQSettings{Login: l, Timing: f.Timing()}))
 	}
 }
 
@@ -184,7 +185,7 @@ func (f *finder) redis(ctx context.Context, conf *stackstorm.Conf) {
 	if server.TLS != nil {
 		server.TLS.Read = f.contents
 	}
-	f.add(ctx, Redis, server.Addr, WatchRedis(RedisSettings{Server: server, Timing: f.Timing()}))
+	f.add(ctx, "redis", server.Addr, WatchRedis(RedisSettings{Server: server, Timing: f.Timing()}))
 }
 
 func (f *finder) units(ctx context.Context, conf *stackstorm.Conf) {
@@ -240,12 +241,12 @@ func (f *finder) mounts(ctx context.Context) {
 	for server, paths := range exports {
 		s := f.nfsSettings()
 		s.Version3 = func(export string) bool { return mountedBy3(server, export) }
-		f.add(ctx, NFS, server, NFSServer(server, paths, s))
+		f.add(ctx, "nfs", server, NFSServer(server, paths, s))
 	}
 	for point, source := range points {
 		s := DefaultMountSettings()
 		s.Source = source
-		e := Endpoint{Backend: Mount, Name: point, Watch: NFSMount(point, s)}
+		e := probe.Endpoint{Backend: "mount", Name: point, Watch: NFSMount(point, s)}
 		if source != "" {
 			e.Host = f.machine(ctx, nfs.Server(source))
 		}

@@ -21,27 +21,27 @@ const (
 )
 
 // Node is the backend of events about the prober itself.
-const Node Backend = "node"
+const Node = "node"
 
 // Event is a change of an endpoint's state.
 type Event struct {
-	Event      string  `json:"event"`    // EventChanged
-	ID         string  `json:"id"`       // of the incident: the same from the first doubt until it is up again
-	Seq        int     `json:"seq"`      // counts the incident's events from 1
-	Backend    Backend `json:"backend"`  //
-	Endpoint   string  `json:"endpoint"` // host:port, a mount point, or a unit
-	Node       string  `json:"node"`     // where it was seen from
-	Source     string  `json:"source"`   // sensor or watchdog
-	State      State   `json:"state"`    //
-	Previous   State   `json:"previous"` //
-	Probe      string  `json:"probe"`    // whose finding decided
-	Reason     string  `json:"reason"`   // in words a person understands
-	DetectedAt Time    `json:"detected_at"`
-	Since      Time    `json:"since"`               // the first finding that led to this state
-	AfterMS    int64   `json:"after_ms"`            // from since to detected_at
-	LastedMS   int64   `json:"lasted_ms,omitempty"` // up only: how long the incident was
-	HealedBy   string  `json:"healed_by,omitempty"` // who acted during the incident
-	Dropped    int     `json:"dropped,omitempty"`   // events that were given up since the line before, for nobody took them
+	Event      string `json:"event"`    // EventChanged
+	ID         string `json:"id"`       // of the incident: the same from the first doubt until it is up again
+	Seq        int    `json:"seq"`      // counts the incident's events from 1
+	Backend    string `json:"backend"`  //
+	Endpoint   string `json:"endpoint"` // host:port, a mount point, or a unit
+	Node       string `json:"node"`     // where it was seen from
+	Source     string `json:"source"`   // sensor or watchdog
+	State      State  `json:"state"`    //
+	Previous   State  `json:"previous"` //
+	Probe      string `json:"probe"`    // whose finding decided
+	Reason     string `json:"reason"`   // in words a person understands
+	DetectedAt Time   `json:"detected_at"`
+	Since      Time   `json:"since"`               // the first finding that led to this state
+	AfterMS    int64  `json:"after_ms"`            // from since to detected_at
+	LastedMS   int64  `json:"lasted_ms,omitempty"` // up only: how long the incident was
+	HealedBy   string `json:"healed_by,omitempty"` // who acted during the incident
+	Dropped    int    `json:"dropped,omitempty"`   // events that were given up since the line before, for nobody took them
 
 	// Slow says that it flaps by late answers alone: it was not down, and nothing was refused.
 	Slow bool `json:"-"`

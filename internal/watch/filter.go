@@ -1,6 +1,10 @@
 package watch
 
-import "time"
+import (
+	"time"
+
+	"st2ha/internal/probe"
+)
 
 // Bounds of what becomes a trigger: each one is work for the rules engine and
 // for the database, which may be what is in trouble.
@@ -15,10 +19,10 @@ const (
 // first doubt, what flaps only by being slow, what is only unknown, and the ends
 // of those stay in log and metrics. It has no clock, and is not safe for concurrent use.
 type Filter struct {
-	All     bool                   // suspect, unknown and each up, too
-	LeftOut func(Event)            // is told of what was too many, if set
-	told    map[Key]incidentStates // of the incident that was passed on
-	passed  map[Key][]time.Time    // when
+	All     bool                         // suspect, unknown and each up, too
+	LeftOut func(Event)                  // is told of what was too many, if set
+	told    map[probe.Key]incidentStates // of the incident that was passed on
+	passed  map[probe.Key][]time.Time    // when
 	total   []time.Time
 	dropped int // since the last event that passed
 }
@@ -31,10 +35,10 @@ type incidentStates struct {
 
 // NewFilter knows of the incidents of a former run that were passed on.
 func NewFilter(all bool, open []Incident) *Filter {
-	f := &Filter{All: all, told: map[Key]incidentStates{}, passed: map[Key][]time.Time{}}
+	f := &Filter{All: all, told: map[probe.Key]incidentStates{}, passed: map[probe.Key][]time.Time{}}
 	for _, o := range open {
 		if o.State == StateDown || o.State == StateFlapping {
-			f.told[Key{o.Backend, o.Endpoint}] = incidentStates{o.ID, map[State]bool{o.State: true}}
+			f.told[probe.Key{Backend: o.Backend, Name: o.Endpoint}] = incidentStates{o.ID, map[State]bool{o.State: true}}
 		}
 	}
 	return f
@@ -79,7 +83,7 @@ func (f *Filter) Pass(e Event) (Event, bool) {
 }
 
 // tooMany counts an event, unless it is one too many.
-func (f *Filter) tooMany(key Key, at time.Time) bool {
+func (f *Filter) tooMany(key probe.Key, at time.Time) bool {
 	recent := func(list []time.Time) []time.Time {
 		for len(list) > 0 && at.Sub(list[0]) >= eventsWithin {
 			list = list[1:]

@@ -9,6 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"st2ha/internal/probe"
+
 	"github.com/stretchr/testify/require"
 )
 
@@ -16,7 +18,7 @@ func TestFilter(t *testing.T) {
 	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	event := func(id string, s State) Event {
 		at = at.Add(time.Second)
-		return Event{ID: id, Backend: MongoDB, Endpoint: "10.0.0.1:27017", State: s, DetectedAt: Time{at}}
+		return Event{ID: id, Backend: "mongodb", Endpoint: "10.0.0.1:27017", State: s, DetectedAt: Time{at}}
 	}
 	pass := func(f *Filter, id string, states ...State) (passed []State) {
 		for _, s := range states {
@@ -41,7 +43,7 @@ func TestFilter(t *testing.T) {
 	require.Equal(t, []State{StateSuspect, StateUp, StateUnknown}, pass(&Filter{All: true}, "all", StateSuspect, StateUp, StateUnknown))
 
 	// What a former run said to be down is said to be up.
-	f = NewFilter(false, []Incident{{ID: "old", Backend: MongoDB, Endpoint: "10.0.0.1:27017", State: StateDown}, {ID: "doubt", Backend: Redis, Endpoint: "x", State: StateSuspect}})
+	f = NewFilter(false, []Incident{{ID: "old", Backend: "mongodb", Endpoint: "10.0.0.1:27017", State: StateDown}, {ID: "doubt", Backend: "redis", Endpoint: "x", State: StateSuspect}})
 	require.Equal(t, []State{StateUp}, pass(f, "old", StateUp))
 
 	// Too many are left out, counted, and said with the next that passes; what passed has its end.
@@ -85,9 +87,9 @@ func TestFilter(t *testing.T) {
 // slowSession answers late, and sometimes at once.
 type slowSession struct{ gone chan struct{} }
 
-func (s *slowSession) ended() <-chan struct{} { return s.gone }
-func (s *slowSession) close()                 {}
-func (s *slowSession) ping(ctx context.Context) (string, error) {
+func (s *slowSession) Ended() <-chan struct{} { return s.gone }
+func (s *slowSession) Close()                 {}
+func (s *slowSession) Ping(ctx context.Context) (string, error) {
 	select {
 	case <-time.After(200*time.Millisecond + rand.N(1800*time.Millisecond)):
 		return "", nil
@@ -111,13 +113,12 @@ func TestSlowBackend(t *testing.T) {
 				}
 			})
 			ctx, cancel := context.WithCancel(t.Context())
-			watch := func(ctx context.Context, report func(Observation)) {
-				h := &holder{Timing: Timing{}.withDefaults(), report: report, open: func(ctx context.Context) (session, error) {
+			watch := func(ctx context.Context, report func(probe.Observation)) {
+				probe.Sessions(ctx, probe.Timing{}.WithDefaults(), report, func(ctx context.Context) (probe.Session, error) {
 					return &slowSession{gone: make(chan struct{})}, nil
-				}}
-				h.run(ctx)
+				})
 			}
-			w.Watch(ctx, "node", []Endpoint{{Backend: MongoDB, Name: "10.0.0.1:27017", Watch: watch}})
+			w.Watch(ctx, "node", []probe.Endpoint{{Backend: "mongodb", Name: "10.0.0.1:27017", Watch: watch}})
 			time.Sleep(10 * time.Minute)
 			w.mu.Lock()
 			require.LessOrEqual(t, len(events), 3, "%+v", events)
@@ -136,12 +137,12 @@ type dyingSession struct {
 	dead *atomic.Bool
 }
 
-func (s *dyingSession) ping(ctx context.Context) (string, error) {
+func (s *dyingSession) Ping(ctx context.Context) (string, error) {
 	if s.dead.Load() {
 		<-ctx.Done()
 		return "", ctx.Err()
 	}
-	return s.slowSession.ping(ctx)
+	return s.slowSession.Ping(ctx)
 }
 
 // A backend that was slow, and so has a deadline that follows its answers, is down soon after it really dies: frozen, by
@@ -160,9 +161,8 @@ func TestSlowBackendDies(t *testing.T) {
 						}
 					})
 					gone := make(chan struct{})
-					watch := func(ctx context.Context, report func(Observation)) {
-						h := &holder{Timing: Timing{}.withDefaults(), report: report}
-						h.open = func(ctx context.Context) (session, error) {
+					watch := func(ctx context.Context, report func(probe.Observation)) {
+						probe.Sessions(ctx, probe.Timing{}.WithDefaults(), report, func(ctx context.Context) (probe.Session, error) {
 							switch {
 							case !dead.Load():
 								return &dyingSession{slowSession{gone}, &dead}, nil
@@ -171,11 +171,10 @@ func TestSlowBackendDies(t *testing.T) {
 							}
 							<-ctx.Done()
 							return nil, ctx.Err()
-						}
-						h.run(ctx)
+						})
 					}
 					ctx, cancel := context.WithCancel(t.Context())
-					w.Watch(ctx, "node", []Endpoint{{Backend: MongoDB, Name: "10.0.0.1:27017", Watch: watch}})
+					w.Watch(ctx, "node", []probe.Endpoint{{Backend: "mongodb", Name: "10.0.0.1:27017", Watch: watch}})
 					time.Sleep(5 * time.Minute)
 					w.mu.Lock()
 					require.Empty(t, down, "slow is not down")
@@ -198,23 +197,4 @@ func TestSlowBackendDies(t *testing.T) {
 			}
 		})
 	}
-}
-
-// The deadline follows what the server's answers usually take, within bounds: a fast one's stays as it is.
-func TestDeadline(t *testing.T) {
-	h := &holder{Timing: Timing{}.withDefaults()}
-	require.Equal(t, 250*time.Millisecond, h.deadline())
-	for range 400 {
-		h.usual.add(3 * time.Millisecond)
-	}
-	h.usual.add(2 * time.Second) // one odd answer is not what it usually takes
-	require.Equal(t, 250*time.Millisecond, h.deadline())
-	for range 400 {
-		h.usual.add(400 * time.Millisecond)
-	}
-	require.Equal(t, 600*time.Millisecond, h.deadline())
-	for range 400 {
-		h.usual.add(time.Minute)
-	}
-	require.Equal(t, 2*time.Second, h.deadline(), "it is down after 3 s without an answer, however slow it was")
 }

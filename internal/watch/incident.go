@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"slices"
 	"time"
+
+	"st2ha/internal/probe"
 )
 
 // Incident is one time of trouble of an endpoint, from the first doubt until
@@ -12,7 +14,7 @@ import (
 type Incident struct {
 	ID       string    `json:"id"`
 	Seq      int       `json:"seq"` // of its newest event
-	Backend  Backend   `json:"backend"`
+	Backend  string    `json:"backend"`
 	Endpoint string    `json:"endpoint"`
 	State    State     `json:"state"`
 	Began    time.Time `json:"began"`
@@ -47,6 +49,6 @@ func (s *Set) Restore(open []Incident) {
 	for _, o := range open {
 		m := newMachine(s.rules)
 		m.state, m.incident, m.down = o.State, &o, o.State == StateDown
-		s.members[Key{o.Backend, o.Endpoint}] = &member{machine: m}
+		s.members[probe.Key{Backend: o.Backend, Name: o.Endpoint}] = &member{machine: m}
 	}
 }

@@ -3,6 +3,8 @@ package watch
 import (
 	"fmt"
 	"time"
+
+	"st2ha/internal/probe"
 )
 
 // machine makes states of what the probes of one endpoint find. It has no
@@ -10,7 +12,7 @@ import (
 type machine struct {
 	rules    Rules
 	state    State
-	probes   map[string]*probe
+	probes   map[string]*history
 	incident *Incident // nil while all is well
 	down     bool      // it was, in this incident
 	held     bool      // silence does not lead to down: the prober is cut off
@@ -45,32 +47,32 @@ func (r run) enough(rules Rules, at time.Time) bool {
 }
 
 func newMachine(rules Rules) *machine {
-	return &machine{rules: rules, state: StateUnknown, probes: map[string]*probe{}}
+	return &machine{rules: rules, state: StateUnknown, probes: map[string]*history{}}
 }
 
 // observe takes a finding in, and returns the change of state it leads to.
-func (m *machine) observe(o Observation) (Event, bool) {
+func (m *machine) observe(o probe.Observation) (Event, bool) {
 	if o.At.Before(m.now) {
 		o.At = m.now
 	}
 	m.now = o.At
 	p := m.probes[o.Probe]
 	if p == nil {
-		p = &probe{}
+		p = &history{}
 		m.probes[o.Probe] = p
 	}
 	p.add(o, m.rules)
 	switch o.Verdict {
-	case Good, Bad:
+	case probe.Good, probe.Bad:
 		m.lastReply, m.silent = o.At, time.Time{}
-	case Silent:
+	case probe.Silent:
 		if m.silent.IsZero() {
 			m.silent = o.At
 		}
 	}
-	if o.Verdict != Unknown { // that says nothing of the endpoint
-		m.goods.add(o.Verdict == Good, o.At)
-		m.answers.add(o.Verdict != Silent, o.At)
+	if o.Verdict != probe.Unknown { // that says nothing of the endpoint
+		m.goods.add(o.Verdict == probe.Good, o.At)
+		m.answers.add(o.Verdict != probe.Silent, o.At)
 	}
 	next, by := m.next()
 	return m.change(next, by)
@@ -117,7 +119,7 @@ func (m *machine) worst() (State, string) {
 // endpoint, if only that one answer was missed.
 func (m *machine) told() bool {
 	for _, p := range m.probes {
-		if p.verdict != Unknown {
+		if p.verdict != probe.Unknown {
 			return true
 		}
 	}
@@ -127,7 +129,7 @@ func (m *machine) told() bool {
 // known says whether the newest finding of any probe was good.
 func (m *machine) known() bool {
 	for _, p := range m.probes {
-		if p.verdict == Good {
+		if p.verdict == probe.Good {
 			return true
 		}
 	}
@@ -152,7 +154,7 @@ func (m *machine) next() (State, string) {
 // wellAgain says whether what is known is enough to call the endpoint up.
 func (m *machine) wellAgain() bool {
 	for _, p := range m.probes {
-		if p.failed > 0 || p.verdict == Silent {
+		if p.failed > 0 || p.verdict == probe.Silent {
 			return false
 		}
 	}
@@ -217,7 +219,7 @@ func (m *machine) close(e *Event) {
 // restart forgets what the probes found, for they are made anew; the state and
 // an incident stay.
 func (m *machine) restart() {
-	m.probes = map[string]*probe{}
+	m.probes = map[string]*history{}
 	m.goods, m.answers, m.silent = run{}, run{}, time.Time{}
 }
 
@@ -234,7 +236,7 @@ func (m *machine) late(by time.Duration) {
 func (m *machine) hold(on bool) {
 	if m.held && !on {
 		for _, p := range m.probes {
-			if p.failed > 0 && p.verdict != Bad {
+			if p.failed > 0 && p.verdict != probe.Bad {
 				p.failed = 0
 			}
 		}

@@ -7,34 +7,36 @@ import (
 	"testing"
 	"time"
 
+	"st2ha/internal/probe"
+
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
 var (
-	pingLimit  = Limit{Suspect: 2, DownAfter: 3 * time.Second}
-	heldLimit  = Limit{Suspect: 1, Down: 1}
-	loginLimit = Limit{Suspect: 1, Down: 2}
+	pingLimit  = probe.Limit{Suspect: 2, DownAfter: 3 * time.Second}
+	heldLimit  = probe.Limit{Suspect: 1, Down: 1}
+	loginLimit = probe.Limit{Suspect: 1, Down: 2}
 )
 
 // play has a machine observe findings, written as "PROBE VERDICTS" with one
 // letter a finding (g, s, b, u) every step, and returns "TIME STATE" for each
 // change of state, in seconds.
-func play(t *testing.T, m *machine, clock *time.Time, step time.Duration, name string, limit Limit, verdicts string) []string {
+func play(t *testing.T, m *machine, clock *time.Time, step time.Duration, name string, limit probe.Limit, verdicts string) []string {
 	t.Helper()
 	start := time.Unix(1e9, 0)
 	var changes []string
 	for _, v := range verdicts {
-		o := Observation{Probe: name, Limit: limit, At: *clock, Reason: "no answer"}
+		o := probe.Observation{Probe: name, Limit: limit, At: *clock, Reason: "no answer"}
 		switch v {
 		case 'g':
-			o.Verdict, o.Reason = Good, ""
+			o.Verdict, o.Reason = probe.Good, ""
 		case 's':
-			o.Verdict = Silent
+			o.Verdict = probe.Silent
 		case 'b':
-			o.Verdict, o.Reason = Bad, "connection refused"
+			o.Verdict, o.Reason = probe.Bad, "connection refused"
 		case 'u':
-			o.Verdict, o.Reason = Unknown, "out of descriptors"
+			o.Verdict, o.Reason = probe.Unknown, "out of descriptors"
 		default:
 			t.Fatalf("no verdict: %c", v)
 		}
@@ -54,7 +56,7 @@ func TestMachine(t *testing.T) {
 	type part struct {
 		step     time.Duration
 		probe    string
-		limit    Limit
+		limit    probe.Limit
 		verdicts string
 	}
 	quarter := 250 * time.Millisecond
@@ -129,15 +131,15 @@ func TestMachine(t *testing.T) {
 func TestIncidentEndsAfterItsBeginning(t *testing.T) {
 	m, at := newMachine(DefaultRules()), time.Unix(1e9, 0)
 	for range 40 { // it has been well for long
-		m.observe(Observation{Probe: "mount", At: at})
+		m.observe(probe.Observation{Probe: "mount", At: at})
 		at = at.Add(time.Second)
 	}
-	m.observe(Observation{Probe: "mount", Verdict: Unknown, Reason: "no process can be started", At: at})
+	m.observe(probe.Observation{Probe: "mount", Verdict: probe.Unknown, Reason: "no process can be started", At: at})
 	require.Equal(t, StateUnknown, m.state)
 	var up Event
 	for range 10 {
 		at = at.Add(time.Second)
-		if e, changed := m.observe(Observation{Probe: "mount", At: at}); changed {
+		if e, changed := m.observe(probe.Observation{Probe: "mount", At: at}); changed {
 			up = e
 		}
 	}
@@ -148,22 +150,22 @@ func TestIncidentEndsAfterItsBeginning(t *testing.T) {
 func TestIncidentKeepsItsID(t *testing.T) {
 	m, at := newMachine(DefaultRules()), time.Unix(1e9, 0)
 	var events []Event
-	see := func(v Verdict, reason string) {
-		if e, changed := m.observe(Observation{Probe: "ping", Verdict: v, Reason: reason, At: at, Limit: pingLimit}); changed {
+	see := func(v probe.Verdict, reason string) {
+		if e, changed := m.observe(probe.Observation{Probe: "ping", Verdict: v, Reason: reason, At: at, Limit: pingLimit}); changed {
 			events = append(events, e)
 		}
 		at = at.Add(250 * time.Millisecond)
 	}
-	see(Good, "")
+	see(probe.Good, "")
 	for range 14 {
-		see(Silent, "no answer within 250 ms")
+		see(probe.Silent, "no answer within 250 ms")
 	}
 	m.incident.HealedBy = "watchdog"
 	for range 10 {
-		see(Good, "")
+		see(probe.Good, "")
 	}
-	see(Silent, "no answer within 250 ms")
-	see(Silent, "no answer within 250 ms")
+	see(probe.Silent, "no answer within 250 ms")
+	see(probe.Silent, "no answer within 250 ms")
 	require.Len(t, events, 5)
 	states := []State{StateUp, StateSuspect, StateDown, StateUp, StateSuspect}
 	for i, e := range events {
@@ -190,24 +192,24 @@ func FuzzMachine(f *testing.F) {
 	f.Add(uint64(1), uint64(2))
 	f.Fuzz(func(t *testing.T, a, b uint64) {
 		random := rand.New(rand.NewPCG(a, b))
-		limits := map[string]Limit{"connection": heldLimit, "ping": pingLimit, "login": loginLimit}
+		limits := map[string]probe.Limit{"connection": heldLimit, "ping": pingLimit, "login": loginLimit}
 		names := []string{"connection", "ping", "login"}
 		m, at := newMachine(DefaultRules()), time.Unix(1e9, 0)
 		failed, since := map[string]int{}, map[string]time.Time{}
 		ids := map[string]bool{}
 		var open *Event
-		previous, sticky := StateUnknown, Good
+		previous, sticky := StateUnknown, probe.Good
 		for range 2000 {
 			at = at.Add(time.Duration(random.Int64N(int64(600 * time.Millisecond))))
 			if random.IntN(4) == 0 {
-				sticky = Verdict(random.IntN(4))
+				sticky = probe.Verdict(random.IntN(4))
 			}
-			o := Observation{Probe: names[random.IntN(3)], Verdict: sticky, At: at}
+			o := probe.Observation{Probe: names[random.IntN(3)], Verdict: sticky, At: at}
 			o.Limit = limits[o.Probe]
 			switch o.Verdict {
-			case Good:
+			case probe.Good:
 				failed[o.Probe] = 0
-			case Silent, Bad:
+			case probe.Silent, probe.Bad:
 				if failed[o.Probe]++; failed[o.Probe] == 1 {
 					since[o.Probe] = at
 				}

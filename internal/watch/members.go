@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"st2ha/internal/host"
+	"st2ha/internal/probe"
 	"st2ha/internal/secure"
 )
 
@@ -132,15 +133,15 @@ func onLoopback(addr string) bool {
 // resolved watches a member once its name is known here: a set may name its
 // members as only they know each other, and then nothing can be told of them.
 // A name that was known stays so, also while the resolver is away.
-func resolved(addr string, watch func(secure.ContextDialer) Func) Func {
+func resolved(addr string, watch func(secure.ContextDialer) probe.Func) probe.Func {
 	name, port, _ := net.SplitHostPort(addr)
 	if net.ParseIP(name) != nil {
 		return watch(&net.Dialer{})
 	}
-	return func(ctx context.Context, report func(Observation)) {
+	return func(ctx context.Context, report func(probe.Observation)) {
 		d := &namedDialer{port: port}
 		for !d.look(ctx, name) {
-			report(Observation{Probe: ProbeConnection, Verdict: Unknown, At: time.Now(),
+			report(probe.Observation{Probe: probe.Connection, Verdict: probe.Unknown, At: time.Now(),
 				Reason: "the replica set names it, and its name is not known here: " + name})
 			select {
 			case <-ctx.Done():

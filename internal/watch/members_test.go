@@ -15,6 +15,8 @@ import (
 
 	"st2ha/internal/host"
 	"st2ha/internal/mongodb"
+	"st2ha/internal/probe"
+	"st2ha/internal/probe/probetest"
 	"st2ha/internal/secure"
 )
 
@@ -75,28 +77,28 @@ func TestMembersAreWatched(t *testing.T) {
 			{Key: "hosts", Value: bson.A{addr, second, "nobody.invalid:27017"}}, {Key: "arbiters", Value: bson.A{"127.0.0.1:1"}}}
 	})
 	c, members := Config{MongoDB: "mongodb://" + first + "/st2"}, NewMembers()
-	w := start(t, WatchMongoDB(MongoDBSettings{Server: mongodb.Server{URI: c.MongoDB}, Addr: first, Members: members}))
-	w.is(ProbePing, Good, "primary of rs0")
-	w.end()
+	w := probetest.Start(t, WatchMongoDB(MongoDBSettings{Server: mongodb.Server{URI: c.MongoDB}, Addr: first, Members: members}))
+	w.Is(probe.Ping, probe.Good, "primary of rs0")
+	w.End()
 	require.Equal(t, []Member{{"127.0.0.1:1", true}, {second, false}, {"nobody.invalid:27017", false}}, members.Of([]string{first}))
 
 	found := Find(t.Context(), host.NewLocalAt("n1", t.TempDir()), c, members)
-	watched := map[string]Func{}
+	watched := map[string]probe.Func{}
 	for _, e := range found.Endpoints {
-		if e.Backend == MongoDB {
+		if e.Backend == "mongodb" {
 			watched[e.Name] = e.Watch
 		}
 	}
 	require.Len(t, watched, 4)
-	w = start(t, watched[second])
-	w.is(ProbePing, Good, "secondary of rs0…")
-	w.end()
-	w = start(t, watched["127.0.0.1:1"])
-	w.is(ProbeConnection, Bad, "connection refused")
-	w.end()
-	w = start(t, watched["nobody.invalid:27017"])
-	w.is(ProbeConnection, Unknown, "the replica set names it, and its name is not known here: nobody.invalid")
-	w.end()
+	w = probetest.Start(t, watched[second])
+	w.Is(probe.Ping, probe.Good, "secondary of rs0…")
+	w.End()
+	w = probetest.Start(t, watched["127.0.0.1:1"])
+	w.Is(probe.Connection, probe.Bad, "connection refused")
+	w.End()
+	w = probetest.Start(t, watched["nobody.invalid:27017"])
+	w.Is(probe.Connection, probe.Unknown, "the replica set names it, and its name is not known here: nobody.invalid")
+	w.End()
 
 	require.Empty(t, members.Of([]string{"another:27017"}), "what another set's servers have said is forgotten")
 }
@@ -104,11 +106,11 @@ func TestMembersAreWatched(t *testing.T) {
 // One that cannot be resolved here is unknown, and not down.
 func TestMemberUnknown(t *testing.T) {
 	s := NewSet("sensor", DefaultRules())
-	key := Key{MongoDB, "nobody.invalid:27017"}
+	key := probe.Key{Backend: "mongodb", Name: "nobody.invalid:27017"}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
-	s.Replace("n1", []Endpoint{{Backend: MongoDB, Name: key.Name, Host: "nobody.invalid"}}, time.Now())
-	resolved(key.Name, func(secure.ContextDialer) Func { panic("it is not known") })(ctx, func(o Observation) { s.Observe(key, o) })
+	s.Replace("n1", []probe.Endpoint{{Backend: "mongodb", Name: key.Name, Host: "nobody.invalid"}}, time.Now())
+	resolved(key.Name, func(secure.ContextDialer) probe.Func { panic("it is not known") })(ctx, func(o probe.Observation) { s.Observe(key, o) })
 	require.Equal(t, StateUnknown, s.Statuses()[0].State)
 }
 
@@ -117,12 +119,12 @@ func TestArbiterIsNotLoggedInTo(t *testing.T) {
 	addr := setMember(t, func(addr string) bson.D {
 		return bson.D{{Key: "setName", Value: "rs0"}, {Key: "arbiterOnly", Value: true}, {Key: "primary", Value: "x:1"}}
 	})
-	w := start(t, WatchMongoDB(MongoDBSettings{Server: mongodb.Server{URI: "mongodb://u:p@" + addr}, Addr: addr, Arbiter: true, Timing: Timing{LoginEvery: 50 * time.Millisecond}}))
-	w.is(ProbePing, Good, "arbiter of rs0")
+	w := probetest.Start(t, WatchMongoDB(MongoDBSettings{Server: mongodb.Server{URI: "mongodb://u:p@" + addr}, Addr: addr, Arbiter: true, Timing: probe.Timing{LoginEvery: 50 * time.Millisecond}}))
+	w.Is(probe.Ping, probe.Good, "arbiter of rs0")
 	time.Sleep(500 * time.Millisecond)
-	w.end()
-	for _, o := range w.all {
-		require.NotEqual(t, ProbeLogin, o.Probe)
+	w.End()
+	for _, o := range w.Reports() {
+		require.NotEqual(t, probe.Login, o.Probe)
 	}
 }
 

@@ -4,6 +4,8 @@ import (
 	"net"
 	"strings"
 	"time"
+
+	"st2ha/internal/probe"
 )
 
 // MergeWithin is how far apart several observers see one fault.
@@ -44,7 +46,7 @@ type Merger struct {
 
 // trouble is what is in trouble, and how.
 type trouble struct {
-	what  Key // as all observers call it
+	what  probe.Key // as all observers call it
 	state State
 	kind  string // of the finding
 }
@@ -177,17 +179,17 @@ func (m *Merger) Due(now time.Time) (lines [][]byte) {
 	return lines
 }
 
-// what is an event's endpoint under a name that all observers of it have.
-func what(e Event) Key {
-	switch e.Backend {
-	case MongoDB, RabbitMQ, Redis, NFS:
-		if name, port, err := net.SplitHostPort(e.Endpoint); err == nil && onLoopback(e.Endpoint) {
-			return Key{e.Backend, net.JoinHostPort(e.Node, port)}
-		} else if err == nil {
-			return Key{e.Backend, net.JoinHostPort(strings.ToLower(name), port)}
-		}
+// what is an event's endpoint under a name that all observers of it have. Of
+// endpoints only servers are host:port.
+func what(e Event) probe.Key {
+	name, port, err := net.SplitHostPort(e.Endpoint)
+	switch {
+	case err != nil || strings.HasPrefix(name, "/"): // a unit, this node, or a mount
+		return probe.Key{Backend: e.Backend, Name: e.Node + " " + e.Endpoint}
+	case onLoopback(e.Endpoint):
+		return probe.Key{Backend: e.Backend, Name: net.JoinHostPort(e.Node, port)}
 	}
-	return Key{e.Backend, e.Node + " " + e.Endpoint}
+	return probe.Key{Backend: e.Backend, Name: net.JoinHostPort(strings.ToLower(name), port)}
 }
 
 // kind is how it is in trouble, as far as what is done about it may differ.
@@ -202,9 +204,9 @@ func kind(e Event) string {
 		return false
 	}
 	switch {
-	case e.Probe == ProbeConnection && begins("connection refused", "connection reset", "broken pipe", "the connection was closed"):
+	case e.Probe == probe.Connection && begins("connection refused", "connection reset", "broken pipe", "the connection was closed"):
 		return "gone"
-	case (e.Probe == ProbeConnection || e.Probe == ProbePing) && begins("no answer", "no route", "network is unreachable", "connection timed out", "host is down"):
+	case (e.Probe == probe.Connection || e.Probe == probe.Ping) && begins("no answer", "no route", "network is unreachable", "connection timed out", "host is down"):
 		return "silent"
 	}
 	return e.Probe + ": " + strings.Map(func(r rune) rune {

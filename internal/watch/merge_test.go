@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"st2ha/internal/probe"
+
 	"github.com/stretchr/testify/require"
 )
 
@@ -21,8 +23,8 @@ func newMerging(t *testing.T) *merging {
 
 // says passes an event of an observer, and returns whether it was passed on.
 func (m *merging) says(node, source, id string, s State, change ...func(*Event)) bool {
-	e := Event{Event: EventChanged, ID: id, Backend: RabbitMQ, Endpoint: "10.0.0.1:5672", Node: node, Source: source, State: s,
-		Probe: ProbeConnection, Reason: "connection refused", DetectedAt: Time{m.now}}
+	e := Event{Event: EventChanged, ID: id, Backend: "rabbitmq", Endpoint: "10.0.0.1:5672", Node: node, Source: source, State: s,
+		Probe: probe.Connection, Reason: "connection refused", DetectedAt: Time{m.now}}
 	for _, f := range change {
 		f(&e)
 	}
@@ -79,14 +81,14 @@ func TestMergedLate(t *testing.T) {
 // What only one observer sees, or sees otherwise, is not lost.
 func TestFaultOfOneObserver(t *testing.T) {
 	for name, other := range map[string]func(*Event){
-		"another verdict":   func(e *Event) { e.Probe, e.Reason = ProbePing, "no answer for 3.1 s" },
-		"another user":      func(e *Event) { e.Probe, e.Reason = ProbeLogin, "login refused: user st2" },
+		"another verdict":   func(e *Event) { e.Probe, e.Reason = probe.Ping, "no answer for 3.1 s" },
+		"another user":      func(e *Event) { e.Probe, e.Reason = probe.Login, "login refused: user st2" },
 		"another endpoint":  func(e *Event) { e.Endpoint = "10.0.0.3:5672" },
 		"another port":      func(e *Event) { e.Endpoint = "10.0.0.1:5673" },
 		"its own loopback":  func(e *Event) { e.Endpoint = "127.0.0.1:5672" },
-		"another backend":   func(e *Event) { e.Backend = Redis },
+		"another backend":   func(e *Event) { e.Backend = "redis" },
 		"another state":     func(e *Event) { e.State = StateFlapping },
-		"its own mount":     func(e *Event) { e.Backend, e.Endpoint = Mount, "/opt/stackstorm/packs" },
+		"its own mount":     func(e *Event) { e.Backend, e.Endpoint = "mount", "/opt/stackstorm/packs" },
 		"a minute later":    func(e *Event) { e.DetectedAt = Time{e.DetectedAt.Add(61 * time.Second)} },
 		"the same observer": func(e *Event) { e.Source, e.Node = "sensor", "10.0.0.2" },
 	} {
@@ -100,7 +102,7 @@ func TestFaultOfOneObserver(t *testing.T) {
 	}
 
 	// The network between one of them and the broker stays cut.
-	silent := func(e *Event) { e.Probe, e.Reason = ProbePing, "no answer for 3.1 s" }
+	silent := func(e *Event) { e.Probe, e.Reason = probe.Ping, "no answer for 3.1 s" }
 	m := newMerging(t)
 	require.True(t, m.says("10.0.0.2", "sensor", "a", StateDown, silent))
 	require.False(t, m.says("10.0.0.3", "watchdog", "b", StateDown, silent))
@@ -125,9 +127,9 @@ func TestFaultOfOneObserver(t *testing.T) {
 func TestMergedOnOneNode(t *testing.T) {
 	for _, change := range []func(*Event){
 		func(e *Event) {
-			e.Backend, e.Endpoint, e.Probe, e.Reason = Mount, "/opt/a", "mount", "mount hung for "+fmt.Sprint(len(e.Source))+" s"
+			e.Backend, e.Endpoint, e.Probe, e.Reason = "mount", "/opt/a", "mount", "mount hung for "+fmt.Sprint(len(e.Source))+" s"
 		},
-		func(e *Event) { e.Backend, e.Endpoint, e.Probe, e.Reason = StackStorm, "st2api", "unit", "inactive" },
+		func(e *Event) { e.Backend, e.Endpoint, e.Probe, e.Reason = "st2", "st2api", "unit", "inactive" },
 		func(e *Event) { e.Endpoint = "localhost:5672" },
 		func(e *Event) {
 			e.Backend, e.Endpoint, e.State, e.Probe, e.Reason = Node, "10.0.0.2", StateCutOff, "", "cut off"

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"st2ha/internal/fault"
+	"st2ha/internal/probe"
 )
 
 // Metrics are what Prometheus is told; they are kept also when nobody asks.
@@ -27,7 +28,7 @@ type Metrics struct {
 	Merged   prometheus.Counter // events that were another observer's, too
 
 	mu   sync.Mutex
-	took map[Key]time.Duration // of the newest answer
+	took map[probe.Key]time.Duration // of the newest answer
 }
 
 func newMetrics() *Metrics {
@@ -45,7 +46,7 @@ func newMetrics() *Metrics {
 			Help: "Events that became no trigger, for there were too many in a short time."}),
 		Merged: prometheus.NewCounter(prometheus.CounterOpts{Name: "st2ha_events_merged_total",
 			Help: "Events that became no trigger, for another observer had told of the same fault."}),
-		took: map[Key]time.Duration{},
+		took: map[probe.Key]time.Duration{},
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "st2ha_build_info", Help: "The program that runs; always 1.",
 		ConstLabels: prometheus.Labels{"revision": revision(), "goversion": runtime.Version()}})
@@ -68,10 +69,10 @@ func revision() string {
 }
 
 // watching begins with endpoints that are not known to be up, and forgets others.
-func (m *Metrics) watching(endpoints []Endpoint) {
+func (m *Metrics) watching(endpoints []probe.Endpoint) {
 	m.up.Reset()
 	for _, e := range endpoints {
-		m.up.WithLabelValues(string(e.Backend), e.Name).Set(0)
+		m.up.WithLabelValues(e.Backend, e.Name).Set(0)
 	}
 }
 
@@ -80,31 +81,31 @@ func (m *Metrics) changed(e Event) {
 	if e.State == StateUp {
 		up = 1
 	}
-	m.up.WithLabelValues(string(e.Backend), e.Endpoint).Set(up)
-	m.changes.WithLabelValues(string(e.Backend), e.Endpoint, string(e.State)).Inc()
+	m.up.WithLabelValues(e.Backend, e.Endpoint).Set(up)
+	m.changes.WithLabelValues(e.Backend, e.Endpoint, string(e.State)).Inc()
 }
 
-func (m *Metrics) seen(k Key, o Observation) {
-	if o.Took <= 0 || o.Verdict != Good {
+func (m *Metrics) seen(k probe.Key, o probe.Observation) {
+	if o.Took <= 0 || o.Verdict != probe.Good {
 		return
 	}
-	m.duration.WithLabelValues(string(k.Backend), k.Name).Observe(o.Took.Seconds())
+	m.duration.WithLabelValues(k.Backend, k.Name).Observe(o.Took.Seconds())
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.took[k] = o.Took
 }
 
 // Healed counts a heal of an endpoint, and what came of it.
-func (m *Metrics) Healed(k Key, err error) {
+func (m *Metrics) Healed(k probe.Key, err error) {
 	result := "done"
 	if err != nil {
 		result = "failed"
 	}
-	m.heals.WithLabelValues(string(k.Backend), k.Name, result).Inc()
+	m.heals.WithLabelValues(k.Backend, k.Name, result).Inc()
 }
 
 // Latency is the time the newest answer took, for people.
-func (m *Metrics) Latency(k Key) string {
+func (m *Metrics) Latency(k probe.Key) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	took, ok := m.took[k]

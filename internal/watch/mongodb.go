@@ -16,6 +16,7 @@ import (
 	"go.mongodb.org/mongo-driver/mongo/options"
 
 	"st2ha/internal/mongodb"
+	"st2ha/internal/probe"
 	"st2ha/internal/secure"
 )
 
@@ -28,8 +29,11 @@ type MongoDBSettings struct {
 	Dialer         secure.ContextDialer // from where; this machine if nil
 	Arbiter        bool                 // it holds no data, so no user can log in there
 	Members        *Members             // are told what the server says of its set; may be nil
-	Timing
+	probe.Timing
 }
+
+// ProbePrimary looks for a replica set that has a primary.
+const ProbePrimary = "primary"
 
 // MongoDBServers returns the servers that a URI names (host:port), one
 // endpoint each. Its error holds no part of the URI.
@@ -75,25 +79,25 @@ func MongoDBServer(uri string, read func(ctx context.Context, path string) ([]by
 
 // WatchMongoDB watches a server by a plain connection, whose end shows that
 // the process has ended, by hello, which needs no login, and by fresh logins.
-func WatchMongoDB(s MongoDBSettings) Func {
-	s.Timing = s.withDefaults()
+func WatchMongoDB(s MongoDBSettings) probe.Func {
+	s.Timing = s.WithDefaults()
 	if s.Election == 0 {
 		s.Election = 15 * time.Second
 	}
 	if s.Dialer == nil {
 		s.Dialer = &net.Dialer{}
 	}
-	return func(ctx context.Context, report func(Observation)) {
+	return func(ctx context.Context, report func(probe.Observation)) {
 		if _, err := MongoDBServers(s.URI); err != nil {
-			report(Observation{Probe: ProbeConnection, Verdict: Unknown, Reason: err.Error(), At: time.Now()})
+			report(probe.Observation{Probe: probe.Connection, Verdict: probe.Unknown, Reason: err.Error(), At: time.Now()})
 			<-ctx.Done()
 			return
 		}
-		probes := []func(report func(Observation)){func(report func(Observation)) { s.hold(ctx, report) }}
+		probes := []func(report func(probe.Observation)){func(report func(probe.Observation)) { s.hold(ctx, report) }}
 		if !s.Arbiter {
-			probes = append(probes, func(report func(Observation)) { logins(ctx, s.Timing, report, s.login) })
+			probes = append(probes, func(report func(probe.Observation)) { probe.Logins(ctx, s.Timing, report, s.login) })
 		}
-		together(report, probes...)
+		probe.Together(report, probes...)
 	}
 }
 
@@ -104,16 +108,16 @@ func (s *MongoDBSettings) login(ctx context.Context) error {
 	err := mongodb.Login(ctx, s.Dialer, s.Server, s.Addr, "admin")
 	if errors.Is(err, mongodb.ErrRefused) {
 		if opts.Auth == nil {
-			return s.refused("login refused: the URI names no user")
+			return s.Refused("login refused: the URI names no user")
 		}
-		return s.refused("login refused: user " + opts.Auth.Username)
+		return s.Refused("login refused: user " + opts.Auth.Username)
 	}
 	return err
 }
 
 // hold watches by one client of the driver, which lives as long as the watch,
 // and one connection of its own after the other.
-func (s *MongoDBSettings) hold(ctx context.Context, report func(Observation)) {
+func (s *MongoDBSettings) hold(ctx context.Context, report func(probe.Observation)) {
 	var sessions sync.Map // that are open
 	// What the driver sees by itself is a hint to look, and no more: its
 	// monitor cannot tell a slow server from one that is gone.
@@ -134,11 +138,11 @@ func (s *MongoDBSettings) hold(ctx context.Context, report func(Observation)) {
 	opts.Auth = nil // hello is answered without
 	client, err := mongo.Connect(ctx, opts)
 	if err != nil {
-		report(Observation{Probe: ProbeConnection, Verdict: Unknown, Reason: "the driver does not take the settings of the URI", At: time.Now()})
+		report(probe.Observation{Probe: probe.Connection, Verdict: probe.Unknown, Reason: "the driver does not take the settings of the URI", At: time.Now()})
 		<-ctx.Done()
 		return
 	}
-	h := &holder{Timing: s.Timing, report: report, open: func(ctx context.Context) (session, error) {
+	probe.Sessions(ctx, s.Timing, report, func(ctx context.Context) (probe.Session, error) {
 		conn, err := mongodb.Dial(ctx, s.Dialer, s.Server, s.Addr)
 		if err != nil {
 			return nil, err
@@ -152,8 +156,7 @@ func (s *MongoDBSettings) hold(ctx context.Context, report func(Observation)) {
 			sessions.Delete(held)
 		}()
 		return held, nil
-	}}
-	h.run(ctx)
+	})
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 300*time.Millisecond)
 	defer cancel()
 	_ = client.Disconnect(ctx)
@@ -176,16 +179,18 @@ func (m *mongoSession) read() {
 	_, _ = m.Read(make([]byte, 1))
 }
 
-func (m *mongoSession) ended() <-chan struct{} { return m.look }
+// Ended is closed when there is reason to make a new connection.
+func (m *mongoSession) Ended() <-chan struct{} { return m.look }
 
-func (m *mongoSession) close() {
+// Close ends the connection.
+func (m *mongoSession) Close() {
 	_ = m.Conn.Close()
 	<-m.over
 }
 
-// ping ends with the plain connection: the driver would wait for the server
+// Ping ends with the plain connection: the driver would wait for the server
 // to come back.
-func (m *mongoSession) ping(ctx context.Context) (string, error) {
+func (m *mongoSession) Ping(ctx context.Context) (string, error) {
 	asking, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
@@ -232,15 +237,15 @@ func (h hello) judge(election time.Duration) (string, error) {
 	case h.SetName == "" && h.IsWritablePrimary:
 		return "", nil
 	case h.SetName == "":
-		return "", &finding{ProbePrimary, "it takes no writes, and belongs to no replica set", Limit{Suspect: 2, DownAfter: election}}
+		return "", &probe.Finding{Probe: ProbePrimary, Reason: "it takes no writes, and belongs to no replica set", Limit: probe.Limit{Suspect: 2, DownAfter: election}}
 	case h.IsWritablePrimary:
 		return "primary of " + h.SetName, nil
 	case h.Primary == "":
-		return "", &finding{ProbePrimary, "no primary in replica set " + h.SetName, Limit{Suspect: 2, DownAfter: election}}
+		return "", &probe.Finding{Probe: ProbePrimary, Reason: "no primary in replica set " + h.SetName, Limit: probe.Limit{Suspect: 2, DownAfter: election}}
 	case h.ArbiterOnly:
 		return "arbiter of " + h.SetName, nil
 	case h.Secondary:
 		return "secondary of " + h.SetName + ", whose primary is " + h.Primary, nil
 	}
-	return "", &finding{ProbePrimary, "neither primary nor secondary of " + h.SetName + ": it starts, recovers or was removed", Limit{Suspect: 2}}
+	return "", &probe.Finding{Probe: ProbePrimary, Reason: "neither primary nor secondary of " + h.SetName + ": it starts, recovers or was removed", Limit: probe.Limit{Suspect: 2}}
 }

@@ -13,6 +13,8 @@ import (
 
 	"st2ha/internal/backendtest"
 	"st2ha/internal/mongodb"
+	"st2ha/internal/probe"
+	"st2ha/internal/probe/probetest"
 )
 
 func mongoURI(user string) string {
@@ -47,14 +49,14 @@ func mongoRun(t testing.TB, uri, addr string, command bson.D) {
 func TestMongoDBUserDropped(t *testing.T) {
 	t.Parallel()
 	s := newMongod(t)
-	w := start(t, WatchMongoDB(MongoDBSettings{Server: mongodb.Server{URI: mongoURI("other")}, Addr: s.Addr, Timing: Timing{LoginEvery: 500 * time.Millisecond}}))
-	w.is(ProbeLogin, Good, "")
-	w.is(ProbePing, Good, "")
+	w := probetest.Start(t, WatchMongoDB(MongoDBSettings{Server: mongodb.Server{URI: mongoURI("other")}, Addr: s.Addr, Timing: probe.Timing{LoginEvery: 500 * time.Millisecond}}))
+	w.Is(probe.Login, probe.Good, "")
+	w.Is(probe.Ping, probe.Good, "")
 	mongoRun(t, mongoURI(backendtest.User), s.Addr, bson.D{{Key: "dropUser", Value: "other"}})
-	w.is(ProbeLogin, Bad, "login refused: user other")
-	o := w.is(ProbeLogin, Bad, "login refused: user other")
-	require.Equal(t, Limit{Suspect: 1, Down: 2}, o.Limit)
-	w.is(ProbePing, Good, "") // hello needs no login
+	w.Is(probe.Login, probe.Bad, "login refused: user other")
+	o := w.Is(probe.Login, probe.Bad, "login refused: user other")
+	require.Equal(t, probe.Limit{Suspect: 1, Down: 2}, o.Limit)
+	w.Is(probe.Ping, probe.Good, "") // hello needs no login
 }
 
 func TestMongoDBServers(t *testing.T) {
@@ -68,9 +70,9 @@ func TestMongoDBServers(t *testing.T) {
 		_, err := MongoDBServers(uri)
 		require.Error(t, err, uri)
 		require.NotContains(t, err.Error(), "p@ss")
-		w := start(t, WatchMongoDB(MongoDBSettings{Server: mongodb.Server{URI: uri}, Addr: "127.0.0.1:1"}))
-		w.is(ProbeConnection, Unknown, "the URI of MongoDB cannot be read…")
-		w.end()
+		w := probetest.Start(t, WatchMongoDB(MongoDBSettings{Server: mongodb.Server{URI: uri}, Addr: "127.0.0.1:1"}))
+		w.Is(probe.Connection, probe.Unknown, "the URI of MongoDB cannot be read…")
+		w.End()
 	}
 }
 
@@ -79,15 +81,15 @@ func TestMongoDBServers(t *testing.T) {
 func TestMongoDBParts(t *testing.T) {
 	for _, tc := range []struct {
 		name, reply, fact, reason string
-		limit                     Limit
+		limit                     probe.Limit
 	}{
-		{"alone", `{"isWritablePrimary": true, "maxWireVersion": 21, "ok": 1}`, "", "", Limit{}},
-		{"alone, read only", `{"isWritablePrimary": false}`, "", "it takes no writes, and belongs to no replica set", Limit{Suspect: 2, DownAfter: time.Minute}},
-		{"primary", `{"isWritablePrimary": true, "setName": "rs0", "primary": "a:27017", "secondary": false}`, "primary of rs0", "", Limit{}},
-		{"secondary", `{"isWritablePrimary": false, "setName": "rs0", "primary": "a:27017", "secondary": true}`, "secondary of rs0, whose primary is a:27017", "", Limit{}},
-		{"arbiter", `{"isWritablePrimary": false, "setName": "rs0", "primary": "a:27017", "secondary": false, "arbiterOnly": true}`, "arbiter of rs0", "", Limit{}},
-		{"no primary", `{"isWritablePrimary": false, "setName": "rs0", "secondary": true}`, "", "no primary in replica set rs0", Limit{Suspect: 2, DownAfter: time.Minute}},
-		{"recovers", `{"isWritablePrimary": false, "setName": "rs0", "primary": "a:27017", "secondary": false}`, "", "neither primary nor secondary of rs0: it starts, recovers or was removed", Limit{Suspect: 2}},
+		{"alone", `{"isWritablePrimary": true, "maxWireVersion": 21, "ok": 1}`, "", "", probe.Limit{}},
+		{"alone, read only", `{"isWritablePrimary": false}`, "", "it takes no writes, and belongs to no replica set", probe.Limit{Suspect: 2, DownAfter: time.Minute}},
+		{"primary", `{"isWritablePrimary": true, "setName": "rs0", "primary": "a:27017", "secondary": false}`, "primary of rs0", "", probe.Limit{}},
+		{"secondary", `{"isWritablePrimary": false, "setName": "rs0", "primary": "a:27017", "secondary": true}`, "secondary of rs0, whose primary is a:27017", "", probe.Limit{}},
+		{"arbiter", `{"isWritablePrimary": false, "setName": "rs0", "primary": "a:27017", "secondary": false, "arbiterOnly": true}`, "arbiter of rs0", "", probe.Limit{}},
+		{"no primary", `{"isWritablePrimary": false, "setName": "rs0", "secondary": true}`, "", "no primary in replica set rs0", probe.Limit{Suspect: 2, DownAfter: time.Minute}},
+		{"recovers", `{"isWritablePrimary": false, "setName": "rs0", "primary": "a:27017", "secondary": false}`, "", "neither primary nor secondary of rs0: it starts, recovers or was removed", probe.Limit{Suspect: 2}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var h hello
@@ -98,25 +100,7 @@ func TestMongoDBParts(t *testing.T) {
 				require.NoError(t, err)
 				return
 			}
-			require.Equal(t, &finding{ProbePrimary, tc.reason, tc.limit}, err)
+			require.Equal(t, &probe.Finding{Probe: ProbePrimary, Reason: tc.reason, Limit: tc.limit}, err)
 		})
-	}
-}
-
-// A member's part goes with what is reported of it.
-func TestFactsGoWithReasons(t *testing.T) {
-	var got []Observation
-	h := &holder{Timing: Timing{}.withDefaults(), trouble: map[string]bool{}, report: func(o Observation) { got = append(got, o) }}
-	h.take(outcome{fact: "secondary of rs0"}, time.Now())
-	h.miss(time.Now().Add(-250 * time.Millisecond))
-	h.take(outcome{err: &finding{ProbePrimary, "no primary", Limit{Suspect: 2}}}, time.Now())
-	for i, want := range []Observation{
-		{Probe: ProbePing, Verdict: Good, Reason: "secondary of rs0"},
-		{Probe: ProbePing, Verdict: Silent, Reason: "no answer for 250ms (secondary of rs0)", Limit: Limit{Suspect: 2, DownAfter: 2750 * time.Millisecond}},
-		{Probe: ProbePing, Verdict: Good, Reason: "secondary of rs0"}, // any answer ends a silence
-		{Probe: ProbePrimary, Verdict: Bad, Reason: "no primary (secondary of rs0)", Limit: Limit{Suspect: 2}},
-	} {
-		got[i].At, got[i].Took = time.Time{}, 0
-		require.Equal(t, want, got[i])
 	}
 }

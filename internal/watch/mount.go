@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"st2ha/internal/confedit"
+	"st2ha/internal/probe"
 )
 
 // MountSettings are what is expected of a mount, and the paces of its probes.
@@ -16,7 +17,7 @@ type MountSettings struct {
 	Interval time.Duration // from one statfs to the next, as long as they are answered
 	Timeout  time.Duration // for the answer, then it is missed; also the pace after a fault
 	Patience int           // time-outs after which the process is killed, and another one asks
-	Limit    Limit         // of a mount that hangs
+	Limit    probe.Limit   // of a mount that hangs
 	Child    []string      // argv of the process that calls Statfs with the argument that is appended, the mount point
 	Stuck    *atomic.Int64 // counts processes that SIGKILL has not ended yet, of all mounts that share it; may be nil
 }
@@ -25,7 +26,7 @@ type MountSettings struct {
 const NotMounted = "not mounted"
 
 // errorLimit is that of a mount that gives errors.
-var errorLimit = Limit{Suspect: 1, Down: 2}
+var errorLimit = probe.Limit{Suspect: 1, Down: 2}
 
 // DefaultMountSettings run this program again, as "PROGRAM statfs MOUNTPOINT".
 // A mount that hangs is down after 3 s without an answer, as its server is: within
@@ -35,7 +36,7 @@ func DefaultMountSettings() MountSettings {
 		Interval: 3 * time.Second,
 		Timeout:  time.Second,
 		Patience: 3,
-		Limit:    Limit{Suspect: 1, DownAfter: 1500 * time.Millisecond}, // of the first time-out: at the third, however exact they are
+		Limit:    probe.Limit{Suspect: 1, DownAfter: 1500 * time.Millisecond}, // of the first time-out: at the third, however exact they are
 		Child:    []string{"/proc/self/exe", "statfs"},
 	}
 }
@@ -47,8 +48,8 @@ func DefaultMountSettings() MountSettings {
 // on a mount that hangs nothing less can be given up. An answer that comes late
 // is one. Where even SIGKILL does not end the process, no other is started for
 // this mount until it is gone.
-func NFSMount(point string, s MountSettings) Func {
-	return func(ctx context.Context, report func(Observation)) {
+func NFSMount(point string, s MountSettings) probe.Func {
+	return func(ctx context.Context, report func(probe.Observation)) {
 		if s.Stuck == nil {
 			s.Stuck = new(atomic.Int64)
 		}
@@ -60,7 +61,7 @@ func NFSMount(point string, s MountSettings) Func {
 type nfsMount struct {
 	MountSettings
 	point  string
-	report func(Observation)
+	report func(probe.Observation)
 
 	mounted *confedit.Mounted // nil when nothing is
 	stuck   *statfsChild      // one that SIGKILL did not end
@@ -94,7 +95,7 @@ func (w *nfsMount) run(ctx context.Context) {
 			if err == nil { // with ctx
 				return
 			}
-			w.observe(Unknown, "the table of mounts cannot be read: "+err.Error(), w.Limit)
+			w.observe(probe.Unknown, "the table of mounts cannot be read: "+err.Error(), w.Limit)
 			return
 		case m := <-changed:
 			w.moved(m)
@@ -117,20 +118,20 @@ func (w *nfsMount) run(ctx context.Context) {
 // probe looks once, and says whether the table changed meanwhile.
 func (w *nfsMount) probe(ctx context.Context, changed <-chan *confedit.Mounted) (again bool) {
 	if reason := w.misplaced(); reason != "" {
-		w.observe(Bad, reason, refusedLimit)
+		w.observe(probe.Bad, reason, probe.Certain())
 		return false
 	}
 	started := time.Now()
 	if w.stuck != nil {
 		if !w.stuck.gone(ctx, 0) {
-			w.observe(Silent, w.hungFor(started), w.Limit)
+			w.observe(probe.Silent, w.hungFor(started), w.Limit)
 			return false
 		}
 		w.stuck = nil
 	}
 	child, err := startStatfs(w.Child, w.point)
 	if err != nil {
-		w.observe(Unknown, "statfs cannot be tried: "+err.Error(), w.Limit)
+		w.observe(probe.Unknown, "statfs cannot be tried: "+err.Error(), w.Limit)
 		return false
 	}
 	deadline := time.NewTimer(startTimeout)
@@ -148,10 +149,10 @@ wait:
 			return false
 		case <-deadline.C:
 			if entered != nil {
-				w.observe(Unknown, "statfs cannot be tried: this node is too slow to start a process", w.Limit)
+				w.observe(probe.Unknown, "statfs cannot be tried: this node is too slow to start a process", w.Limit)
 				break wait
 			}
-			w.observe(Silent, w.hungFor(started), w.Limit)
+			w.observe(probe.Silent, w.hungFor(started), w.Limit)
 			if missed++; missed >= w.Patience {
 				break wait
 			}
@@ -191,18 +192,18 @@ func (w *nfsMount) hungFor(started time.Time) string {
 	if w.hung.IsZero() {
 		w.hung = started
 	}
-	return "mount hung for " + span(time.Since(w.hung))
+	return "mount hung for " + probe.Span(time.Since(w.hung))
 }
 
-func (w *nfsMount) observe(v Verdict, reason string, limit Limit) {
-	if v != Silent {
+func (w *nfsMount) observe(v probe.Verdict, reason string, limit probe.Limit) {
+	if v != probe.Silent {
 		w.hung = time.Time{}
 	}
 	w.calm++
-	if v != Good {
+	if v != probe.Good {
 		w.calm = 0
 	}
-	w.report(Observation{Probe: "mount", Verdict: v, Reason: reason, At: time.Now(), Limit: limit})
+	w.report(probe.Observation{Probe: "mount", Verdict: v, Reason: reason, At: time.Now(), Limit: limit})
 }
 
 // end kills child and says whether it is gone. One that waits for a file system

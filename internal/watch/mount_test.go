@@ -14,6 +14,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"st2ha/internal/probe"
+	"st2ha/internal/probe/probetest"
 	"st2ha/internal/testenv"
 	"st2ha/internal/watch"
 )
@@ -50,7 +52,7 @@ func mountFUSE(tb testing.TB) *fuseMount {
 		m.thaw(tb)
 		_ = unix.Unmount(m.point, unix.MNT_DETACH) // a test may have done so
 	})
-	require.Eventually(tb, func() bool { return strings.Contains(mountinfo(tb), " "+m.point+" ") }, soon, 5*time.Millisecond)
+	require.Eventually(tb, func() bool { return strings.Contains(mountinfo(tb), " "+m.point+" ") }, probetest.Soon, 5*time.Millisecond)
 	return m
 }
 
@@ -87,18 +89,18 @@ func settings() watch.MountSettings {
 
 func TestMountHung(t *testing.T) {
 	m := mountFUSE(t)
-	w := run(t, watch.NFSMount(m.point, settings()))
+	w := probetest.Run(t, watch.NFSMount(m.point, settings()))
 	good(t, w, 0, "mount")
-	from, at := w.mark(), time.Now()
+	from, at := w.Mark(), time.Now()
 	m.freezeClient(t)
-	o := w.next(t, from, "mount", watch.Silent, "mount hung for 200 ms")
+	o := w.Next(t, from, "mount", probe.Silent, "mount hung for 200 ms")
 	t.Logf("found after %v", o.At.Sub(at))
 	require.Equal(t, settings().Limit, o.Limit)
-	w.next(t, from, "mount", watch.Silent, "mount hung for 1.")
-	from, at = w.mark(), time.Now()
+	w.Next(t, from, "mount", probe.Silent, "mount hung for 1.")
+	from, at = w.Mark(), time.Now()
 	m.thaw(t)
-	t.Logf("well after %v", w.next(t, from, "mount", watch.Good, "").At.Sub(at))
-	w.end()
+	t.Logf("well after %v", w.Next(t, from, "mount", probe.Good, "").At.Sub(at))
+	w.End()
 	require.Empty(t, children(t))
 }
 
@@ -107,23 +109,23 @@ func TestMountHung(t *testing.T) {
 func TestMountUnkillable(t *testing.T) {
 	m := mountFUSE(t)
 	s := settings()
-	w := run(t, watch.NFSMount(m.point, s))
+	w := probetest.Run(t, watch.NFSMount(m.point, s))
 	good(t, w, 0, "mount")
 	m.freezeServer(t)
-	w.next(t, w.mark(), "mount", watch.Silent, "mount hung for 2.")
+	w.Next(t, w.Mark(), "mount", probe.Silent, "mount hung for 2.")
 	require.EqualValues(t, 1, s.Stuck.Load())
 	require.Len(t, children(t), 1)
 	m.thaw(t)
-	w.next(t, w.mark(), "mount", watch.Good, "")
-	require.Eventually(t, func() bool { return s.Stuck.Load() == 0 && len(children(t)) == 0 }, soon, time.Millisecond)
+	w.Next(t, w.Mark(), "mount", probe.Good, "")
+	require.Eventually(t, func() bool { return s.Stuck.Load() == 0 && len(children(t)) == 0 }, probetest.Soon, time.Millisecond)
 
 	m.freezeServer(t)
-	w.next(t, w.mark(), "mount", watch.Silent, "mount hung for")
+	w.Next(t, w.Mark(), "mount", probe.Silent, "mount hung for")
 	at := time.Now()
-	w.end()
+	w.End()
 	require.Less(t, time.Since(at), time.Second, "it ends in time all the same")
 	m.thaw(t)
-	require.Eventually(t, func() bool { return s.Stuck.Load() == 0 && len(children(t)) == 0 }, soon, time.Millisecond)
+	require.Eventually(t, func() bool { return s.Stuck.Load() == 0 && len(children(t)) == 0 }, probetest.Soon, time.Millisecond)
 }
 
 func TestMountTable(t *testing.T) {
@@ -132,27 +134,27 @@ func TestMountTable(t *testing.T) {
 	require.NoError(t, os.Mkdir(point, 0o755))
 	s := settings()
 	s.Source = "192.168.0.100:/opt/stackstorm/packs"
-	w := run(t, watch.NFSMount(point, s))
-	o := w.next(t, 0, "mount", watch.Bad, "not mounted")
-	require.Equal(t, watch.Limit{Suspect: 1, Down: 1}, o.Limit)
+	w := probetest.Run(t, watch.NFSMount(point, s))
+	o := w.Next(t, 0, "mount", probe.Bad, "not mounted")
+	require.Equal(t, probe.Limit{Suspect: 1, Down: 1}, o.Limit)
 
 	// The table is real; that it is memory which is mounted there does not matter to it.
 	mount := func(source string) {
 		require.NoError(t, unix.Mount(source, point, "tmpfs", 0, "size=1m"))
 		t.Cleanup(func() { _ = unix.Unmount(point, unix.MNT_DETACH) })
 	}
-	from := w.mark()
+	from := w.Mark()
 	mount(s.Source)
-	w.next(t, from, "mount", watch.Good, "")
-	from = w.mark()
+	w.Next(t, from, "mount", probe.Good, "")
+	from = w.Mark()
 	mount("192.168.0.99:/srv")
-	w.next(t, from, "mount", watch.Bad, "192.168.0.99:/srv is mounted there, not 192.168.0.100:/opt/stackstorm/packs")
-	from = w.mark()
+	w.Next(t, from, "mount", probe.Bad, "192.168.0.99:/srv is mounted there, not 192.168.0.100:/opt/stackstorm/packs")
+	from = w.Mark()
 	require.NoError(t, unix.Unmount(point, 0))
-	w.next(t, from, "mount", watch.Good, "")
-	from, at := w.mark(), time.Now()
+	w.Next(t, from, "mount", probe.Good, "")
+	from, at := w.Mark(), time.Now()
 	require.NoError(t, unix.Unmount(point, 0))
-	t.Logf("found after %v", w.next(t, from, "mount", watch.Bad, "not mounted").At.Sub(at))
+	t.Logf("found after %v", w.Next(t, from, "mount", probe.Bad, "not mounted").At.Sub(at))
 }
 
 // A mount that hangs and is detached by hand is not mounted, at once.
@@ -160,12 +162,12 @@ func TestMountDetached(t *testing.T) {
 	m := mountFUSE(t)
 	s := settings()
 	s.Timeout = time.Hour
-	w := run(t, watch.NFSMount(m.point, s))
+	w := probetest.Run(t, watch.NFSMount(m.point, s))
 	good(t, w, 0, "mount")
 	m.freezeClient(t)
 	require.NoError(t, unix.Unmount(m.point, unix.MNT_DETACH))
-	w.next(t, 0, "mount", watch.Bad, "not mounted")
-	w.end()
+	w.Next(t, 0, "mount", probe.Bad, "not mounted")
+	w.End()
 	require.Empty(t, children(t))
 }
 
@@ -175,9 +177,9 @@ func TestMountErrors(t *testing.T) {
 	closed := filepath.Dir(m.point)
 	require.NoError(t, os.Chmod(closed, 0o700))
 	s.Child = append([]string{"setpriv", "--reuid=65534", "--clear-groups"}, nobodysChild(t)...)
-	w := run(t, watch.NFSMount(m.point, s))
-	w.next(t, 0, "mount", watch.Bad, "access denied: the export is withdrawn, or does not allow this node")
-	w.end()
+	w := probetest.Run(t, watch.NFSMount(m.point, s))
+	w.Next(t, 0, "mount", probe.Bad, "access denied: the export is withdrawn, or does not allow this node")
+	w.End()
 
 	for want, argv := range map[string][]string{
 		"stale file handle: the export is withdrawn, or its directory was deleted or replaced on the server": {"sh", "-c", "exit 180"}, // 64 + ESTALE
@@ -185,9 +187,9 @@ func TestMountErrors(t *testing.T) {
 		"the mount point does not exist": {"sh", "-c", `exec "$0" statfs /nowhere`, os.Args[0]},
 	} {
 		s.Child = argv
-		w = run(t, watch.NFSMount(m.point, s))
-		require.Equal(t, watch.Limit{Suspect: 1, Down: 2}, w.next(t, 0, "mount", watch.Bad, want).Limit)
-		w.end()
+		w = probetest.Run(t, watch.NFSMount(m.point, s))
+		require.Equal(t, probe.Limit{Suspect: 1, Down: 2}, w.Next(t, 0, "mount", probe.Bad, want).Limit)
+		w.End()
 	}
 	for want, argv := range map[string][]string{
 		"statfs cannot be tried: exit status 2":     {"sh", "-c", "exit 2"}, // as a panic's
@@ -195,16 +197,16 @@ func TestMountErrors(t *testing.T) {
 		"statfs cannot be tried: exec: \"no-such-p": {"no-such-program"},
 	} {
 		s.Child = argv
-		w = run(t, watch.NFSMount(m.point, s))
-		w.next(t, 0, "mount", watch.Unknown, want)
-		w.end()
+		w = probetest.Run(t, watch.NFSMount(m.point, s))
+		w.Next(t, 0, "mount", probe.Unknown, want)
+		w.End()
 	}
 
 	s.Child = settings().Child
-	w = run(t, watch.NFSMount(m.point, s))
+	w = probetest.Run(t, watch.NFSMount(m.point, s))
 	good(t, w, 0, "mount")
 	require.NoError(t, m.client.Process.Kill())
-	w.next(t, 0, "mount", watch.Bad, "statfs: transport endpoint is not connected")
+	w.Next(t, 0, "mount", probe.Bad, "statfs: transport endpoint is not connected")
 }
 
 // nobodysChild is the test binary where everybody may run it.
@@ -246,12 +248,12 @@ func TestMountLeavesNothing(t *testing.T) {
 	s := settings()
 	s.Timeout, s.Patience = 10*time.Millisecond, 1 // often before the child has come to statfs
 	hang := func(times int) {
-		w := run(t, watch.NFSMount(m.point, s))
-		require.Eventually(t, func() bool { return w.mark() >= times }, 5*time.Minute, 10*time.Millisecond)
-		w.end()
+		w := probetest.Run(t, watch.NFSMount(m.point, s))
+		require.Eventually(t, func() bool { return w.Mark() >= times }, 5*time.Minute, 10*time.Millisecond)
+		w.End()
 		silent := 0
-		for _, o := range w.since(0) {
-			if o.Verdict == watch.Silent {
+		for _, o := range w.Since(0) {
+			if o.Verdict == probe.Silent {
 				silent++
 			}
 		}
@@ -259,9 +261,9 @@ func TestMountLeavesNothing(t *testing.T) {
 	}
 	m.freezeClient(t)
 	hang(50) // the runtime has its threads then
-	before := nowLeft(t)
+	before := probetest.NowLeft(t)
 	hang(1000)
-	before.same(t)
+	before.Same(t)
 	require.Empty(t, children(t))
 	require.Zero(t, s.Stuck.Load())
 }
@@ -270,10 +272,10 @@ func TestMountLeavesNothing(t *testing.T) {
 func TestMountSlowNode(t *testing.T) {
 	s := settings()
 	s.Child = []string{"sh", "-c", "exec sleep 60"}
-	w := run(t, watch.NFSMount("/", s))
-	w.next(t, 0, "mount", watch.Unknown, "statfs cannot be tried: this node is too slow")
-	require.Len(t, w.since(0), 1)
-	w.end()
+	w := probetest.Run(t, watch.NFSMount("/", s))
+	w.Next(t, 0, "mount", probe.Unknown, "statfs cannot be tried: this node is too slow")
+	require.Len(t, w.Since(0), 1)
+	w.End()
 	require.Empty(t, children(t))
 }
 
@@ -289,17 +291,17 @@ func BenchmarkStatfs(b *testing.B) {
 // BenchmarkMountGone prints how long after umount(2) it is reported.
 func BenchmarkMountGone(b *testing.B) {
 	point := b.TempDir()
-	w := run(b, watch.NFSMount(point, settings()))
+	w := probetest.Run(b, watch.NFSMount(point, settings()))
 	var took []time.Duration
 	for b.Loop() {
-		from := w.mark()
+		from := w.Mark()
 		require.NoError(b, unix.Mount("primary:/", point, "tmpfs", 0, "size=1m"))
-		w.next(b, from, "mount", watch.Good, "")
-		from, at := w.mark(), time.Now()
+		w.Next(b, from, "mount", probe.Good, "")
+		from, at := w.Mark(), time.Now()
 		require.NoError(b, unix.Unmount(point, unix.MNT_DETACH))
-		took = append(took, w.next(b, from, "mount", watch.Bad, "not mounted").At.Sub(at))
+		took = append(took, w.Next(b, from, "mount", probe.Bad, "not mounted").At.Sub(at))
 	}
-	quantiles(b, took)
+	probetest.Quantiles(b, took)
 }
 
 // BenchmarkMountKill prints how long a process on a hung mount takes to end by SIGKILL.
@@ -316,5 +318,5 @@ func BenchmarkMountKill(b *testing.B) {
 		require.Error(b, cmd.Wait())
 		took = append(took, time.Since(at))
 	}
-	quantiles(b, took)
+	probetest.Quantiles(b, took)
 }

@@ -10,18 +10,20 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"st2ha/internal/probe"
 	"st2ha/internal/reach"
 	"st2ha/internal/rpcping"
+	"st2ha/internal/wait"
 )
 
 // NFSSettings are the paces of the probes of an NFS server.
 type NFSSettings struct {
 	Interval       time.Duration // from one NULL call to the next
 	Timeout        time.Duration // for the answer, and for a connection
-	Limit          Limit         // of NULL calls without an answer
+	Limit          probe.Limit   // of NULL calls without an answer
 	ExportInterval time.Duration // from one look at an export to the next, as long as it is there
 	ExportTimeout  time.Duration // for the answer
-	ExportLimit    Limit         // of exports that are withdrawn or refused; Limit is that of no answer
+	ExportLimit    probe.Limit   // of exports that are withdrawn or refused; Limit is that of no answer
 	// Version3 says whether this node has the export mounted by NFSv3, whose
 	// paths need not be NFSv4's; nil: never.
 	Version3 func(export string) bool
@@ -33,23 +35,20 @@ func DefaultNFSSettings() NFSSettings {
 	return NFSSettings{
 		Interval:       250 * time.Millisecond,
 		Timeout:        250 * time.Millisecond,
-		Limit:          Limit{Suspect: 2, DownAfter: 3 * time.Second},
+		Limit:          probe.Limit{Suspect: 2, DownAfter: 3 * time.Second},
 		ExportInterval: time.Second,
 		ExportTimeout:  500 * time.Millisecond,
-		ExportLimit:    Limit{Suspect: 1, Down: 2},
+		ExportLimit:    probe.Limit{Suspect: 1, Down: 2},
 	}
 }
-
-// refusedLimit is that of findings that are proof by themselves.
-var refusedLimit = Limit{Suspect: 1, Down: 1}
 
 // NFSServer watches the NFS server at addr (host:port) over a connection that
 // it holds. The probe "ping" is the NULL call, or the connection refused; the
 // probe "export PATH" walks to each of the exports by NFSv4.0, on the same
 // connection. One that ends is dialled anew at once: the server's host resets
 // the connections of a process that ends, and refuses new ones.
-func NFSServer(addr string, exports []string, s NFSSettings) Func {
-	return func(ctx context.Context, report func(Observation)) {
+func NFSServer(addr string, exports []string, s NFSSettings) probe.Func {
+	return func(ctx context.Context, report func(probe.Observation)) {
 		w := &nfsServer{addr: addr, exports: exports, NFSSettings: s, report: report}
 		w.run(ctx)
 	}
@@ -59,7 +58,7 @@ type nfsServer struct {
 	NFSSettings
 	addr    string
 	exports []string
-	report  func(Observation)
+	report  func(probe.Observation)
 
 	silent time.Time // when the first ping was sent that has no answer; zero when the last one had
 }
@@ -73,7 +72,7 @@ func (w *nfsServer) run(ctx context.Context) {
 			if ctx.Err() == nil {
 				w.observe(started, err)
 			}
-			sleep(ctx, time.Until(started.Add(w.Interval)))
+			_ = wait.Sleep(ctx, time.Until(started.Add(w.Interval)))
 			pause = 0
 			continue
 		}
@@ -87,7 +86,7 @@ func (w *nfsServer) run(ctx context.Context) {
 		} else {
 			pause = min(max(2*pause, firstPause), w.Interval)
 		}
-		sleep(ctx, pause)
+		_ = wait.Sleep(ctx, pause)
 	}
 }
 
@@ -110,7 +109,7 @@ func (w *nfsServer) hold(ctx context.Context, conn *rpcping.Conn) {
 	// To other ports Linux's server says PERM, and NFS-Ganesha hides the export.
 	if !conn.Privileged() && len(exports) > 0 {
 		exports = nil
-		w.report(Observation{Probe: "exports", Verdict: Unknown, At: time.Now(),
+		w.report(probe.Observation{Probe: "exports", Verdict: probe.Unknown, At: time.Now(),
 			Reason: "exports are not looked at: the server answers that to source ports below 1024 only, which take root"})
 	}
 	for _, export := range exports {
@@ -147,23 +146,23 @@ func (w *nfsServer) ping(ctx context.Context, conn *rpcping.Conn) {
 
 // observe reports what came of a ping that began at started.
 func (w *nfsServer) observe(started time.Time, err error) {
-	o := Observation{Probe: "ping", At: time.Now(), Limit: w.Limit}
+	o := probe.Observation{Probe: "ping", At: time.Now(), Limit: w.Limit}
 	o.Verdict, o.Reason = reach.Classify(err)
 	switch o.Verdict {
-	case Good:
+	case probe.Good:
 		w.silent, o.Took = time.Time{}, o.At.Sub(started)
-	case Silent:
+	case probe.Silent:
 		if w.silent.IsZero() {
 			w.silent = started
 		}
 		if o.Reason == reach.NoAnswer {
-			o.Reason += " for " + span(o.At.Sub(w.silent))
+			o.Reason += " for " + probe.Span(o.At.Sub(w.silent))
 		}
 		o.Limit.DownAfter -= w.Timeout // it counts from when the first one was sent
 	default:
 		w.silent = time.Time{}
 		if errors.Is(err, unix.ECONNREFUSED) {
-			o.Limit = refusedLimit
+			o.Limit = probe.Certain()
 		}
 	}
 	w.report(o)
@@ -183,19 +182,19 @@ func (w *nfsServer) watchExport(ctx context.Context, conn *rpcping.Conn, export 
 			return
 		default:
 		}
-		o := Observation{Probe: "export " + export, At: time.Now(), Limit: w.ExportLimit}
+		o := probe.Observation{Probe: "export " + export, At: time.Now(), Limit: w.ExportLimit}
 		o.Verdict, o.Reason = exportFault(err, export, w.ExportTimeout)
 		if atRoot(err, export) && w.Version3 != nil && w.Version3(export) {
-			o.Verdict, o.Reason = Unknown, fmt.Sprintf("export %s is mounted by NFSv3 and is not below the root that the server shows to NFSv4 (fsid=0): it cannot be looked at", export)
+			o.Verdict, o.Reason = probe.Unknown, fmt.Sprintf("export %s is mounted by NFSv3 and is not below the root that the server shows to NFSv4 (fsid=0): it cannot be looked at", export)
 		}
-		if o.Verdict == Silent {
+		if o.Verdict == probe.Silent {
 			o.Limit = w.Limit
 		}
 		w.report(o)
 		if err != nil { // seen again soon, so that one finding is not all there is
 			pause = w.Interval
 		}
-		sleep(ctx, pause)
+		_ = wait.Sleep(ctx, pause)
 	}
 }
 
@@ -208,46 +207,46 @@ func atRoot(err error, export string) bool {
 }
 
 // exportFault are the words for what a look at an export brought.
-func exportFault(err error, export string, timeout time.Duration) (Verdict, string) {
+func exportFault(err error, export string, timeout time.Duration) (probe.Verdict, string) {
 	var at *rpcping.StatusError
 	var other *rpcping.MismatchError
 	var rejected *rpcping.RejectedError
 	switch {
 	case err == nil:
-		return Good, ""
+		return probe.Good, ""
 	case errors.As(err, &rejected) && rejected.NoExport:
-		return Bad, fmt.Sprintf("export %s withdrawn: the server exports nothing to this node", export)
+		return probe.Bad, fmt.Sprintf("export %s withdrawn: the server exports nothing to this node", export)
 	case errors.As(err, &at):
 		return statusFault(at, export)
 	case errors.As(err, &other):
-		return Unknown, fmt.Sprintf("export %s cannot be looked at: %v", export, err)
+		return probe.Unknown, fmt.Sprintf("export %s cannot be looked at: %v", export, err)
 	}
 	verdict, reason := reach.Classify(err)
 	if reason == reach.NoAnswer {
-		reason += " for " + span(timeout)
+		reason += " for " + probe.Span(timeout)
 	}
 	return verdict, "export " + export + ": " + reason
 }
 
 // statusFault puts NFSv4's statuses (RFC 7530, section 13.1) in words.
-func statusFault(at *rpcping.StatusError, export string) (Verdict, string) {
+func statusFault(at *rpcping.StatusError, export string) (probe.Verdict, string) {
 	switch at.Status {
 	case rpcping.NoEnt:
-		return Bad, "export " + export + " withdrawn"
+		return probe.Bad, "export " + export + " withdrawn"
 	case rpcping.Stale:
-		return Bad, fmt.Sprintf("export %s: its directory was deleted or replaced on the server", export)
+		return probe.Bad, fmt.Sprintf("export %s: its directory was deleted or replaced on the server", export)
 	case rpcping.NotDir:
-		return Bad, fmt.Sprintf("export %s: %s is no directory", export, at.At)
+		return probe.Bad, fmt.Sprintf("export %s: %s is no directory", export, at.At)
 	case rpcping.Access:
-		return Bad, fmt.Sprintf("export %s: access to %s denied", export, at.At)
+		return probe.Bad, fmt.Sprintf("export %s: access to %s denied", export, at.At)
 	case rpcping.Perm:
-		return Bad, fmt.Sprintf("export %s: the server does not permit this node", export)
+		return probe.Bad, fmt.Sprintf("export %s: the server does not permit this node", export)
 	case rpcping.WrongSec:
-		return Unknown, fmt.Sprintf("export %s cannot be looked at: the server wants another security flavor, such as Kerberos", export)
+		return probe.Unknown, fmt.Sprintf("export %s cannot be looked at: the server wants another security flavor, such as Kerberos", export)
 	case rpcping.Delay:
-		return Silent, fmt.Sprintf("export %s: the server puts off its answer", export)
+		return probe.Silent, fmt.Sprintf("export %s: the server puts off its answer", export)
 	case rpcping.IO:
-		return Bad, fmt.Sprintf("export %s: input/output error on the server", export)
+		return probe.Bad, fmt.Sprintf("export %s: input/output error on the server", export)
 	}
-	return Bad, fmt.Sprintf("export %s: the server answers %s at %s", export, at.Status, at.At)
+	return probe.Bad, fmt.Sprintf("export %s: the server answers %s at %s", export, at.Status, at.At)
 }

@@ -11,6 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"st2ha/internal/probe"
+	"st2ha/internal/probe/probetest"
 	"st2ha/internal/rpcping/nfstest"
 	"st2ha/internal/watch"
 )
@@ -20,60 +22,60 @@ const (
 	venvs = "/opt/stackstorm/virtualenvs"
 )
 
-func good(tb testing.TB, w *watched, from int, probes ...string) {
+func good(tb testing.TB, w *probetest.Record, from int, probes ...string) {
 	tb.Helper()
-	for _, probe := range probes {
-		w.next(tb, from, probe, watch.Good, "")
+	for _, name := range probes {
+		w.Next(tb, from, name, probe.Good, "")
 	}
 }
 
 func TestNFSServer(t *testing.T) {
 	server := nfstest.Start(t, packs, venvs)
-	w := run(t, watch.NFSServer(server.Addr, []string{packs, venvs}, watch.DefaultNFSSettings()))
+	w := probetest.Run(t, watch.NFSServer(server.Addr, []string{packs, venvs}, watch.DefaultNFSSettings()))
 	good(t, w, 0, "ping", "export "+packs, "export "+venvs)
 
 	t.Run("withdrawn", func(t *testing.T) {
-		from, at := w.mark(), time.Now()
+		from, at := w.Mark(), time.Now()
 		server.Export(venvs)
-		o := w.next(t, from, "export "+packs, watch.Bad, "export "+packs+" withdrawn")
+		o := w.Next(t, from, "export "+packs, probe.Bad, "export "+packs+" withdrawn")
 		t.Logf("found after %v", o.At.Sub(at))
-		require.Equal(t, watch.Limit{Suspect: 1, Down: 2}, o.Limit)
+		require.Equal(t, probe.Limit{Suspect: 1, Down: 2}, o.Limit)
 		require.Eventually(t, func() bool {
 			n := 0
-			for _, o := range w.since(from) {
-				if o.Probe == "export "+packs && o.Verdict == watch.Bad {
+			for _, o := range w.Since(from) {
+				if o.Probe == "export "+packs && o.Verdict == probe.Bad {
 					n++
 				}
-				require.False(t, o.Probe == "export "+venvs && o.Verdict != watch.Good)
+				require.False(t, o.Probe == "export "+venvs && o.Verdict != probe.Good)
 			}
 			return n >= 2
-		}, 900*time.Millisecond, time.Millisecond, "looked at again soon")
+		}, 900*time.Millisecond, time.Millisecond, "looked at again probetest.Soon")
 		server.Export(packs, venvs)
-		good(t, w, w.mark(), "export "+packs)
+		good(t, w, w.Mark(), "export "+packs)
 	})
 	t.Run("frozen", func(t *testing.T) {
-		from, at := w.mark(), time.Now()
+		from, at := w.Mark(), time.Now()
 		server.Freeze()
-		first := w.next(t, from, "ping", watch.Silent, "no answer for")
+		first := w.Next(t, from, "ping", probe.Silent, "no answer for")
 		t.Logf("found after %v", first.At.Sub(at))
-		require.Equal(t, watch.Limit{Suspect: 2, DownAfter: 2750 * time.Millisecond}, first.Limit)
-		w.next(t, from, "export "+packs, watch.Silent, "export "+packs+": no answer for 500 ms")
+		require.Equal(t, probe.Limit{Suspect: 2, DownAfter: 2750 * time.Millisecond}, first.Limit)
+		w.Next(t, from, "export "+packs, probe.Silent, "export "+packs+": no answer for 500 ms")
 		require.Eventually(t, func() bool {
-			seen := w.since(from)
+			seen := w.Since(from)
 			o := seen[len(seen)-1]
 			return o.Probe == "ping" && strings.HasPrefix(o.Reason, "no answer for 1.")
-		}, soon, time.Millisecond, "the reason grows")
+		}, probetest.Soon, time.Millisecond, "the reason grows")
 		server.Thaw()
-		good(t, w, w.mark(), "ping", "export "+packs)
+		good(t, w, w.Mark(), "ping", "export "+packs)
 	})
 	t.Run("killed", func(t *testing.T) {
-		from, at := w.mark(), time.Now()
+		from, at := w.Mark(), time.Now()
 		server.Kill()
-		o := w.next(t, from, "ping", watch.Bad, "connection refused")
+		o := w.Next(t, from, "ping", probe.Bad, "connection refused")
 		t.Logf("found after %v", o.At.Sub(at))
-		require.Equal(t, watch.Limit{Suspect: 1, Down: 1}, o.Limit)
+		require.Equal(t, probe.Limit{Suspect: 1, Down: 1}, o.Limit)
 		server.Run()
-		good(t, w, w.mark(), "ping", "export "+packs, "export "+venvs)
+		good(t, w, w.Mark(), "ping", "export "+packs, "export "+venvs)
 	})
 }
 
@@ -81,14 +83,14 @@ func TestNFSServer(t *testing.T) {
 // whole, and the export not withdrawn.
 func TestNFSServerOtherRoot(t *testing.T) {
 	server := nfstest.Start(t, "/elsewhere")
-	for version3, want := range map[bool]watch.Verdict{true: watch.Unknown, false: watch.Bad} {
+	for version3, want := range map[bool]probe.Verdict{true: probe.Unknown, false: probe.Bad} {
 		s := watch.DefaultNFSSettings()
 		s.Version3 = func(export string) bool { return version3 && export == packs }
-		w := run(t, watch.NFSServer(server.Addr, []string{packs, "/elsewhere", "/elsewhere/deeper"}, s))
+		w := probetest.Run(t, watch.NFSServer(server.Addr, []string{packs, "/elsewhere", "/elsewhere/deeper"}, s))
 		good(t, w, 0, "ping", "export /elsewhere")
-		w.next(t, 0, "export "+packs, want, "export "+packs)
-		w.next(t, 0, "export /elsewhere/deeper", watch.Bad, "export /elsewhere/deeper withdrawn")
-		w.end()
+		w.Next(t, 0, "export "+packs, want, "export "+packs)
+		w.Next(t, 0, "export /elsewhere/deeper", probe.Bad, "export /elsewhere/deeper withdrawn")
+		w.End()
 	}
 }
 
@@ -96,18 +98,18 @@ func TestNFSServerOtherRoot(t *testing.T) {
 // the end of a long cut much too late.
 func TestNFSServerCut(t *testing.T) {
 	server := nfstest.StartAway(t, packs)
-	w := run(t, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings()))
+	w := probetest.Run(t, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings()))
 	good(t, w, 0, "ping", "export "+packs)
-	from, at := w.mark(), time.Now()
+	from, at := w.Mark(), time.Now()
 	server.Cut()
-	t.Logf("found after %v", w.next(t, from, "ping", watch.Silent, "no answer for").At.Sub(at))
+	t.Logf("found after %v", w.Next(t, from, "ping", probe.Silent, "no answer for").At.Sub(at))
 	time.Sleep(8 * time.Second)
-	for _, o := range w.since(from) {
-		require.True(t, o.Verdict != watch.Bad && o.Verdict != watch.Unknown, "%+v", o)
+	for _, o := range w.Since(from) {
+		require.True(t, o.Verdict != probe.Bad && o.Verdict != probe.Unknown, "%+v", o)
 	}
-	from, at = w.mark(), time.Now()
+	from, at = w.Mark(), time.Now()
 	server.Heal()
-	took := w.next(t, from, "ping", watch.Good, "").At.Sub(at)
+	took := w.Next(t, from, "ping", probe.Good, "").At.Sub(at)
 	t.Logf("well after %v", took)
 	require.Less(t, took, 2*time.Second)
 	good(t, w, from, "export "+packs)
@@ -115,24 +117,24 @@ func TestNFSServerCut(t *testing.T) {
 
 func TestNFSServerLeavesNothing(t *testing.T) {
 	server := nfstest.Start(t, packs)
-	first := run(t, watch.NFSServer(server.Addr, nil, watch.DefaultNFSSettings()))
+	first := probetest.Run(t, watch.NFSServer(server.Addr, nil, watch.DefaultNFSSettings()))
 	good(t, first, 0, "ping")
-	first.end()
-	before := nowLeft(t)
+	first.End()
+	before := probetest.NowLeft(t)
 	for range 20 {
-		w := run(t, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings()))
+		w := probetest.Run(t, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings()))
 		good(t, w, 0, "ping", "export "+packs)
-		w.end()
+		w.End()
 	}
 	server.Freeze()
 	for range 5 {
-		w := run(t, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings()))
+		w := probetest.Run(t, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings()))
 		at := time.Now()
-		w.next(t, 0, "ping", watch.Silent, "no answer for")
-		w.end()
+		w.Next(t, 0, "ping", probe.Silent, "no answer for")
+		w.End()
 		require.Less(t, time.Since(at), time.Second)
 	}
-	before.same(t)
+	before.Same(t)
 }
 
 // A proxy whose own backend is away takes connections and ends them.
@@ -151,8 +153,8 @@ func TestNFSServerEnds(t *testing.T) {
 			conn.Close()
 		}
 	}()
-	w := run(t, watch.NFSServer(l.Addr().String(), []string{packs}, watch.DefaultNFSSettings()))
-	o := w.next(t, 0, "ping", watch.Bad, "the server ended the connection")
+	w := probetest.Run(t, watch.NFSServer(l.Addr().String(), []string{packs}, watch.DefaultNFSSettings()))
+	o := w.Next(t, 0, "ping", probe.Bad, "the server ended the connection")
 	require.Equal(t, 2, o.Limit.Suspect)
 	time.Sleep(time.Second)
 	before := accepted.Load()
@@ -161,51 +163,51 @@ func TestNFSServerEnds(t *testing.T) {
 }
 
 func TestNFSServerElsewhere(t *testing.T) {
-	w := run(t, watch.NFSServer("no-such-host.invalid:2049", nil, watch.DefaultNFSSettings()))
-	require.Eventually(t, func() bool { return w.mark() > 0 }, soon, time.Millisecond)
-	require.NotEqual(t, watch.Bad, w.since(0)[0].Verdict, "%+v", w.since(0)[0])
+	w := probetest.Run(t, watch.NFSServer("no-such-host.invalid:2049", nil, watch.DefaultNFSSettings()))
+	require.Eventually(t, func() bool { return w.Mark() > 0 }, probetest.Soon, time.Millisecond)
+	require.NotEqual(t, probe.Bad, w.Since(0)[0].Verdict, "%+v", w.Since(0)[0])
 
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	require.NoError(t, l.Close())
-	w = run(t, watch.NFSServer(l.Addr().String(), nil, watch.DefaultNFSSettings()))
-	w.next(t, 0, "ping", watch.Bad, "connection refused")
+	w = probetest.Run(t, watch.NFSServer(l.Addr().String(), nil, watch.DefaultNFSSettings()))
+	w.Next(t, 0, "ping", probe.Bad, "connection refused")
 }
 
 // BenchmarkNFSServerKilled prints how long after SIGKILL the end is reported.
 func BenchmarkNFSServerKilled(b *testing.B) {
 	server := nfstest.Start(b, packs)
-	w := run(b, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings()))
+	w := probetest.Run(b, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings()))
 	var took []time.Duration
 	for b.Loop() {
-		good(b, w, w.mark(), "ping")
-		from, at := w.mark(), time.Now()
+		good(b, w, w.Mark(), "ping")
+		from, at := w.Mark(), time.Now()
 		server.Kill()
-		took = append(took, w.next(b, from, "ping", watch.Bad, "connection refused").At.Sub(at))
+		took = append(took, w.Next(b, from, "ping", probe.Bad, "connection refused").At.Sub(at))
 		server.Run()
 	}
-	quantiles(b, took)
+	probetest.Quantiles(b, took)
 }
 
 // BenchmarkNFSServerWithdrawn prints how long after exportfs the loss is reported, with the second finding.
 func BenchmarkNFSServerWithdrawn(b *testing.B) {
 	server := nfstest.Start(b, packs, venvs)
-	w := run(b, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings()))
+	w := probetest.Run(b, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings()))
 	var took []time.Duration
 	for b.Loop() {
-		good(b, w, w.mark(), "export "+packs)
-		from, at := w.mark(), time.Now()
+		good(b, w, w.Mark(), "export "+packs)
+		from, at := w.Mark(), time.Now()
 		server.Export(venvs)
-		first := w.next(b, from, "export "+packs, watch.Bad, "export "+packs+" withdrawn")
+		first := w.Next(b, from, "export "+packs, probe.Bad, "export "+packs+" withdrawn")
 		for from++; ; from++ {
-			if w.next(b, from, "export "+packs, watch.Bad, "export "+packs+" withdrawn") != first {
+			if w.Next(b, from, "export "+packs, probe.Bad, "export "+packs+" withdrawn") != first {
 				break
 			}
 		}
-		took = append(took, w.next(b, from, "export "+packs, watch.Bad, "export "+packs+" withdrawn").At.Sub(at))
+		took = append(took, w.Next(b, from, "export "+packs, probe.Bad, "export "+packs+" withdrawn").At.Sub(at))
 		server.Export(packs, venvs)
 	}
-	quantiles(b, took)
+	probetest.Quantiles(b, took)
 }
 
 // BenchmarkNFSServers prints what watching many servers, each with one export,
@@ -214,9 +216,9 @@ func BenchmarkNFSServers(b *testing.B) {
 	server := nfstest.Start(b, packs)
 	for _, n := range []int{1, 10, 100} {
 		b.Run(strconv.Itoa(n), func(b *testing.B) {
-			var all []*watched
+			var all []*probetest.Record
 			for range n {
-				all = append(all, run(b, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings())))
+				all = append(all, probetest.Run(b, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings())))
 			}
 			for _, w := range all {
 				good(b, w, 0, "ping", "export "+packs)
@@ -228,7 +230,7 @@ func BenchmarkNFSServers(b *testing.B) {
 			}
 			b.ReportMetric(100*float64(cpu(b)-before)/float64(time.Duration(b.N)*second), "%-of-a-core")
 			for _, w := range all {
-				w.end()
+				w.End()
 			}
 		})
 	}

@@ -9,6 +9,8 @@ import (
 
 	"st2ha/internal/backendtest"
 	"st2ha/internal/mongodb"
+	"st2ha/internal/probe"
+	"st2ha/internal/probe/probetest"
 	"st2ha/internal/rabbitmq"
 	"st2ha/internal/reach"
 	"st2ha/internal/redis"
@@ -34,11 +36,11 @@ func TestClassifyOfEachBackend(t *testing.T) {
 		for _, tc := range []struct {
 			d       *net.Dialer
 			addr    string
-			verdict Verdict
+			verdict probe.Verdict
 		}{
-			{&net.Dialer{}, closed, Bad},
-			{&net.Dialer{}, "nobody.invalid:1", Unknown},
-			{nowhere, closed, Unknown},
+			{&net.Dialer{}, closed, probe.Bad},
+			{&net.Dialer{}, "nobody.invalid:1", probe.Unknown},
+			{nowhere, closed, probe.Unknown},
 		} {
 			err := open(tc.d, tc.addr)
 			require.Error(t, err)
@@ -48,18 +50,18 @@ func TestClassifyOfEachBackend(t *testing.T) {
 	}
 	_, err := rpcping.Dial(t.Context(), closed)
 	verdict, _ := reach.Classify(err)
-	require.Equal(t, Bad, verdict)
+	require.Equal(t, probe.Bad, verdict)
 	_, err = rpcping.Dial(t.Context(), "nobody.invalid:1")
 	verdict, _ = reach.Classify(err)
-	require.Equal(t, Unknown, verdict)
+	require.Equal(t, probe.Unknown, verdict)
 }
 
 // While the resolver is silent nothing is known of a server; it was down after 3 s.
 func TestSilentResolver(t *testing.T) {
-	timing := Timing{PingEvery: 50 * time.Millisecond, PingDeadline: 50 * time.Millisecond, DownAfter: 300 * time.Millisecond,
+	timing := probe.Timing{PingEvery: 50 * time.Millisecond, PingDeadline: 50 * time.Millisecond, DownAfter: 300 * time.Millisecond,
 		LoginEvery: 100 * time.Millisecond, LoginDeadline: 300 * time.Millisecond}
 	d := &net.Dialer{Resolver: backendtest.SilentResolver(t)}
-	for name, f := range map[string]Func{
+	for name, f := range map[string]probe.Func{
 		"mongodb": WatchMongoDB(MongoDBSettings{Server: mongodb.Server{URI: "mongodb://u:p@server.example:1"}, Addr: "server.example:1", Dialer: d, Timing: timing}),
 		"rabbitmq": WatchRabbitMQ(RabbitMQSettings{Login: rabbitmq.Login{Addr: "server.example:1", User: "u", Password: "p", VHost: "/"},
 			Dialer: d, Timing: timing}),
@@ -67,12 +69,12 @@ func TestSilentResolver(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := start(t, f)
-			w.is(ProbeConnection, Unknown, "its name is being resolved for …")
-			w.is(ProbeConnection, Unknown, "the name server.example cannot be resolved: …")
-			w.end()
-			for _, o := range w.reports() {
-				require.Equal(t, Unknown, o.Verdict, "%+v", o)
+			w := probetest.Start(t, f)
+			w.Is(probe.Connection, probe.Unknown, "its name is being resolved for …")
+			w.Is(probe.Connection, probe.Unknown, "the name server.example cannot be resolved: …")
+			w.End()
+			for _, o := range w.Reports() {
+				require.Equal(t, probe.Unknown, o.Verdict, "%+v", o)
 			}
 		})
 	}
@@ -81,24 +83,24 @@ func TestSilentResolver(t *testing.T) {
 // A prober's own trouble makes an endpoint unknown where it stays, and never more than that.
 func TestOwnTroubleIsNeverDown(t *testing.T) {
 	s := NewSet("sensor", DefaultRules())
-	key, now := Key{Redis, "10.0.0.1:6379"}, time.Now()
-	s.Replace("n1", []Endpoint{{Backend: Redis, Name: key.Name, Host: "10.0.0.1"}}, now)
-	see := func(v Verdict) State {
+	key, now := probe.Key{Backend: "redis", Name: "10.0.0.1:6379"}, time.Now()
+	s.Replace("n1", []probe.Endpoint{{Backend: "redis", Name: key.Name, Host: "10.0.0.1"}}, now)
+	see := func(v probe.Verdict) State {
 		now = now.Add(250 * time.Millisecond)
-		s.Observe(key, Observation{Probe: ProbeConnection, Verdict: v, Reason: "x", At: now, Limit: Limit{Suspect: 2}})
+		s.Observe(key, probe.Observation{Probe: probe.Connection, Verdict: v, Reason: "x", At: now, Limit: probe.Limit{Suspect: 2}})
 		return s.Statuses()[0].State
 	}
-	require.Equal(t, StateUnknown, see(Unknown), "one at the start does not make it up")
+	require.Equal(t, StateUnknown, see(probe.Unknown), "one at the start does not make it up")
 	up := func() {
 		t.Helper()
-		for see(Good) != StateUp {
+		for see(probe.Good) != StateUp {
 			require.WithinDuration(t, time.Now(), now, 5*time.Minute)
 		}
 	}
 	up()
-	require.Equal(t, StateUp, see(Unknown), "once may be a moment")
+	require.Equal(t, StateUp, see(probe.Unknown), "once may be a moment")
 	for range 400 {
-		require.Equal(t, StateUnknown, see(Unknown))
+		require.Equal(t, StateUnknown, see(probe.Unknown))
 	}
 	up()
 }

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"io"
 	"sync"
+
+	"st2ha/internal/probe"
 )
 
 // Queue holds events until a writer takes them, one JSON line each, so that a
@@ -70,7 +72,7 @@ func (q *Queue) drop() bool {
 		}
 	}
 	type what struct {
-		Key
+		probe.Key
 		state State
 	}
 	newest := map[what]int{}
@@ -90,7 +92,7 @@ func (q *Queue) drop() bool {
 
 func (q *Queue) cut(i int) { q.items = append(q.items[:i], q.items[i+1:]...) }
 
-func (e Event) key() Key { return Key{e.Backend, e.Endpoint} }
+func (e Event) key() probe.Key { return probe.Key{Backend: e.Backend, Name: e.Endpoint} }
 
 // Write writes lines to w until ctx ends or w fails. After ctx has ended it
 // still writes what is there, which ends early only if w fails.

@@ -113,7 +113,7 @@ func TestQueueNeverBlocksOnItsReader(t *testing.T) {
 }
 
 func TestEventAsJSON(t *testing.T) {
-	line, err := json.Marshal(Event{Event: EventChanged, ID: "5e1f", Seq: 2, Backend: RabbitMQ, Endpoint: "10.0.0.1:5672", Node: "n2", Source: "watchdog",
+	line, err := json.Marshal(Event{Event: EventChanged, ID: "5e1f", Seq: 2, Backend: "rabbitmq", Endpoint: "10.0.0.1:5672", Node: "n2", Source: "watchdog",
 		State: StateDown, Previous: StateUp, Probe: "connection", Reason: "connection refused",
 		DetectedAt: Time{time.UnixMilli(1700000000123)}, Since: Time{time.UnixMilli(1700000000100)}, AfterMS: 23})
 	require.NoError(t, err)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/streadway/amqp"
 
+	"st2ha/internal/probe"
 	"st2ha/internal/rabbitmq"
 	"st2ha/internal/secure"
 )
@@ -17,28 +18,25 @@ import (
 type RabbitMQSettings struct {
 	Login  rabbitmq.Login
 	Dialer secure.ContextDialer // from where; this machine if nil
-	Timing
+	probe.Timing
 }
 
 // WatchRabbitMQ watches a node by a held connection, on which it publishes
 // canaries, and by fresh logins that use the user's permissions.
-func WatchRabbitMQ(s RabbitMQSettings) Func {
-	s.Timing = s.withDefaults()
+func WatchRabbitMQ(s RabbitMQSettings) probe.Func {
+	s.Timing = s.WithDefaults()
 	if s.Dialer == nil {
 		s.Dialer = &net.Dialer{}
 	}
-	return func(ctx context.Context, report func(Observation)) {
-		together(report,
-			func(report func(Observation)) {
+	return func(ctx context.Context, report func(probe.Observation)) {
+		probe.Together(report,
+			func(report func(probe.Observation)) {
 				farewell := &atomic.Value{} // what the broker said when it ended the last connection
-				h := &holder{Timing: s.Timing, report: report, open: func(ctx context.Context) (session, error) {
-					return s.open(ctx, farewell)
-				}}
-				h.run(ctx)
+				probe.Sessions(ctx, s.Timing, report, func(ctx context.Context) (probe.Session, error) { return s.open(ctx, farewell) })
 			},
-			func(report func(Observation)) {
+			func(report func(probe.Observation)) {
 				allowed := false // the user has had all permissions
-				logins(ctx, s.Timing, report, func(ctx context.Context) error { return s.login(ctx, &allowed) })
+				probe.Logins(ctx, s.Timing, report, func(ctx context.Context) error { return s.login(ctx, &allowed) })
 			})
 	}
 }
@@ -56,13 +54,13 @@ func (s *RabbitMQSettings) login(ctx context.Context, allowed *bool) error {
 	case errors.Is(err, rabbitmq.ErrForbidden) && !*allowed:
 		return nil // the user may be restricted to the names that StackStorm uses
 	case errors.Is(err, rabbitmq.ErrRefused):
-		return s.refused(err.Error())
+		return s.Refused(err.Error())
 	}
 	return err
 }
 
 // open opens the connection that canaries are published on.
-func (s *RabbitMQSettings) open(ctx context.Context, farewell *atomic.Value) (session, error) {
+func (s *RabbitMQSettings) open(ctx context.Context, farewell *atomic.Value) (probe.Session, error) {
 	conn, err := rabbitmq.Dial(ctx, s.Dialer, s.Login)
 	if errors.Is(err, rabbitmq.ErrRefused) {
 		said, _ := farewell.Load().(string)
@@ -76,7 +74,7 @@ func (s *RabbitMQSettings) open(ctx context.Context, farewell *atomic.Value) (se
 	go held.read()
 	held.canary, err = conn.NewCanary(ctx)
 	if err != nil && !errors.Is(err, rabbitmq.ErrForbidden) {
-		held.close()
+		held.Close()
 		return nil, err
 	}
 	return held, nil
@@ -84,11 +82,11 @@ func (s *RabbitMQSettings) open(ctx context.Context, farewell *atomic.Value) (se
 
 // whyRefused knows of a user who was deleted: that the broker tells only to
 // connections that are open, when it ends them. Then there is no doubt.
-func (s *RabbitMQSettings) whyRefused(err error, farewell string) *finding {
+func (s *RabbitMQSettings) whyRefused(err error, farewell string) *probe.Finding {
 	if !strings.Contains(farewell, "user") || !strings.Contains(farewell, "deleted") {
-		return s.refused(err.Error())
+		return s.Refused(err.Error())
 	}
-	return &finding{ProbeLogin, rabbitmq.ErrRefused.Error() + ": user " + s.Login.User + " deleted", Limit{Suspect: 1, Down: 1}}
+	return &probe.Finding{Probe: probe.Login, Reason: rabbitmq.ErrRefused.Error() + ": user " + s.Login.User + " deleted", Limit: probe.Limit{Suspect: 1, Down: 1}}
 }
 
 type rabbitSession struct {
@@ -106,14 +104,17 @@ func (r *rabbitSession) read() {
 	}
 }
 
-func (r *rabbitSession) ended() <-chan struct{} { return r.over }
+// Ended is closed when the connection is no more.
+func (r *rabbitSession) Ended() <-chan struct{} { return r.over }
 
-func (r *rabbitSession) close() {
+// Close ends the connection.
+func (r *rabbitSession) Close() {
 	_ = r.conn.Close()
 	<-r.over
 }
 
-func (r *rabbitSession) ping(ctx context.Context) (string, error) {
+// Ping publishes a canary, or asks the broker anything where the user may not have a queue.
+func (r *rabbitSession) Ping(ctx context.Context) (string, error) {
 	if r.canary == nil {
 		return "", r.conn.Ask(ctx)
 	}
@@ -122,7 +123,7 @@ func (r *rabbitSession) ping(ctx context.Context) (string, error) {
 	var said *amqp.Error
 	switch {
 	case errors.As(err, &blocked):
-		return "", &finding{ProbeAlarm, blocked.Error(), Limit{Suspect: 1, Down: 1}}
+		return "", &probe.Finding{Probe: probe.Alarm, Reason: blocked.Error(), Limit: probe.Limit{Suspect: 1, Down: 1}}
 	case errors.As(err, &said) && said.Server:
 		return "", errors.New("the broker ended the connection: " + rabbitmq.Words(said))
 	}

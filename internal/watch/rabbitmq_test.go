@@ -7,6 +7,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"st2ha/internal/backendtest"
+	"st2ha/internal/probe"
+	"st2ha/internal/probe/probetest"
 	"st2ha/internal/rabbitmq"
 )
 
@@ -19,26 +21,26 @@ func guest(t testing.TB, name string) rabbitmq.Login {
 func TestRabbitMQAlarm(t *testing.T) {
 	broker := shared.Broker(t)
 	check := backendtest.NoLeaks(t)
-	w := start(t, WatchRabbitMQ(RabbitMQSettings{Login: brokerLogin(broker.Addr), Timing: Timing{LoginEvery: 300 * time.Millisecond}}))
-	w.is(ProbePing, Good, "")
-	w.is(ProbeLogin, Good, "")
+	w := probetest.Start(t, WatchRabbitMQ(RabbitMQSettings{Login: brokerLogin(broker.Addr), Timing: probe.Timing{LoginEvery: 300 * time.Millisecond}}))
+	w.Is(probe.Ping, probe.Good, "")
+	w.Is(probe.Login, probe.Good, "")
 	restore := func() { broker.MustCtl(t, "", "set_vm_memory_high_watermark", "0.8") }
 	t.Cleanup(restore)
 	broker.MustCtl(t, "", "set_vm_memory_high_watermark", "0.00001")
-	o := w.is(ProbeAlarm, Bad, "memory alarm: publishers are blocked")
+	o := w.Is(probe.Alarm, probe.Bad, "memory alarm: publishers are blocked")
 	require.Equal(t, 1, o.Limit.Down)
-	w.is(ProbeAlarm, Bad, "memory alarm: publishers are blocked")
-	w.is(ProbeLogin, Good, "") // logins still work
+	w.Is(probe.Alarm, probe.Bad, "memory alarm: publishers are blocked")
+	w.Is(probe.Login, probe.Good, "") // logins still work
 	restore()
-	w.is(ProbeAlarm, Good, "")
-	w.is(ProbePing, Good, "")
-	for _, o := range w.reports() {
-		require.Equal(t, Good, o.Verdict, "%+v", o)
+	w.Is(probe.Alarm, probe.Good, "")
+	w.Is(probe.Ping, probe.Good, "")
+	for _, o := range w.Reports() {
+		require.Equal(t, probe.Good, o.Verdict, "%+v", o)
 	}
 	broker.MustCtl(t, "", "set_disk_free_limit", "1000000GB")
 	t.Cleanup(func() { broker.MustCtl(t, "", "set_disk_free_limit", "1MB") })
-	w.is(ProbeAlarm, Bad, "disk alarm: publishers are blocked")
-	w.end() // while blocked
+	w.Is(probe.Alarm, probe.Bad, "disk alarm: publishers are blocked")
+	w.End() // while blocked
 	check()
 }
 
@@ -46,38 +48,38 @@ func TestRabbitMQAccess(t *testing.T) {
 	broker := shared.Broker(t)
 	t.Parallel() // most of the time is rabbitmqctl's
 	l := guest(t, "watched")
-	w := start(t, WatchRabbitMQ(RabbitMQSettings{Login: l, Timing: Timing{LoginEvery: 300 * time.Millisecond}}))
-	w.is(ProbeLogin, Good, "")
-	w.is(ProbePing, Good, "")
+	w := probetest.Start(t, WatchRabbitMQ(RabbitMQSettings{Login: l, Timing: probe.Timing{LoginEvery: 300 * time.Millisecond}}))
+	w.Is(probe.Login, probe.Good, "")
+	w.Is(probe.Ping, probe.Good, "")
 
 	broker.MustCtl(t, "", "set_permissions", "-p", l.VHost, l.User, ".*", "", ".*")
-	w.is(ProbeLogin, Bad, "login refused: no permission to write: …")
+	w.Is(probe.Login, probe.Bad, "login refused: no permission to write: …")
 	broker.MustCtl(t, "", "set_permissions", "-p", l.VHost, l.User, ".*", ".*", ".*")
-	w.is(ProbeLogin, Good, "")
+	w.Is(probe.Login, probe.Good, "")
 
 	broker.MustCtl(t, "another\n", "change_password", l.User)
-	w.is(ProbeLogin, Bad, "login refused: user watched does not exist, or has another password")
-	w.is(ProbePing, Good, "") // the connection that is open is not affected
+	w.Is(probe.Login, probe.Bad, "login refused: user watched does not exist, or has another password")
+	w.Is(probe.Ping, probe.Good, "") // the connection that is open is not affected
 	broker.MustCtl(t, l.Password+"\n", "change_password", l.User)
-	w.is(ProbeLogin, Good, "")
+	w.Is(probe.Login, probe.Good, "")
 
 	broker.MustCtl(t, "", "delete_vhost", l.VHost)
-	w.is(ProbeLogin, Bad, "login refused: vhost watched not found")
+	w.Is(probe.Login, probe.Bad, "login refused: vhost watched not found")
 }
 
 func TestRabbitMQUserDeleted(t *testing.T) {
 	broker := shared.Broker(t)
 	t.Parallel() // most of the time is rabbitmqctl's
 	l := guest(t, "st2")
-	w := start(t, WatchRabbitMQ(RabbitMQSettings{Login: l}))
-	w.is(ProbePing, Good, "")
+	w := probetest.Start(t, WatchRabbitMQ(RabbitMQSettings{Login: l}))
+	w.Is(probe.Ping, probe.Good, "")
 	broker.MustCtl(t, "", "delete_user", l.User)
-	o := w.is(ProbeLogin, Bad, "login refused: user st2 deleted")
+	o := w.Is(probe.Login, probe.Bad, "login refused: user st2 deleted")
 	require.Equal(t, 1, o.Limit.Down)
 	broker.MustCtl(t, l.Password+"\n", "add_user", l.User)
-	w.is(ProbeLogin, Bad, "login refused: access to vhost 'st2' refused for user 'st2'")
+	w.Is(probe.Login, probe.Bad, "login refused: access to vhost 'st2' refused for user 'st2'")
 	broker.MustCtl(t, "", "set_permissions", "-p", l.VHost, l.User, ".*", ".*", ".*")
-	w.is(ProbePing, Good, "")
+	w.Is(probe.Ping, probe.Good, "")
 }
 
 // A user may be restricted to the names that StackStorm uses: that is no fault.
@@ -86,9 +88,9 @@ func TestRabbitMQRestricted(t *testing.T) {
 	t.Parallel() // most of the time is rabbitmqctl's
 	l := guest(t, "restricted")
 	broker.MustCtl(t, "", "set_permissions", "-p", l.VHost, l.User, `^st2\.`, `^st2\.`, `^st2\.`)
-	w := start(t, WatchRabbitMQ(RabbitMQSettings{Login: l, Timing: Timing{LoginEvery: 300 * time.Millisecond}}))
+	w := probetest.Start(t, WatchRabbitMQ(RabbitMQSettings{Login: l, Timing: probe.Timing{LoginEvery: 300 * time.Millisecond}}))
 	for range 3 {
-		w.is(ProbePing, Good, "")
-		w.is(ProbeLogin, Good, "")
+		w.Is(probe.Ping, probe.Good, "")
+		w.Is(probe.Login, probe.Good, "")
 	}
 }

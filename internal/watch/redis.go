@@ -6,6 +6,7 @@ import (
 	"net"
 	"strings"
 
+	"st2ha/internal/probe"
 	"st2ha/internal/redis"
 	"st2ha/internal/secure"
 )
@@ -14,21 +15,20 @@ import (
 type RedisSettings struct {
 	redis.Server
 	Dialer secure.ContextDialer // from where; this machine if nil
-	Timing
+	probe.Timing
 }
 
 // WatchRedis watches a server by a held connection, with a PING on it, and by
 // fresh logins that write a key.
-func WatchRedis(s RedisSettings) Func {
-	s.Timing = s.withDefaults()
+func WatchRedis(s RedisSettings) probe.Func {
+	s.Timing = s.WithDefaults()
 	if s.Dialer == nil {
 		s.Dialer = &net.Dialer{}
 	}
-	return func(ctx context.Context, report func(Observation)) {
-		h := &holder{Timing: s.Timing, report: report, open: s.open}
-		together(report,
-			func(report func(Observation)) { h.run(ctx) },
-			func(report func(Observation)) { logins(ctx, s.Timing, report, s.login) })
+	return func(ctx context.Context, report func(probe.Observation)) {
+		probe.Together(report,
+			func(report func(probe.Observation)) { probe.Sessions(ctx, s.Timing, report, s.open) },
+			func(report func(probe.Observation)) { probe.Logins(ctx, s.Timing, report, s.login) })
 	}
 }
 
@@ -49,7 +49,7 @@ type redisSession struct {
 	settings *RedisSettings
 }
 
-func (s *RedisSettings) open(ctx context.Context) (session, error) {
+func (s *RedisSettings) open(ctx context.Context) (probe.Session, error) {
 	conn, err := redis.Dial(ctx, s.Dialer, s.Server)
 	if err != nil {
 		return nil, s.finding(err)
@@ -57,11 +57,8 @@ func (s *RedisSettings) open(ctx context.Context) (session, error) {
 	return &redisSession{conn, s}, nil
 }
 
-func (r *redisSession) ended() <-chan struct{} { return r.Ended() }
-
-func (r *redisSession) close() { r.Close() }
-
-func (r *redisSession) ping(ctx context.Context) (string, error) {
+// Ping sends PING.
+func (r *redisSession) Ping(ctx context.Context) (string, error) {
 	_, err := r.Ask(ctx, "PING")
 	return "", r.settings.finding(err)
 }
@@ -78,29 +75,29 @@ func (s *RedisSettings) finding(err error) error {
 	if s.User == "" {
 		who = "the default user"
 	}
-	alarm := Limit{Suspect: s.PingMisses, DownAfter: s.DownAfter}
+	alarm := probe.Limit{Suspect: s.PingMisses, DownAfter: s.DownAfter}
 	switch said.Code() {
 	case "NOAUTH":
-		return s.refused("login refused: Redis asks for a password, and none is configured")
+		return s.Refused("login refused: Redis asks for a password, and none is configured")
 	case "WRONGPASS":
-		return s.refused("login refused: " + who + " does not exist, is disabled, or has another password")
+		return s.Refused("login refused: " + who + " does not exist, is disabled, or has another password")
 	case "NOPERM":
-		return s.refused("login refused: " + who + " has no permission: " + reply)
+		return s.Refused("login refused: " + who + " has no permission: " + reply)
 	case "LOADING":
-		return &finding{ProbeAlarm, "it loads its data into memory", Limit{Suspect: s.PingMisses}}
+		return &probe.Finding{Probe: probe.Alarm, Reason: "it loads its data into memory", Limit: probe.Limit{Suspect: s.PingMisses}}
 	case "READONLY":
-		return &finding{ProbeAlarm, "read only: it is a replica", alarm}
+		return &probe.Finding{Probe: probe.Alarm, Reason: "read only: it is a replica", Limit: alarm}
 	case "MASTERDOWN":
-		return &finding{ProbeAlarm, "a replica whose master is down", alarm}
+		return &probe.Finding{Probe: probe.Alarm, Reason: "a replica whose master is down", Limit: alarm}
 	case "MISCONF":
-		return &finding{ProbeAlarm, "it cannot save to disk, and refuses writes", alarm}
+		return &probe.Finding{Probe: probe.Alarm, Reason: "it cannot save to disk, and refuses writes", Limit: alarm}
 	case "OOM":
-		return &finding{ProbeAlarm, "out of memory: it refuses writes", alarm}
+		return &probe.Finding{Probe: probe.Alarm, Reason: "out of memory: it refuses writes", Limit: alarm}
 	case "DENIED":
-		return s.refused("login refused: protected mode: Redis has no password, and answers its own machine only")
+		return s.Refused("login refused: protected mode: Redis has no password, and answers its own machine only")
 	}
 	if strings.Contains(reply, "without any password configured") {
-		return s.refused("login refused: a password is configured, and Redis has none")
+		return s.Refused("login refused: a password is configured, and Redis has none")
 	}
-	return &finding{ProbeAlarm, reply, alarm}
+	return &probe.Finding{Probe: probe.Alarm, Reason: reply, Limit: alarm}
 }

@@ -10,6 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"st2ha/internal/backendtest"
+	"st2ha/internal/probe"
+	"st2ha/internal/probe/probetest"
 	"st2ha/internal/redis"
 )
 
@@ -28,27 +30,27 @@ func TestRedisRefuses(t *testing.T) {
 		probe    string
 		reason   string
 	}{
-		{"no password given", "requirepass x", redis.Server{}, ProbeLogin, "login refused: Redis asks for a password, and none is configured"},
-		{"another password", "requirepass x", redis.Server{Password: backendtest.Password}, ProbeLogin,
+		{"no password given", "requirepass x", redis.Server{}, probe.Login, "login refused: Redis asks for a password, and none is configured"},
+		{"another password", "requirepass x", redis.Server{Password: backendtest.Password}, probe.Login,
 			"login refused: the default user does not exist, is disabled, or has another password"},
-		{"no such user", "", redis.Server{User: "st2", Password: backendtest.Password}, ProbeLogin,
+		{"no such user", "", redis.Server{User: "st2", Password: backendtest.Password}, probe.Login,
 			"login refused: user st2 does not exist, is disabled, or has another password"},
-		{"no password there", "", redis.Server{Password: backendtest.Password}, ProbeLogin, "login refused: a password is configured, and Redis has none"},
-		{"no permission", "user st2 on nopass ~* +ping +auth +select", redis.Server{User: "st2", Password: "x"}, ProbeLogin,
+		{"no password there", "", redis.Server{Password: backendtest.Password}, probe.Login, "login refused: a password is configured, and Redis has none"},
+		{"no permission", "user st2 on nopass ~* +ping +auth +select", redis.Server{User: "st2", Password: "x"}, probe.Login,
 			"login refused: user st2 has no permission: NOPERM …"},
-		{"no such database", "databases 1", redis.Server{DB: 5}, ProbeAlarm, "ERR DB index is out of range"},
-		{"replica", "replicaof 127.0.0.1 1\nreplica-read-only yes", redis.Server{}, ProbeAlarm, "read only: it is a replica"},
-		{"replica that is out of date", "replicaof 127.0.0.1 1\nreplica-serve-stale-data no", redis.Server{}, ProbeAlarm, "a replica whose master is down"},
-		{"memory", "maxmemory 1", redis.Server{}, ProbeAlarm, "out of memory: it refuses writes"},
+		{"no such database", "databases 1", redis.Server{DB: 5}, probe.Alarm, "ERR DB index is out of range"},
+		{"replica", "replicaof 127.0.0.1 1\nreplica-read-only yes", redis.Server{}, probe.Alarm, "read only: it is a replica"},
+		{"replica that is out of date", "replicaof 127.0.0.1 1\nreplica-serve-stale-data no", redis.Server{}, probe.Alarm, "a replica whose master is down"},
+		{"memory", "maxmemory 1", redis.Server{}, probe.Alarm, "out of memory: it refuses writes"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			check := backendtest.NoLeaks(t)
 			s := newRedis(t, tc.conf)
 			tc.settings.Addr = s.Addr
-			w := start(t, WatchRedis(RedisSettings{Server: tc.settings}))
-			o := w.is(tc.probe, Bad, tc.reason)
+			w := probetest.Start(t, WatchRedis(RedisSettings{Server: tc.settings}))
+			o := w.Is(tc.probe, probe.Bad, tc.reason)
 			require.NotZero(t, o.Limit.Suspect)
-			w.end()
+			w.End()
 			s.Kill()
 			check()
 		})
@@ -60,11 +62,11 @@ func TestRedisCannotSave(t *testing.T) {
 	t.Parallel()
 	s := newRedis(t, "dbfilename dump", "save 1 1")
 	require.NoError(t, os.Mkdir(filepath.Join(s.Dir, "dump"), 0o700)) // no file can be renamed to it
-	w := start(t, WatchRedis(RedisSettings{Server: redis.Server{Addr: s.Addr}, Timing: Timing{LoginEvery: 300 * time.Millisecond}}))
-	w.is(ProbePing, Good, "")
-	w.is(ProbeAlarm, Bad, "it cannot save to disk, and refuses writes")
+	w := probetest.Start(t, WatchRedis(RedisSettings{Server: redis.Server{Addr: s.Addr}, Timing: probe.Timing{LoginEvery: 300 * time.Millisecond}}))
+	w.Is(probe.Ping, probe.Good, "")
+	w.Is(probe.Alarm, probe.Bad, "it cannot save to disk, and refuses writes")
 	require.NoError(t, os.Remove(filepath.Join(s.Dir, "dump")))
-	w.is(ProbeAlarm, Good, "")
+	w.Is(probe.Alarm, probe.Good, "")
 }
 
 // A server that speaks TLS is asked so, and what cannot be asked is unknown, never down.
@@ -85,13 +87,13 @@ func TestRedisTLS(t *testing.T) {
 			if s.TLS != nil {
 				s.TLS.Read = readFile
 			}
-			w := start(t, WatchRedis(RedisSettings{Server: s, Timing: Timing{LoginEvery: 300 * time.Millisecond}}))
+			w := probetest.Start(t, WatchRedis(RedisSettings{Server: s, Timing: probe.Timing{LoginEvery: 300 * time.Millisecond}}))
 			if tc.unknown != "" {
-				w.is(ProbeConnection, Unknown, tc.unknown)
+				w.Is(probe.Connection, probe.Unknown, tc.unknown)
 				return
 			}
-			w.is(ProbePing, Good, "")
-			w.is(ProbeLogin, Good, "")
+			w.Is(probe.Ping, probe.Good, "")
+			w.Is(probe.Login, probe.Good, "")
 		})
 	}
 }
@@ -101,6 +103,6 @@ func readFile(_ context.Context, path string) ([]byte, error) { return os.ReadFi
 // What answers may be no Redis.
 func TestRedisIsAnother(t *testing.T) {
 	broker := shared.Broker(t)
-	w := start(t, WatchRedis(RedisSettings{Server: redis.Server{Addr: broker.Addr}}))
-	w.is(ProbeConnection, Bad, "…")
+	w := probetest.Start(t, WatchRedis(RedisSettings{Server: redis.Server{Addr: broker.Addr}}))
+	w.Is(probe.Connection, probe.Bad, "…")
 }

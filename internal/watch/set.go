@@ -5,23 +5,13 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"st2ha/internal/probe"
 )
-
-// Key names an endpoint.
-type Key struct {
-	Backend Backend
-	Name    string
-}
-
-// String is how people and the account of heals name it: "redis 10.0.0.1:6379".
-func (k Key) String() string { return string(k.Backend) + " " + k.Name }
-
-// Key is the endpoint's.
-func (e Endpoint) Key() Key { return Key{e.Backend, e.Name} }
 
 // Status is how an endpoint is now.
 type Status struct {
-	Key
+	probe.Key
 	Host   string // the machine it is on; empty for this node
 	State  State
 	Probe  string // whose finding is the worst, if it is not up
@@ -38,7 +28,7 @@ type Set struct {
 	rules   Rules
 	node    string
 	source  string
-	members map[Key]*member
+	members map[probe.Key]*member
 	cut     *cut // nil while the prober reaches others
 }
 
@@ -57,15 +47,15 @@ type cut struct {
 
 // NewSet has no endpoints yet. source is what its events say they come from.
 func NewSet(source string, rules Rules) *Set {
-	return &Set{rules: rules, source: source, members: map[Key]*member{}}
+	return &Set{rules: rules, source: source, members: map[probe.Key]*member{}}
 }
 
 // Replace makes these the endpoints, to be probed anew, and node this node's
 // name. Endpoints that are known keep their state; an incident of one that is
 // watched no longer ends.
-func (s *Set) Replace(node string, endpoints []Endpoint, now time.Time) []Event {
+func (s *Set) Replace(node string, endpoints []probe.Endpoint, now time.Time) []Event {
 	s.node = node
-	next := map[Key]*member{}
+	next := map[probe.Key]*member{}
 	for _, e := range endpoints {
 		m := s.members[e.Key()]
 		if m == nil {
@@ -91,7 +81,7 @@ func (s *Set) Replace(node string, endpoints []Endpoint, now time.Time) []Event 
 }
 
 // Observe takes a finding of an endpoint in, and returns what it changes.
-func (s *Set) Observe(key Key, o Observation) []Event {
+func (s *Set) Observe(key probe.Key, o probe.Observation) []Event {
 	m := s.members[key]
 	if m == nil {
 		return nil // it was replaced meanwhile
@@ -116,14 +106,14 @@ func (s *Set) Late(by time.Duration) {
 }
 
 // sign adds what all events of the set have in common.
-func (s *Set) sign(key Key, e Event) Event {
+func (s *Set) sign(key probe.Key, e Event) Event {
 	e.Backend, e.Endpoint, e.Node, e.Source = key.Backend, key.Name, s.node, s.source
 	return e
 }
 
 // Healed notes who acted on an endpoint; its incident's events say so from now
 // on. It returns the incident's id, empty if there is none.
-func (s *Set) Healed(key Key, by string) string {
+func (s *Set) Healed(key probe.Key, by string) string {
 	m := s.members[key]
 	if m == nil || m.incident == nil {
 		return ""
@@ -149,12 +139,12 @@ func (s *Set) Statuses() []Status {
 	return all
 }
 
-func (s *Set) keys() []Key {
-	keys := make([]Key, 0, len(s.members))
+func (s *Set) keys() []probe.Key {
+	keys := make([]probe.Key, 0, len(s.members))
 	for key := range s.members {
 		keys = append(keys, key)
 	}
-	slices.SortFunc(keys, func(a, b Key) int {
+	slices.SortFunc(keys, func(a, b probe.Key) int {
 		return cmp.Or(cmp.Compare(a.Backend, b.Backend), cmp.Compare(a.Name, b.Name))
 	})
 	return keys
@@ -201,7 +191,7 @@ func (s *Set) rejoin(now time.Time, reason string) []Event {
 
 // ofNode is an event about this node.
 func (s *Set) ofNode(from, to State, seq int, now time.Time, reason string) Event {
-	return s.sign(Key{Node, s.node}, Event{Event: EventChanged, ID: s.cut.id, Seq: seq, State: to, Previous: from, Reason: reason,
+	return s.sign(probe.Key{Backend: Node, Name: s.node}, Event{Event: EventChanged, ID: s.cut.id, Seq: seq, State: to, Previous: from, Reason: reason,
 		DetectedAt: Time{now}, Since: Time{s.cut.since}, AfterMS: now.Sub(s.cut.since).Milliseconds()})
 }
 

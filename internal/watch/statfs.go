@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"st2ha/internal/probe"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -91,25 +93,25 @@ func (c *statfsChild) gone(ctx context.Context, d time.Duration) bool {
 }
 
 // verdict is what a child that has ended tells.
-func (c *statfsChild) verdict() (Verdict, string) {
+func (c *statfsChild) verdict() (probe.Verdict, string) {
 	if c.err == nil {
-		return Good, ""
+		return probe.Good, ""
 	}
 	var exit *exec.ExitError
 	if !errors.As(c.err, &exit) || exit.ExitCode() <= statfsErrno {
-		return Unknown, fmt.Sprintf("statfs cannot be tried: %v", c.err)
+		return probe.Unknown, fmt.Sprintf("statfs cannot be tried: %v", c.err)
 	}
 	switch errno := unix.Errno(exit.ExitCode() - statfsErrno); errno {
 	// Linux's client gives either for an export that is withdrawn.
 	case unix.ESTALE:
-		return Bad, "stale file handle: the export is withdrawn, or its directory was deleted or replaced on the server"
+		return probe.Bad, "stale file handle: the export is withdrawn, or its directory was deleted or replaced on the server"
 	case unix.EACCES, unix.EPERM:
-		return Bad, "access denied: the export is withdrawn, or does not allow this node"
+		return probe.Bad, "access denied: the export is withdrawn, or does not allow this node"
 	case unix.EIO, unix.ETIMEDOUT: // a soft mount that has given up
-		return Bad, "no answer for so long that the mount gave up: " + errno.Error()
+		return probe.Bad, "no answer for so long that the mount gave up: " + errno.Error()
 	case unix.ENOENT:
-		return Bad, "the mount point does not exist"
+		return probe.Bad, "the mount point does not exist"
 	default:
-		return Bad, "statfs: " + errno.Error()
+		return probe.Bad, "statfs: " + errno.Error()
 	}
 }

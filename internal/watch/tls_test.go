@@ -10,6 +10,8 @@ import (
 	"st2ha/internal/heal"
 	"st2ha/internal/host"
 	"st2ha/internal/mongodb"
+	"st2ha/internal/probe"
+	"st2ha/internal/probe/probetest"
 	"st2ha/internal/secure"
 )
 
@@ -53,13 +55,13 @@ func TestRabbitMQTLS(t *testing.T) {
 			if l.TLS, l.Method = tc.tls, tc.method; tc.tls != nil {
 				tc.tls.Read = readFile
 			}
-			w := start(t, WatchRabbitMQ(RabbitMQSettings{Login: l, Timing: Timing{LoginEvery: 300 * time.Millisecond}}))
+			w := probetest.Start(t, WatchRabbitMQ(RabbitMQSettings{Login: l, Timing: probe.Timing{LoginEvery: 300 * time.Millisecond}}))
 			if tc.unknown != "" {
-				w.is(ProbeConnection, Unknown, tc.unknown)
+				w.Is(probe.Connection, probe.Unknown, tc.unknown)
 				return
 			}
-			w.is(ProbePing, Good, "")
-			w.is(ProbeLogin, Good, "")
+			w.Is(probe.Ping, probe.Good, "")
+			w.Is(probe.Login, probe.Good, "")
 		})
 	}
 }
@@ -86,15 +88,15 @@ func TestMongoDBTLS(t *testing.T) {
 			if tc.tls != nil {
 				tc.tls.Read = readFile
 			}
-			w := start(t, WatchMongoDB(MongoDBSettings{Server: mongodb.Server{URI: mongoURI(backendtest.User), TLS: tc.tls}, Addr: tc.addr,
-				Timing: Timing{LoginEvery: 300 * time.Millisecond}}))
+			w := probetest.Start(t, WatchMongoDB(MongoDBSettings{Server: mongodb.Server{URI: mongoURI(backendtest.User), TLS: tc.tls}, Addr: tc.addr,
+				Timing: probe.Timing{LoginEvery: 300 * time.Millisecond}}))
 			if tc.unknown != "" {
-				o := w.is(ProbeConnection, Unknown, tc.unknown)
-				require.Equal(t, Limit{}, o.Limit)
+				o := w.Is(probe.Connection, probe.Unknown, tc.unknown)
+				require.Equal(t, probe.Limit{}, o.Limit)
 				return
 			}
-			w.is(ProbePing, Good, "")
-			w.is(ProbeLogin, Good, "")
+			w.Is(probe.Ping, probe.Good, "")
+			w.Is(probe.Login, probe.Good, "")
 		})
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"st2ha/internal/host"
+	"st2ha/internal/probe"
 	"st2ha/internal/rabbitmq"
 	"st2ha/internal/secure"
 	"st2ha/internal/service"
@@ -42,7 +43,7 @@ type UnitsSettings struct {
 
 // UnitEndpoints returns an endpoint for each unit. They share one call of
 // systemctl and one connection to the broker, as long as one is watched.
-func UnitEndpoints(s UnitsSettings) []Endpoint {
+func UnitEndpoints(s UnitsSettings) []probe.Endpoint {
 	or := func(d *time.Duration, value time.Duration) {
 		if *d == 0 {
 			*d = value
@@ -63,10 +64,10 @@ func UnitEndpoints(s UnitsSettings) []Endpoint {
 	if s.Dialer == nil {
 		s.Dialer = s.Host
 	}
-	u := &units{UnitsSettings: s, reports: map[string]func(Observation){}, active: map[string]bool{}}
-	var endpoints []Endpoint
+	u := &units{UnitsSettings: s, reports: map[string]func(probe.Observation){}, active: map[string]bool{}}
+	var endpoints []probe.Endpoint
 	for _, unit := range s.Units {
-		endpoints = append(endpoints, Endpoint{Backend: StackStorm, Name: unit, Watch: u.watch(unit)})
+		endpoints = append(endpoints, probe.Endpoint{Backend: "st2", Name: unit, Watch: u.watch(unit)})
 	}
 	return endpoints
 }
@@ -89,19 +90,19 @@ type units struct {
 	stopped chan struct{}
 
 	mu      sync.Mutex
-	reports map[string]func(Observation)
+	reports map[string]func(probe.Observation)
 	active  map[string]bool // as of the last look
 }
 
-func (u *units) watch(unit string) Func {
-	return func(ctx context.Context, report func(Observation)) {
+func (u *units) watch(unit string) probe.Func {
+	return func(ctx context.Context, report func(probe.Observation)) {
 		u.join(unit, report)
 		defer u.leave(unit)
 		<-ctx.Done()
 	}
 }
 
-func (u *units) join(unit string, report func(Observation)) {
+func (u *units) join(unit string, report func(probe.Observation)) {
 	u.life.Lock()
 	defer u.life.Unlock()
 	u.mu.Lock()
@@ -155,7 +156,7 @@ func every(ctx context.Context, interval time.Duration, f func(ctx context.Conte
 }
 
 // tell reports to whoever watches the unit.
-func (u *units) tell(unit string, o Observation) {
+func (u *units) tell(unit string, o probe.Observation) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if report := u.reports[unit]; report != nil {
@@ -179,12 +180,12 @@ func (u *units) look(ctx context.Context) {
 		return
 	}
 	for _, unit := range u.Units {
-		o := Observation{Probe: ProbeUnit, Verdict: Unknown, Reason: "systemd does not answer"}
+		o := probe.Observation{Probe: ProbeUnit, Verdict: probe.Unknown, Reason: "systemd does not answer"}
 		if err == nil {
 			o = u.judge(unit, states)
 		}
 		u.mu.Lock()
-		u.active[unit] = o.Verdict == Good
+		u.active[unit] = o.Verdict == probe.Good
 		u.mu.Unlock()
 		u.tell(unit, o)
 	}
@@ -203,9 +204,9 @@ func (u *units) read(ctx context.Context) {
 		i := slices.IndexFunc(mute, func(name string) bool {
 			return name == unit || workers(unit) != "" && strings.HasPrefix(name, unit+"@")
 		})
-		o := Observation{Probe: ProbeJournal}
+		o := probe.Observation{Probe: ProbeJournal}
 		if i >= 0 {
-			o.Verdict, o.Limit = Bad, refusedLimit // it does not pass by itself
+			o.Verdict, o.Limit = probe.Bad, probe.Certain() // it does not pass by itself
 			o.Reason = mute[i] + " is active but publishes nothing any more"
 		}
 		u.tell(unit, o)
@@ -213,7 +214,7 @@ func (u *units) read(ctx context.Context) {
 }
 
 // judge says how a unit and its workers are.
-func (u *units) judge(unit string, states []service.State) Observation {
+func (u *units) judge(unit string, states []service.State) probe.Observation {
 	var failing []string
 	moving, count := true, 0
 	for _, s := range states {
@@ -229,15 +230,15 @@ func (u *units) judge(unit string, states []service.State) Observation {
 		failing = append(failing, fmt.Sprintf("%s is %s (%s)", name, s.Active, s.Sub))
 		moving = moving && (s.Active == "activating" || s.Active == "deactivating" || s.Active == "reloading")
 	}
-	o := Observation{Probe: ProbeUnit}
+	o := probe.Observation{Probe: ProbeUnit}
 	switch {
 	case count == 0:
-		o.Verdict, o.Reason = Unknown, "systemd does not know "+unit
+		o.Verdict, o.Reason = probe.Unknown, "systemd does not know "+unit
 	case len(failing) == 0:
 	default:
-		o.Verdict, o.Reason = Bad, strings.Join(failing, ", ")
-		if o.Limit = (Limit{Suspect: 1, Down: 2}); moving {
-			o.Limit = Limit{Suspect: 2, DownAfter: u.StartTime}
+		o.Verdict, o.Reason = probe.Bad, strings.Join(failing, ", ")
+		if o.Limit = (probe.Limit{Suspect: 1, Down: 2}); moving {
+			o.Limit = probe.Limit{Suspect: 2, DownAfter: u.StartTime}
 		}
 	}
 	return o
@@ -283,7 +284,7 @@ func (c *consumers) look(ctx context.Context) {
 	}
 	idle := c.idle(ctx, active, count)
 	for _, unit := range active {
-		o := Observation{Probe: ProbeConsumers}
+		o := probe.Observation{Probe: ProbeConsumers}
 		var deaf []string
 		for _, q := range stackstorm.Queues(unit) {
 			if name := c.Prefix + "." + q; count[name].Consumers == 0 {
@@ -292,13 +293,13 @@ func (c *consumers) look(ctx context.Context) {
 		}
 		switch {
 		case err != nil: // the broker's own endpoint says why
-			o.Verdict, o.Reason = Unknown, "the broker does not say who consumes "+c.Prefix+"."+stackstorm.Queues(unit)[0]
+			o.Verdict, o.Reason = probe.Unknown, "the broker does not say who consumes "+c.Prefix+"."+stackstorm.Queues(unit)[0]
 		case len(deaf) > 0:
-			o.Verdict, o.Reason = Bad, fmt.Sprintf("%s is active but nobody consumes %s", unit, strings.Join(deaf, ", "))
-			o.Limit = Limit{Suspect: c.DeafFindings, DownAfter: c.DeafAfter}
+			o.Verdict, o.Reason = probe.Bad, fmt.Sprintf("%s is active but nobody consumes %s", unit, strings.Join(deaf, ", "))
+			o.Limit = probe.Limit{Suspect: c.DeafFindings, DownAfter: c.DeafAfter}
 		case idle[unit] >= c.StuckAfter:
-			o.Verdict, o.Limit = Bad, refusedLimit // it was seen for long enough
-			o.Reason = fmt.Sprintf("%s is active but takes none of %s for %s", unit, stackstorm.Waits(unit, c.Prefix, count), span(idle[unit]))
+			o.Verdict, o.Limit = probe.Bad, probe.Certain() // it was seen for long enough
+			o.Reason = fmt.Sprintf("%s is active but takes none of %s for %s", unit, stackstorm.Waits(unit, c.Prefix, count), probe.Span(idle[unit]))
 		}
 		c.tell(unit, o)
 	}

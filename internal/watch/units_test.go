@@ -15,6 +15,8 @@ import (
 
 	"st2ha/internal/backendtest"
 	"st2ha/internal/host"
+	"st2ha/internal/probe"
+	"st2ha/internal/probe/probetest"
 	"st2ha/internal/rabbitmq"
 	"st2ha/internal/stackstorm"
 )
@@ -98,31 +100,31 @@ func TestUnits(t *testing.T) {
 	n := newNode()
 	endpoints := UnitEndpoints(unitSettings(n))
 	require.Len(t, endpoints, 3)
-	watches := map[string]*watched{}
+	watches := map[string]*probetest.Watched{}
 	for _, e := range endpoints {
-		require.Equal(t, StackStorm, e.Backend)
-		watches[e.Name] = start(t, e.Watch)
+		require.Equal(t, "st2", e.Backend)
+		watches[e.Name] = probetest.Start(t, e.Watch)
 	}
 	for _, w := range watches {
-		w.is(ProbeUnit, Good, "")
+		w.Is(ProbeUnit, probe.Good, "")
 	}
 	n.set("st2api", "failed/failed")
-	o := watches["st2api"].is(ProbeUnit, Bad, "st2api is failed (failed)")
-	require.Equal(t, Limit{Suspect: 1, Down: 2}, o.Limit)
+	o := watches["st2api"].Is(ProbeUnit, probe.Bad, "st2api is failed (failed)")
+	require.Equal(t, probe.Limit{Suspect: 1, Down: 2}, o.Limit)
 	n.set("st2api", "activating/auto-restart")
-	o = watches["st2api"].is(ProbeUnit, Bad, "st2api is activating (auto-restart)")
-	require.Equal(t, Limit{Suspect: 2, DownAfter: 90 * time.Second}, o.Limit)
+	o = watches["st2api"].Is(ProbeUnit, probe.Bad, "st2api is activating (auto-restart)")
+	require.Equal(t, probe.Limit{Suspect: 2, DownAfter: 90 * time.Second}, o.Limit)
 	n.set("st2api", "active/running")
-	watches["st2api"].is(ProbeUnit, Good, "")
+	watches["st2api"].Is(ProbeUnit, probe.Good, "")
 	// The unit itself only starts the workers.
 	n.set("st2actionrunner@2", "failed/failed")
-	watches["st2actionrunner"].is(ProbeUnit, Bad, "st2actionrunner@2 is failed (failed)")
+	watches["st2actionrunner"].Is(ProbeUnit, probe.Bad, "st2actionrunner@2 is failed (failed)")
 	n.mu.Lock()
 	n.err = context.DeadlineExceeded
 	n.mu.Unlock()
-	watches["st2scheduler"].is(ProbeUnit, Unknown, "systemd does not answer")
+	watches["st2scheduler"].Is(ProbeUnit, probe.Unknown, "systemd does not answer")
 	for _, w := range watches {
-		w.end()
+		w.End()
 	}
 	check()
 	before := n.count()
@@ -135,25 +137,25 @@ func TestMuteUnit(t *testing.T) {
 	n := newNode()
 	s := unitSettings(n)
 	s.JournalEvery = 20 * time.Millisecond
-	watches := map[string]*watched{}
+	watches := map[string]*probetest.Watched{}
 	for _, e := range UnitEndpoints(s) {
-		watches[e.Name] = start(t, e.Watch)
+		watches[e.Name] = probetest.Start(t, e.Watch)
 	}
 	set := func(unit, invocation string) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.mute, n.invocation = unit, invocation
 	}
-	watches["st2scheduler"].is(ProbeJournal, Good, "")
+	watches["st2scheduler"].Is(ProbeJournal, probe.Good, "")
 	set("st2scheduler", "4")
-	watches["st2scheduler"].is(ProbeJournal, Bad, "st2scheduler is active but publishes nothing any more")
-	watches["st2api"].is(ProbeJournal, Good, "")
+	watches["st2scheduler"].Is(ProbeJournal, probe.Bad, "st2scheduler is active but publishes nothing any more")
+	watches["st2api"].Is(ProbeJournal, probe.Good, "")
 	set("st2scheduler", "5")
-	watches["st2scheduler"].is(ProbeJournal, Good, "")
+	watches["st2scheduler"].Is(ProbeJournal, probe.Good, "")
 	set("st2actionrunner@2", "4")
-	watches["st2actionrunner"].is(ProbeJournal, Bad, "st2actionrunner@2 is active but publishes nothing any more")
+	watches["st2actionrunner"].Is(ProbeJournal, probe.Bad, "st2actionrunner@2 is active but publishes nothing any more")
 	for _, w := range watches {
-		w.end()
+		w.End()
 	}
 }
 
@@ -164,7 +166,7 @@ func TestUnitsShareOneCall(t *testing.T) {
 		s := unitSettings(n)
 		s.Every = 100 * time.Millisecond
 		for _, e := range UnitEndpoints(s) {
-			start(t, e.Watch)
+			probetest.Start(t, e.Watch)
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
@@ -193,26 +195,26 @@ func TestConsumers(t *testing.T) {
 	n := newNode()
 	s := unitSettings(n)
 	s.Login, s.Prefix, s.Deadline = l, "lab", 300*time.Millisecond
-	watches := map[string]*watched{}
+	watches := map[string]*probetest.Watched{}
 	for _, e := range UnitEndpoints(s) {
-		watches[e.Name] = start(t, e.Watch)
+		watches[e.Name] = probetest.Start(t, e.Watch)
 	}
 	runner := watches["st2actionrunner"]
-	runner.is(ProbeConsumers, Good, "")
-	watches["st2scheduler"].is(ProbeConsumers, Good, "")
+	runner.Is(ProbeConsumers, probe.Good, "")
+	watches["st2scheduler"].Is(ProbeConsumers, probe.Good, "")
 	require.NoError(t, channel.Cancel("actionrunner.work", false))
-	o := runner.is(ProbeConsumers, Bad, "st2actionrunner is active but nobody consumes lab.actionrunner.work")
-	require.Equal(t, Limit{Suspect: 3, DownAfter: 10 * time.Second}, o.Limit)
-	watches["st2scheduler"].is(ProbeConsumers, Good, "")
+	o := runner.Is(ProbeConsumers, probe.Bad, "st2actionrunner is active but nobody consumes lab.actionrunner.work")
+	require.Equal(t, probe.Limit{Suspect: 3, DownAfter: 10 * time.Second}, o.Limit)
+	watches["st2scheduler"].Is(ProbeConsumers, probe.Good, "")
 	p.Hold()
-	runner.is(ProbeConsumers, Unknown, "the broker does not say who consumes lab.actionrunner.work")
+	runner.Is(ProbeConsumers, probe.Unknown, "the broker does not say who consumes lab.actionrunner.work")
 	p.Release()
-	runner.is(ProbeConsumers, Bad, "st2actionrunner is active but nobody consumes lab.actionrunner.work")
-	for _, o := range watches["st2api"].reports() {
+	runner.Is(ProbeConsumers, probe.Bad, "st2actionrunner is active but nobody consumes lab.actionrunner.work")
+	for _, o := range watches["st2api"].Reports() {
 		require.NotEqual(t, ProbeConsumers, o.Probe, "its queues have no names")
 	}
 	for _, w := range watches {
-		w.end()
+		w.End()
 	}
 	p.Close()
 	check()
@@ -264,25 +266,25 @@ func TestStuckConsumer(t *testing.T) {
 	}()
 	defer func() { close(stop); <-busy }()
 
-	watches := map[string]*watched{}
+	watches := map[string]*probetest.Watched{}
 	for _, e := range UnitEndpoints(s) {
-		watches[e.Name] = start(t, e.Watch)
+		watches[e.Name] = probetest.Start(t, e.Watch)
 	}
 	began := time.Now()
 	engine := watches["st2rulesengine"]
-	engine.is(ProbeConsumers, Good, "")
-	o := engine.is(ProbeConsumers, Bad, "st2rulesengine is active but takes none of 4 messages in stuck.trigger_instances_dispatch.rules_engine for… s")
-	require.Equal(t, Limit{Suspect: 1, Down: 1}, o.Limit)
+	engine.Is(ProbeConsumers, probe.Good, "")
+	o := engine.Is(ProbeConsumers, probe.Bad, "st2rulesengine is active but takes none of 4 messages in stuck.trigger_instances_dispatch.rules_engine for… s")
+	require.Equal(t, probe.Limit{Suspect: 1, Down: 1}, o.Limit)
 	require.Greater(t, o.At.Sub(began), 4*time.Second)
 	time.Sleep(time.Until(began.Add(7 * time.Second)))
 	consumers["st2rulesengine"].Pace(0)
-	engine.is(ProbeConsumers, Good, "")
+	engine.Is(ProbeConsumers, probe.Good, "")
 	for _, unit := range []string{"st2notifier", "st2scheduler"} {
-		for _, o := range watches[unit].reports() {
-			require.Equal(t, Good, o.Verdict, "%s works: %+v", unit, o)
+		for _, o := range watches[unit].Reports() {
+			require.Equal(t, probe.Good, o.Verdict, "%s works: %+v", unit, o)
 		}
 	}
 	for _, w := range watches {
-		w.end()
+		w.End()
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"st2ha/internal/probe"
 )
 
 // The prober looks every beatEvery whether it runs at all; a timer is late by
@@ -21,7 +23,7 @@ type Watcher struct {
 	// Event takes each change of state, in order. It must not block.
 	Event func(Event)
 	// Seen, if there is one, is told of every finding. It must not block.
-	Seen func(Key, Observation)
+	Seen func(probe.Key, probe.Observation)
 
 	mu   sync.Mutex // of set and beat, and of the order of events
 	set  *Set
@@ -37,7 +39,7 @@ func NewWatcher(set *Set, event func(Event)) *Watcher {
 
 // Watch makes these the endpoints that are watched until ctx ends, from the
 // node of that name. What was watched before is stopped first.
-func (w *Watcher) Watch(ctx context.Context, node string, endpoints []Endpoint) {
+func (w *Watcher) Watch(ctx context.Context, node string, endpoints []probe.Endpoint) {
 	w.Stop()
 	ctx, stop := context.WithCancel(ctx)
 	w.stop = stop
@@ -60,8 +62,8 @@ func (w *Watcher) Stop() {
 }
 
 // run has an endpoint watched, whatever becomes of its watch function.
-func (w *Watcher) run(ctx context.Context, e Endpoint) {
-	report := func(o Observation) {
+func (w *Watcher) run(ctx context.Context, e probe.Endpoint) {
+	report := func(o probe.Observation) {
 		if ctx.Err() != nil {
 			return // found while it was stopped: says nothing of the endpoint
 		}
@@ -77,7 +79,7 @@ func (w *Watcher) run(ctx context.Context, e Endpoint) {
 			return
 		case <-time.After(again):
 		}
-		report(Observation{Probe: "watch", Verdict: Unknown, Reason: "the watch function ended by itself", At: time.Now()})
+		report(probe.Observation{Probe: "watch", Verdict: probe.Unknown, Reason: "the watch function ended by itself", At: time.Now()})
 	}
 }
 
@@ -119,7 +121,7 @@ func (w *Watcher) do(f func(*Set) []Event) {
 }
 
 // Healed notes who acted on an endpoint, and returns its incident's id.
-func (w *Watcher) Healed(key Key, by string) string {
+func (w *Watcher) Healed(key probe.Key, by string) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.set.Healed(key, by)

@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"st2ha/internal/probe"
+
 	"github.com/stretchr/testify/require"
 )
 
@@ -13,20 +15,20 @@ import (
 func TestWatcherThatDidNotRun(t *testing.T) {
 	events := make(chan Event, 10)
 	w := NewWatcher(NewSet("sensor", DefaultRules()), func(e Event) { events <- e })
-	verdicts := make(chan Verdict)
-	watched := Endpoint{Backend: Redis, Name: "127.0.0.1:6379", Watch: func(ctx context.Context, report func(Observation)) {
+	verdicts := make(chan probe.Verdict)
+	watched := probe.Endpoint{Backend: "redis", Name: "127.0.0.1:6379", Watch: func(ctx context.Context, report func(probe.Observation)) {
 		for {
 			select {
 			case <-ctx.Done():
 				return
 			case v := <-verdicts:
-				report(Observation{Probe: "ping", Verdict: v, At: time.Now(), Limit: Limit{Suspect: 2, DownAfter: time.Second}})
+				report(probe.Observation{Probe: "ping", Verdict: v, At: time.Now(), Limit: probe.Limit{Suspect: 2, DownAfter: time.Second}})
 			}
 		}
 	}}
-	w.Watch(t.Context(), "node1", []Endpoint{watched})
+	w.Watch(t.Context(), "node1", []probe.Endpoint{watched})
 	defer w.Stop()
-	for _, v := range []Verdict{Good, Silent, Silent} {
+	for _, v := range []probe.Verdict{probe.Good, probe.Silent, probe.Silent} {
 		verdicts <- v
 	}
 	require.Equal(t, StateUp, (<-events).State)
@@ -35,11 +37,11 @@ func TestWatcherThatDidNotRun(t *testing.T) {
 	w.mu.Lock() // nothing of it goes on
 	time.Sleep(1500 * time.Millisecond)
 	w.mu.Unlock()
-	verdicts <- Silent
-	verdicts <- Silent // the one before has been taken
+	verdicts <- probe.Silent
+	verdicts <- probe.Silent // the one before has been taken
 	require.Empty(t, events, "the time was the prober's own")
 
 	time.Sleep(time.Second)
-	verdicts <- Silent
+	verdicts <- probe.Silent
 	require.Equal(t, StateDown, (<-events).State)
 }

@@ -10,6 +10,7 @@ import (
 	backends "st2ha/internal/backend/all"
 	"st2ha/internal/heal"
 	"st2ha/internal/host"
+	"st2ha/internal/probe"
 	"st2ha/internal/service"
 	"st2ha/internal/step"
 	"st2ha/internal/watch"
@@ -27,7 +28,7 @@ const (
 type endpoints interface {
 	Statuses() []watch.Status
 	CutOff() bool // from all other nodes
-	Healed(key watch.Key, by string) (incident string)
+	Healed(key probe.Key, by string) (incident string)
 	Node() string
 }
 
@@ -39,23 +40,23 @@ type healer struct {
 	log       *slog.Logger
 	ledger    heal.Ledger
 	report    func(heal.Event)       // has StackStorm and people know
-	count     func(watch.Key, error) // counts a heal
+	count     func(probe.Key, error) // counts a heal
 	mender    *mender
 
 	mu       sync.Mutex
-	busy     map[watch.Key]bool   // a restart is under way, or its decision
-	refused  map[watch.Key]string // why an endpoint is not healed, as it was said last
-	restarts map[watch.Key]string // the unit that was restarted, until it is up
+	busy     map[probe.Key]bool   // a restart is under way, or its decision
+	refused  map[probe.Key]string // why an endpoint is not healed, as it was said last
+	restarts map[probe.Key]string // the unit that was restarted, until it is up
 	wait     sync.WaitGroup
 
 	withdrawn time.Time               // since when this node exports less than it should
-	silent    map[watch.Key]time.Time // since when an endpoint is down without an answer; of begin alone
+	silent    map[probe.Key]time.Time // since when an endpoint is down without an answer; of begin alone
 }
 
 func newHealer(h host.Host, e endpoints, log *slog.Logger) *healer {
 	healer := &healer{host: h, endpoints: e, log: log, ledger: heal.Default(),
-		report: func(heal.Event) {}, count: func(watch.Key, error) {},
-		busy: map[watch.Key]bool{}, refused: map[watch.Key]string{}, restarts: map[watch.Key]string{}, silent: map[watch.Key]time.Time{}}
+		report: func(heal.Event) {}, count: func(probe.Key, error) {},
+		busy: map[probe.Key]bool{}, refused: map[probe.Key]string{}, restarts: map[probe.Key]string{}, silent: map[probe.Key]time.Time{}}
 	healer.mender = newMender(healer)
 	return healer
 }
@@ -108,7 +109,7 @@ func (h *healer) patient(s watch.Status, now time.Time) bool {
 }
 
 // begin does something for an endpoint unless something is being done.
-func (h *healer) begin(key watch.Key, f func()) {
+func (h *healer) begin(key probe.Key, f func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.busy[key] {
@@ -129,9 +130,9 @@ func healable(s watch.Status, all []watch.Status) bool {
 	if s.Host != "" || s.Answers {
 		return false
 	}
-	if s.Backend != watch.StackStorm {
-		restartable := len(backends.Get(string(s.Backend)).Units) > 0
-		return restartable && (s.Probe == watch.ProbeConnection || s.Probe == watch.ProbePing)
+	if s.Backend != "st2" {
+		restartable := len(backends.Get(s.Backend).Units) > 0
+		return restartable && (s.Probe == probe.Connection || s.Probe == probe.Ping)
 	}
 	// One worker that cannot publish is restarted by the rule's action; the unit is all of them, with what they have in hand.
 	if s.Probe == watch.ProbeJournal && s.Name == "st2actionrunner" {
@@ -139,7 +140,7 @@ func healable(s watch.Status, all []watch.Status) bool {
 	}
 	// Without its backends a service cannot run, and comes back when they do.
 	for _, b := range backends.Backends() {
-		if b.Needed && !answers(watch.Backend(b.Name), all) {
+		if b.Needed && !answers(b.Name, all) {
 			return false
 		}
 	}
@@ -159,7 +160,7 @@ func (h *healer) starved(s watch.Status, all []watch.Status) bool {
 }
 
 // answers says whether an endpoint of a backend is up.
-func answers(b watch.Backend, all []watch.Status) bool {
+func answers(b string, all []watch.Status) bool {
 	for _, s := range all {
 		if s.Backend == b && s.State == watch.StateUp {
 			return true
@@ -169,7 +170,7 @@ func answers(b watch.Backend, all []watch.Status) bool {
 }
 
 // recovered gives back what was held against an endpoint that is up.
-func (h *healer) recovered(ctx context.Context, key watch.Key) {
+func (h *healer) recovered(ctx context.Context, key probe.Key) {
 	h.mu.Lock()
 	unit := h.restarts[key]
 	delete(h.restarts, key)
@@ -208,7 +209,7 @@ func (h *healer) heal(ctx context.Context, s watch.Status) {
 	if h.answersAgain(s.Key) {
 		return
 	}
-	full, err := heal.DiskFull(ctx, h.host, string(s.Backend))
+	full, err := heal.DiskFull(ctx, h.host, s.Backend)
 	if err != nil {
 		h.log.Error("look at a disk", "error", err)
 	}
@@ -232,7 +233,7 @@ func (h *healer) heal(ctx context.Context, s watch.Status) {
 
 // answersAgain is asked last before a restart: on a node that is short of CPU,
 // what comes before it takes seconds.
-func (h *healer) answersAgain(key watch.Key) bool {
+func (h *healer) answersAgain(key probe.Key) bool {
 	for _, s := range h.endpoints.Statuses() {
 		if s.Key == key {
 			return s.Answers
@@ -241,11 +242,11 @@ func (h *healer) answersAgain(key watch.Key) bool {
 	return true // it is not watched any more
 }
 
-func (h *healer) unit(ctx context.Context, key watch.Key) (string, error) {
-	if key.Backend == watch.StackStorm {
+func (h *healer) unit(ctx context.Context, key probe.Key) (string, error) {
+	if key.Backend == "st2" {
 		return key.Name, nil
 	}
-	return heal.Unit(ctx, h.host, string(key.Backend))
+	return heal.Unit(ctx, h.host, key.Backend)
 }
 
 // settling says why a unit is to be left to systemd for now: it is on its way

@@ -13,6 +13,7 @@ import (
 	"st2ha/internal/fault"
 	"st2ha/internal/heal"
 	"st2ha/internal/nfs"
+	"st2ha/internal/probe"
 	"st2ha/internal/stackstorm"
 	"st2ha/internal/step"
 	"st2ha/internal/watch"
@@ -35,12 +36,12 @@ type mender struct {
 	after time.Duration // that rules have
 	every time.Duration // is looked at the exports
 
-	since  map[watch.Key]time.Time // when it was first seen to be missing; of mendAll alone, as all here
+	since  map[probe.Key]time.Time // when it was first seen to be missing; of mendAll alone, as all here
 	looked time.Time               // at the exports
 }
 
 func newMender(h *healer) *mender {
-	return &mender{healer: h, after: ruleTime, every: exportsLook, since: map[watch.Key]time.Time{}}
+	return &mender{healer: h, after: ruleTime, every: exportsLook, since: map[probe.Key]time.Time{}}
 }
 
 // ruleTime is what rules have, unless it is 0.
@@ -51,7 +52,7 @@ func (m *mender) ruleTime(after time.Duration) {
 }
 
 // exportsKey is the account of what this node exports; it is no endpoint.
-func exportsKey() watch.Key { return watch.Key{Backend: watch.NFS, Name: "exports"} }
+func exportsKey() probe.Key { return probe.Key{Backend: "nfs", Name: "exports"} }
 
 // mendAll begins what is overdue.
 func (m *mender) mendAll(ctx context.Context, all []watch.Status, now time.Time) {
@@ -71,7 +72,7 @@ func (m *mender) mendAll(ctx context.Context, all []watch.Status, now time.Time)
 // overdue says whether a mount has been missing for so long that no rule mends
 // it. One that hangs is not touched: it heals itself.
 func (m *mender) overdue(ctx context.Context, s watch.Status, now time.Time) bool {
-	if s.Backend != watch.Mount || s.State != watch.StateDown || s.Reason != watch.NotMounted {
+	if s.Backend != "mount" || s.State != watch.StateDown || s.Reason != watch.NotMounted {
 		delete(m.since, s.Key)
 		return false
 	}
@@ -85,7 +86,7 @@ func (m *mender) overdue(ctx context.Context, s watch.Status, now time.Time) boo
 // left is how long an endpoint is left to a rule. Packs are left for less: the
 // rule's own action lies there, so this node's runners cannot run it.
 func (m *mender) left(ctx context.Context, s watch.Status) time.Duration {
-	if s.Backend == watch.Mount {
+	if s.Backend == "mount" {
 		if conf, _ := stackstorm.LookAtConf(ctx, m.host); conf != nil { // an odd line costs that line
 			for _, packs := range conf.PackDirs() {
 				if rel, err := filepath.Rel(s.Name, packs); err == nil && filepath.IsLocal(rel) {

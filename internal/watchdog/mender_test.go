@@ -19,6 +19,7 @@ import (
 
 	"st2ha/internal/heal"
 	"st2ha/internal/host"
+	"st2ha/internal/probe"
 	"st2ha/internal/step"
 	"st2ha/internal/testenv"
 	"st2ha/internal/watch"
@@ -152,7 +153,7 @@ func TestPacksAreLeftToARuleForLess(t *testing.T) {
 	require.NoError(t, os.MkdirAll(c.Path("/etc/st2"), 0o755))
 	m := newHealer(c, nil, slog.New(slog.DiscardHandler)).mender
 	mount := func(dir string) watch.Status {
-		return watch.Status{Key: watch.Key{Backend: watch.Mount, Name: dir}, State: watch.StateDown, Reason: watch.NotMounted}
+		return watch.Status{Key: probe.Key{Backend: "mount", Name: dir}, State: watch.StateDown, Reason: watch.NotMounted}
 	}
 	for _, tc := range []struct {
 		conf, dir string

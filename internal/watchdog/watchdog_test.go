@@ -22,6 +22,7 @@ import (
 	"st2ha/internal/backendtest"
 	"st2ha/internal/heal"
 	"st2ha/internal/host"
+	"st2ha/internal/probe"
 	"st2ha/internal/rabbitmq"
 	"st2ha/internal/relay"
 	"st2ha/internal/step"
@@ -56,7 +57,7 @@ func (b *buffer) String() string {
 }
 
 // await returns the next event with this state; others before it are passed over.
-func await(t *testing.T, events <-chan watch.Event, backend watch.Backend, state watch.State) watch.Event {
+func await(t *testing.T, events <-chan watch.Event, backend string, state watch.State) watch.Event {
 	t.Helper()
 	limit := time.After(30 * time.Second)
 	for {
@@ -216,8 +217,8 @@ func TestWatchdogHealsAndReportsAfterwards(t *testing.T) {
 	d := runWatchdog(t, n, config(redis.Addr, broker.Addr))
 	defer func() { t.Log(d.said.String()) }()
 	all, heals := events(t, broker.Addr)
-	await(t, all, watch.Redis, watch.StateUp)
-	await(t, all, watch.RabbitMQ, watch.StateUp)
+	await(t, all, "redis", watch.StateUp)
+	await(t, all, "rabbitmq", watch.StateUp)
 
 	// With the broker away it heals all the same, and tells when that is back.
 	broker.Kill()
@@ -226,8 +227,8 @@ func TestWatchdogHealsAndReportsAfterwards(t *testing.T) {
 	t.Logf("killed to restart: %s", time.Since(killed).Round(time.Millisecond))
 	time.Sleep(3 * time.Second)
 	require.NoError(t, broker.Start())
-	down := await(t, all, watch.Redis, watch.StateDown)
-	up := await(t, all, watch.Redis, watch.StateUp)
+	down := await(t, all, "redis", watch.StateDown)
+	up := await(t, all, "redis", watch.StateUp)
 	assert.Equal(t, []string{down.ID, "watchdog", "watchdog", "n1"}, []string{up.ID, up.HealedBy, up.Source, up.Node})
 	h := <-heals
 	assert.Equal(t, []any{heal.EventHealed, redisUnit, 1}, []any{h.Event, h.Target, h.Heals})
@@ -277,21 +278,21 @@ func TestWatchdogLeavesAlone(t *testing.T) {
 }
 
 func TestHealable(t *testing.T) {
-	down := func(backend watch.Backend, change func(*watch.Status)) watch.Status {
-		s := watch.Status{Key: watch.Key{Backend: backend, Name: string(backend)}, State: watch.StateDown, Probe: watch.ProbePing, Silent: true}
+	down := func(backend string, change func(*watch.Status)) watch.Status {
+		s := watch.Status{Key: probe.Key{Backend: backend, Name: backend}, State: watch.StateDown, Probe: probe.Ping, Silent: true}
 		if change != nil {
 			change(&s)
 		}
 		return s
 	}
-	frozen := down(watch.RabbitMQ, nil)
+	frozen := down("rabbitmq", nil)
 	assert.True(t, healable(frozen, nil))
-	assert.False(t, healable(down(watch.RabbitMQ, func(s *watch.Status) { s.Host = "10.0.0.2" }), nil), "another node's")
-	assert.False(t, healable(down(watch.RabbitMQ, func(s *watch.Status) { s.Silent, s.Answers = false, true }), nil), "it answers again, and is not up yet")
-	assert.False(t, healable(down(watch.RabbitMQ, func(s *watch.Status) { s.Probe = watch.ProbeAlarm }), nil), "a restart frees no memory")
-	backends := []watch.Status{{Key: watch.Key{Backend: watch.MongoDB}, State: watch.StateUp}, {Key: watch.Key{Backend: watch.RabbitMQ}, State: watch.StateUp}}
+	assert.False(t, healable(down("rabbitmq", func(s *watch.Status) { s.Host = "10.0.0.2" }), nil), "another node's")
+	assert.False(t, healable(down("rabbitmq", func(s *watch.Status) { s.Silent, s.Answers = false, true }), nil), "it answers again, and is not up yet")
+	assert.False(t, healable(down("rabbitmq", func(s *watch.Status) { s.Probe = probe.Alarm }), nil), "a restart frees no memory")
+	backends := []watch.Status{{Key: probe.Key{Backend: "mongodb"}, State: watch.StateUp}, {Key: probe.Key{Backend: "rabbitmq"}, State: watch.StateUp}}
 	mute := func(unit string) watch.Status {
-		return watch.Status{Key: watch.Key{Backend: watch.StackStorm, Name: unit}, State: watch.StateDown, Probe: watch.ProbeJournal}
+		return watch.Status{Key: probe.Key{Backend: "st2", Name: unit}, State: watch.StateDown, Probe: watch.ProbeJournal}
 	}
 	assert.True(t, healable(mute("st2scheduler"), backends))
 	assert.False(t, healable(mute("st2scheduler"), nil), "its backends first")
@@ -299,12 +300,12 @@ func TestHealable(t *testing.T) {
 
 	var said buffer
 	h := newHealer(nil, nil, slog.New(slog.NewTextHandler(&said, nil)))
-	quiet := down(watch.Redis, func(s *watch.Status) { s.State = watch.StateUp })
+	quiet := down("redis", func(s *watch.Status) { s.State = watch.StateUp })
 	assert.False(t, h.starved(frozen, []watch.Status{frozen}))
-	assert.False(t, h.starved(frozen, []watch.Status{frozen, down(watch.NFS, func(s *watch.Status) { s.Host = "10.0.0.2" })}))
+	assert.False(t, h.starved(frozen, []watch.Status{frozen, down("nfs", func(s *watch.Status) { s.Host = "10.0.0.2" })}))
 	assert.True(t, h.starved(frozen, []watch.Status{frozen, quiet}), "two at once are the node's fault")
 	assert.Contains(t, said.String(), "this node is overloaded")
-	refused := down(watch.RabbitMQ, func(s *watch.Status) { s.Silent, s.Probe = false, watch.ProbeConnection })
+	refused := down("rabbitmq", func(s *watch.Status) { s.Silent, s.Probe = false, probe.Connection })
 	assert.False(t, h.starved(refused, []watch.Status{refused, quiet}), "refused is no matter of time")
 
 	now := time.Unix(1e9, 0)
@@ -312,7 +313,7 @@ func TestHealable(t *testing.T) {
 	assert.True(t, h.patient(frozen, now))
 	assert.True(t, h.patient(frozen, now.Add(patience-time.Second)))
 	assert.False(t, h.patient(frozen, now.Add(patience)))
-	h.patient(down(watch.RabbitMQ, func(s *watch.Status) { s.Silent, s.Answers = false, true }), now.Add(patience))
+	h.patient(down("rabbitmq", func(s *watch.Status) { s.Silent, s.Answers = false, true }), now.Add(patience))
 	assert.True(t, h.patient(frozen, now.Add(patience)), "it answered in between")
 }
 
@@ -377,7 +378,7 @@ func TestWatchdogKilled(t *testing.T) {
 	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
 	incidents := map[string][]watch.Event{}
 	seen := map[string]bool{}
-	state := map[watch.Backend]watch.State{}
+	state := map[string]watch.State{}
 	launched := time.Now()
 	for quiet := false; !quiet; {
 		select {
@@ -387,7 +388,7 @@ func TestWatchdogKilled(t *testing.T) {
 			incidents[e.ID] = append(incidents[e.ID], e)
 			state[e.Backend] = e.State
 		case <-time.After(8 * time.Second):
-			well := state[watch.Redis] == watch.StateUp && state[watch.RabbitMQ] == watch.StateUp
+			well := state["redis"] == watch.StateUp && state["rabbitmq"] == watch.StateUp
 			quiet = well || time.Since(launched) > time.Minute // a machine that is short of CPU takes longer
 		}
 	}
@@ -396,12 +397,12 @@ func TestWatchdogKilled(t *testing.T) {
 		for i, e := range list {
 			require.Equal(t, i+1, e.Seq, "an event of %s %s is missing or not in order: %v", e.Backend, id, list)
 		}
-		if last := list[len(list)-1]; last.State != watch.StateUp && last.Backend != watch.MongoDB {
+		if last := list[len(list)-1]; last.State != watch.StateUp && last.Backend != "mongodb" {
 			open++
 		}
 	}
 	t.Logf("%d events of %d incidents over %d kills", len(seen), len(incidents), rounds)
 	assert.Zero(t, open, "each incident ends")
-	assert.Equal(t, watch.StateUp, state[watch.Redis])
-	assert.Equal(t, watch.StateUp, state[watch.RabbitMQ])
+	assert.Equal(t, watch.StateUp, state["redis"])
+	assert.Equal(t, watch.StateUp, state["rabbitmq"])
 }

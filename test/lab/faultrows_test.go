@@ -46,51 +46,51 @@ func rows(t *testing.T) []fault {
 		require.NoError(t, err, "KILLS")
 		require.Positive(t, kills, "KILLS")
 	}
-	all := []watch.Backend{watch.MongoDB, watch.RabbitMQ, watch.Redis, watch.NFS, watch.Mount, watch.StackStorm}
+	all := []string{"mongodb", "rabbitmq", "redis", "nfs", "mount", "st2"}
 	// reached is what the secondary sees of a primary that it cannot reach.
 	reached := []want{
-		{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect down up",
+		{by: sensor, backend: "mongodb", endpoint: mongo, states: "suspect down up",
 			suspect: suspectLimit, down: downLimit},
-		{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect down up",
+		{by: sensor, backend: "rabbitmq", endpoint: rabbit, states: "suspect down up",
 			suspect: suspectLimit, down: downLimit},
-		{by: sensor, backend: watch.NFS, endpoint: nfsServer, states: "suspect down up",
+		{by: sensor, backend: "nfs", endpoint: nfsServer, states: "suspect down up",
 			suspect: suspectLimit, down: downLimit},
 	}
-	hung := want{by: sensor, backend: watch.Mount, endpoint: packs, states: "suspect down up",
+	hung := want{by: sensor, backend: "mount", endpoint: packs, states: "suspect down up",
 		down: hungLimit, reason: "mount hung"}
 	// TCP doubles the time between its attempts, so that 2 s without a link may be 4 s without an answer on a
 	// connection.
 	doubted := []want{
-		{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect up", suspect: suspectLimit},
-		{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect up", suspect: suspectLimit},
+		{by: sensor, backend: "mongodb", endpoint: mongo, states: "suspect up", suspect: suspectLimit},
+		{by: sensor, backend: "rabbitmq", endpoint: rabbit, states: "suspect up", suspect: suspectLimit},
 	}
 	// A broker that starts takes the primary's one CPU for seconds, in which it and MongoDB answer now and then.
 	const starved = "suspect? flapping? down … up"
 	return []fault{
 		{name: "MongoDB killed", inject: signalling("primary", "KILL", "mongod"), healer: "watchdog",
 			wants: []want{
-				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect? down up", down: killedLimit,
+				{by: sensor, backend: "mongodb", endpoint: mongo, states: "suspect? down up", down: killedLimit,
 					reason: "connection refused"},
-				{by: onPrimary, backend: watch.MongoDB, states: "suspect? down up"},
+				{by: onPrimary, backend: "mongodb", states: "suspect? down up"},
 			}},
 		{name: "Redis killed", beside: true, inject: signalling("secondary", "KILL", "redis-server"), healer: "itself",
 			wants: []want{
-				{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect? down up", down: killedLimit,
+				{by: sensor, backend: "redis", endpoint: redis, states: "suspect? down up", down: killedLimit,
 					reason: "connection refused"},
-				{by: onSecondary, backend: watch.Redis, states: "suspect? down up"},
+				{by: onSecondary, backend: "redis", states: "suspect? down up"},
 			}},
 		{name: "NFS server stopped", inject: running("primary", "rpc.nfsd 0"), healer: "watchdog",
 			wants: []want{
-				{by: sensor, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up",
+				{by: sensor, backend: "nfs", endpoint: nfsServer, states: "suspect? down up",
 					reason: "connection refused"},
-				{by: onPrimary, backend: watch.NFS, states: "suspect? down up"},
-			}, also: []watch.Backend{watch.Mount}},
+				{by: onPrimary, backend: "nfs", states: "suspect? down up"},
+			}, also: []watch.Backend{"mount"}},
 		{name: "export withdrawn", inject: running("primary", "exportfs -u "+secondary+":"+virtualenvs),
 			healer: "rule export_withdrawn",
 			wants: []want{
-				{by: onSecondary, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up",
+				{by: onSecondary, backend: "nfs", endpoint: nfsServer, states: "suspect? down up",
 					down: withdrawnLimit, reason: "export " + virtualenvs + " withdrawn"},
-			}, also: []watch.Backend{watch.Mount}},
+			}, also: []watch.Backend{"mount"}},
 		{name: "exported directory deleted", healer: "people",
 			inject: func(t *testing.T) time.Time {
 				return moment(t, "primary", "cp -a "+configs+" "+configs+".kept", "rm -rf "+configs)
@@ -103,23 +103,23 @@ func rows(t *testing.T) []fault {
 				return at
 			},
 			wants: []want{
-				{by: onSecondary, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up",
+				{by: onSecondary, backend: "nfs", endpoint: nfsServer, states: "suspect? down up",
 					down: withdrawnLimit, reason: "export " + configs},
 			},
 			// Not at once: the server keeps a deleted directory as long as its export is cached.
-			also: []watch.Backend{watch.Mount}},
+			also: []watch.Backend{"mount"}},
 		// Healed before the watchdog's patience ends.
 		{name: "Redis frozen", inject: signalling("secondary", "STOP", "redis-server"), healer: "rule backend_down",
 			wants: []want{
-				{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect down up",
+				{by: sensor, backend: "redis", endpoint: redis, states: "suspect down up",
 					suspect: suspectLimit, down: downLimit},
-				{by: onSecondary, backend: watch.Redis, states: "suspect down up",
+				{by: onSecondary, backend: "redis", states: "suspect down up",
 					suspect: suspectLimit, down: downLimit},
 			}},
 		{name: "mount unmounted by hand", beside: true, inject: running("secondary", "umount "+virtualenvs),
 			healer: "rule mount_missing",
 			wants: []want{
-				{by: sensor, backend: watch.Mount, endpoint: virtualenvs,
+				{by: sensor, backend: "mount", endpoint: virtualenvs,
 					states: "suspect? down up", reason: "not mounted"},
 			}},
 		{name: "watchdog killed in an outage", healer: "people",
@@ -137,42 +137,42 @@ func rows(t *testing.T) []fault {
 				return at
 			},
 			wants: []want{
-				{by: onSecondary, backend: watch.Redis, states: "suspect down up"},
-				{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect down up"},
+				{by: onSecondary, backend: "redis", states: "suspect down up"},
+				{by: sensor, backend: "redis", endpoint: redis, states: "suspect down up"},
 			}},
 		{name: "MongoDB frozen", beside: true, inject: signalling("primary", "STOP", "mongod"), healer: "watchdog",
 			wants: []want{
-				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect down up",
+				{by: sensor, backend: "mongodb", endpoint: mongo, states: "suspect down up",
 					suspect: suspectLimit, down: downLimit},
-				{by: onPrimary, backend: watch.MongoDB, states: "suspect down up"},
+				{by: onPrimary, backend: "mongodb", states: "suspect down up"},
 			}},
 		{name: "RabbitMQ memory alarm", healer: "people",
 			inject: erlang("vm_memory_monitor:set_vm_memory_high_watermark({absolute, 1000000})"),
 			repair: erlang("vm_memory_monitor:set_vm_memory_high_watermark(0.4)"),
 			wants: []want{
-				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up",
+				{by: sensor, backend: "rabbitmq", endpoint: rabbit, states: "suspect? down up",
 					down: alarmLimit, reason: "memory"},
 			}},
 		{name: "MongoDB user dropped", beside: true, healer: "people",
 			inject: running("primary", mongocmd(`{"dropUser": "stackstorm"}`)),
 			repair: running("primary", mongocmd(`{"createUser": "stackstorm", "pwd": "prim4ry-s3cret", "roles": []}`)),
 			wants: []want{
-				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect? down up", down: loginLimit,
+				{by: sensor, backend: "mongodb", endpoint: mongo, states: "suspect? down up", down: loginLimit,
 					reason: "login refused"},
-			}, also: []watch.Backend{watch.StackStorm}},
+			}, also: []watch.Backend{"st2"}},
 		{name: "RabbitMQ user deleted", healer: "people",
 			inject: erlang(`rabbit_auth_backend_internal:delete_user(<<"st2">>, <<"lab">>)`), repair: configuring,
 			wants: []want{
-				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", down: closedLimit,
+				{by: sensor, backend: "rabbitmq", endpoint: rabbit, states: "suspect? down up", down: closedLimit,
 					reason: "login refused: user st2 deleted"},
-			}, also: []watch.Backend{watch.StackStorm}},
+			}, also: []watch.Backend{"st2"}},
 		{name: "RabbitMQ password changed", healer: "people",
 			inject: erlang(`rabbit_auth_backend_internal:change_password(<<"st2">>, <<"another">>, <<"lab">>)`),
 			repair: configuring,
 			wants: []want{
-				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", down: loginLimit,
+				{by: sensor, backend: "rabbitmq", endpoint: rabbit, states: "suspect? down up", down: loginLimit,
 					reason: "login refused"},
-			}, also: []watch.Backend{watch.StackStorm}},
+			}, also: []watch.Backend{"st2"}},
 		{name: "packets to the primary dropped", inject: dropping("secondary", "primary"), end: passing,
 			healer: "itself", wants: reached, also: all},
 		{name: "packets from the primary dropped", fresh: true, inject: dropping("primary", "secondary"), end: passing,
@@ -188,16 +188,16 @@ func rows(t *testing.T) []fault {
 			wants: append([]want{reached[2], hung}, reached[:2]...), also: all},
 		{name: "sensor's watcher killed", custom: watcherKilled},
 		{name: fmt.Sprintf("Redis killed %d times", kills), custom: killing("secondary", "redis-server", kills,
-			want{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect? down up", down: killedLimit})},
+			want{by: sensor, backend: "redis", endpoint: redis, states: "suspect? down up", down: killedLimit})},
 		{name: "RabbitMQ killed", inject: signalling("primary", "KILL", "beam.smp"), healer: "itself",
 			within: 2 * time.Minute,
 			wants: []want{
-				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", down: killedLimit,
+				{by: sensor, backend: "rabbitmq", endpoint: rabbit, states: "suspect? down up", down: killedLimit,
 					reason: "connection refused"},
-				{by: onPrimary, backend: watch.RabbitMQ, states: "suspect? down up"},
-			}, also: []watch.Backend{watch.StackStorm}},
+				{by: onPrimary, backend: "rabbitmq", states: "suspect? down up"},
+			}, also: []watch.Backend{"st2"}},
 		{name: fmt.Sprintf("MongoDB killed %d times", kills), custom: killing("primary", "mongod", kills,
-			want{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect? down up", down: killedLimit})},
+			want{by: sensor, backend: "mongodb", endpoint: mongo, states: "suspect? down up", down: killedLimit})},
 		{name: "disk of the primary full", healer: "watchdog",
 			inject: func(t *testing.T) time.Time {
 				at := running("primary", `n=$(($(stat --file-system --format='%a*%S' /))); fallocate -l $((n - (4 << 20))) /var/lib/full`)(t)
@@ -207,9 +207,9 @@ func rows(t *testing.T) []fault {
 			lasts:  15 * time.Second, // the broker looks at its disk every 10 s
 			repair: running("primary", "rm /var/lib/full"),
 			wants: []want{
-				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up", reason: "disk"},
-				{by: onPrimary, backend: watch.MongoDB, states: "suspect? down up", reason: "connection refused"},
-			}, also: []watch.Backend{watch.StackStorm}, within: 2 * time.Minute,
+				{by: sensor, backend: "rabbitmq", endpoint: rabbit, states: "suspect? down up", reason: "disk"},
+				{by: onPrimary, backend: "mongodb", states: "suspect? down up", reason: "connection refused"},
+			}, also: []string{"st2"}, within: 2 * time.Minute,
 			check: func(t assert.TestingT, events []seen) {
 				assert.True(t, slices.ContainsFunc(events, func(e seen) bool {
 					return e.Heal.Event == heal.EventGaveUp && strings.Contains(e.Heal.Reason, "full")
@@ -218,33 +218,33 @@ func rows(t *testing.T) []fault {
 		{name: "RabbitMQ frozen", inject: signalling("primary", "STOP", "beam.smp"), healer: "watchdog",
 			within: 3 * time.Minute,
 			wants: []want{
-				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect down up",
+				{by: sensor, backend: "rabbitmq", endpoint: rabbit, states: "suspect down up",
 					suspect: suspectLimit, down: downLimit},
-				{by: onPrimary, backend: watch.RabbitMQ, states: "suspect down up"},
-			}, also: []watch.Backend{watch.StackStorm}},
+				{by: onPrimary, backend: "rabbitmq", states: "suspect down up"},
+			}, also: []watch.Backend{"st2"}},
 		// away for longer than a slow server's answers may take, and not as long as until it is down
 		{name: "Redis flapping", beside: true, healer: "itself",
 			inject: running("secondary",
 				"p=$(pidof redis-server); for i in 1 2 3 4 5 6 7 8 9 10; do kill -STOP $p; sleep 2.2; kill -CONT $p; "+
 					"sleep 0.4; done"),
-			wants: []want{{by: sensor, backend: watch.Redis, endpoint: redis, states: "suspect? flapping up"}}},
+			wants: []want{{by: sensor, backend: "redis", endpoint: redis, states: "suspect? flapping up"}}},
 		// Asked for, not waited for: the watchdog may have one started before its stop has ended, which cancels
 		// systemd's job.
 		{name: "broker and database down",
 			inject: running("primary", "systemctl stop --no-block mongod rabbitmq-server"), healer: "watchdog",
 			within: 3 * time.Minute,
 			wants: []want{
-				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: starved},
-				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: starved},
-				{by: onPrimary, backend: watch.MongoDB, states: starved},
-				{by: onPrimary, backend: watch.RabbitMQ, states: starved},
-			}, also: []watch.Backend{watch.StackStorm}},
+				{by: sensor, backend: "mongodb", endpoint: mongo, states: starved},
+				{by: sensor, backend: "rabbitmq", endpoint: rabbit, states: starved},
+				{by: onPrimary, backend: "mongodb", states: starved},
+				{by: onPrimary, backend: "rabbitmq", states: starved},
+			}, also: []watch.Backend{"st2"}},
 		{name: "primary rebooted", fresh: true, inject: scripted("reboot", "primary"), healer: "itself",
 			within: 3 * time.Minute,
 			wants: []want{
-				{by: sensor, backend: watch.NFS, endpoint: nfsServer, states: "suspect? down up"},
-				{by: sensor, backend: watch.MongoDB, endpoint: mongo, states: "suspect? down up"},
-				{by: sensor, backend: watch.RabbitMQ, endpoint: rabbit, states: "suspect? down up"},
+				{by: sensor, backend: "nfs", endpoint: nfsServer, states: "suspect? down up"},
+				{by: sensor, backend: "mongodb", endpoint: mongo, states: "suspect? down up"},
+				{by: sensor, backend: "rabbitmq", endpoint: rabbit, states: "suspect? down up"},
 			}, also: all},
 		{name: "secondary boots without the primary", custom: rebootAlone},
 		{name: "four busy loops beside it", custom: soak},
@@ -346,7 +346,7 @@ func watcherKilled(t *testing.T, v *verdict, f *faults, l *line) {
 	mark := f.mark()
 	at := moment(t, "secondary", "p=$(pgrep -u st2 st2ha-watch)", "kill -KILL $p")
 	f.watched(t, mark)
-	back := want{by: sensor, backend: watch.Redis, endpoint: redis}
+	back := want{by: sensor, backend: "redis", endpoint: redis}
 	l.detected, l.states, l.reported, l.healer = "-", "up", "no down", "the sensor"
 	l.healed = human(back.first(f.from(mark), watch.StateUp).DetectedAt.Sub(at))
 	unexpected(v, after(f.from(mark), at))
@@ -374,7 +374,7 @@ func soak(t *testing.T, v *verdict, f *faults, l *line) {
 		_ = c.Process.Kill()
 		_ = c.Wait()
 	}
-	for _, b := range []watch.Backend{watch.MongoDB, watch.RabbitMQ, watch.NFS} {
+	for _, b := range []string{"mongodb", "rabbitmq", "nfs"} {
 		answered, _ := f.writer.answered(t, b, began, time.Now())
 		assert.NotZero(v, answered, "writes to %s that were acknowledged", b)
 	}
@@ -405,7 +405,7 @@ func rebootAlone(t *testing.T, v *verdict, f *faults, l *line) {
 	f.writer.stop()
 	mark := f.mark()
 	on(t, "primary", "systemctl --no-block poweroff")
-	reached := want{by: sensor, backend: watch.NFS, endpoint: nfsServer}
+	reached := want{by: sensor, backend: "nfs", endpoint: nfsServer}
 	at := time.Now()
 	assert.True(v, f.until(mark, time.Minute,
 		func(events []seen) bool { return reached.first(events, watch.StateDown) != nil }),

@@ -40,7 +40,7 @@ const (
 // want is what one observer has to see of one endpoint.
 type want struct {
 	by       string
-	backend  watch.Backend
+	backend  string
 	endpoint string // empty: any one
 	states   string // in their order; those with a question mark may be missing, … is any
 	suspect  time.Duration
@@ -59,7 +59,7 @@ type fault struct {
 	repair func(t *testing.T) time.Time // what people do, where nothing heals by itself
 	lasts  time.Duration                // before end or repair, if nothing has to be seen before
 	wants  []want                       // the first one is the row's
-	also   []watch.Backend              // others that may be down meanwhile
+	also   []string                     // others that may be down meanwhile
 	healer string
 	within time.Duration // all is well again by then; 90 s
 	check  func(t assert.TestingT, events []seen)
@@ -99,8 +99,8 @@ func joined(t *testing.T) (untouched func(*testing.T)) {
 // tells so of each endpoint.
 func (f *faults) watched(t *testing.T, mark int) {
 	t.Helper()
-	endpoints := map[string]watch.Backend{mongo: watch.MongoDB, rabbit: watch.RabbitMQ, redis: watch.Redis,
-		nfsServer: watch.NFS, packs: watch.Mount}
+	endpoints := map[string]watch.Backend{mongo: "mongodb", rabbit: "rabbitmq", redis: "redis",
+		nfsServer: "nfs", packs: "mount"}
 	require.True(t, f.until(mark, 90*time.Second, func(events []seen) bool {
 		for endpoint, backend := range endpoints {
 			if (want{by: sensor, backend: backend, endpoint: endpoint}).first(events, watch.StateUp) == nil {
@@ -233,7 +233,7 @@ func (f *faults) once(t *testing.T, v *verdict, rows []fault) {
 	})
 	assert.Empty(v, f.calm(within), "not all is well again")
 	actions, late := f.ranSince(began), f.writer.late(t)
-	var expected []watch.Backend
+	var expected []string
 	for _, m := range all {
 		events := after(f.from(mark), m.at)
 		m.late = late
@@ -403,7 +403,7 @@ func (w want) judge(t *verdict, events []seen, at, over time.Time, l *line, firs
 }
 
 // expected are the backends that may be down.
-func (r fault) expected() []watch.Backend {
+func (r fault) expected() []string {
 	all := slices.Clone(r.also)
 	for _, w := range r.wants {
 		all = append(all, w.backend)
@@ -412,7 +412,7 @@ func (r fault) expected() []watch.Backend {
 }
 
 // unexpected fails on whatever else was down.
-func unexpected(t assert.TestingT, events []seen, expected ...watch.Backend) {
+func unexpected(t assert.TestingT, events []seen, expected ...string) {
 	for _, e := range events {
 		if e.State == watch.StateDown && !slices.Contains(expected, e.Backend) {
 			assert.Fail(t, "false down", "%s", e.line)
@@ -594,10 +594,10 @@ func (w *writer) gone(t *testing.T) time.Time {
 
 // answered is how many writes a backend took, and acknowledged, in a time. ok is
 // whether the writer uses that backend at all.
-func (w *writer) answered(t *testing.T, b watch.Backend, from, to time.Time) (count int, ok bool) {
+func (w *writer) answered(t *testing.T, b string, from, to time.Time) (count int, ok bool) {
 	t.Helper()
-	kind, ok := map[watch.Backend]string{watch.MongoDB: "mongodb", watch.RabbitMQ: "rabbitmq",
-		watch.NFS: "file", watch.Mount: "file"}[b]
+	kind, ok := map[watch.Backend]string{"mongodb": "mongodb", "rabbitmq": "rabbitmq",
+		"nfs": "file", "mount": "file"}[b]
 	if !ok {
 		return 0, false
 	}

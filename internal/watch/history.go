@@ -1,21 +1,25 @@
 package watch
 
-import "time"
+import (
+	"time"
 
-// probe is what is remembered of one probe's findings.
-type probe struct {
-	verdict  Verdict // of the last finding
-	reason   string  // of the last finding that was not Good
-	limit    Limit
+	"st2ha/internal/probe"
+)
+
+// history is what is remembered of one probe's findings.
+type history struct {
+	verdict  probe.Verdict // of the last finding
+	reason   string        // of the last finding that was not Good
+	limit    probe.Limit
 	failed   int           // findings in a row that were Silent or Bad
 	since    time.Time     // the first of them
 	bad      time.Time     // the last one that was Bad
 	missed   time.Duration // since then, in which the prober itself did not run
 	blind    int           // findings in a row that were Unknown
-	last     bool          // whether the newest of history was Good
-	history  []turn        // the findings but the first
-	next     int           // place of history that is overwritten next
-	changes  int           // changed ones among history
+	last     bool          // whether the newest of turns was Good
+	turns    []turn        // the findings but the first
+	next     int           // place of turns that is overwritten next
+	changes  int           // changed ones among turns
 	changed  time.Time     // the last one of them
 	started  bool
 	flapping bool
@@ -28,20 +32,20 @@ type turn struct {
 }
 
 // add takes a finding in.
-func (p *probe) add(o Observation, rules Rules) {
+func (p *history) add(o probe.Observation, rules Rules) {
 	p.verdict, p.limit = o.Verdict, o.Limit
-	if o.Verdict != Good {
+	if o.Verdict != probe.Good {
 		p.reason = o.Reason
 	}
 	switch o.Verdict {
-	case Unknown:
+	case probe.Unknown:
 		// It says nothing of the endpoint: neither for it nor against it.
 		p.blind++
 		return
-	case Good:
+	case probe.Good:
 		p.failed = 0
 	default:
-		if o.Verdict == Bad {
+		if o.Verdict == probe.Bad {
 			p.bad = o.At
 		}
 		if p.failed == 0 {
@@ -50,33 +54,33 @@ func (p *probe) add(o Observation, rules Rules) {
 		p.failed++
 	}
 	p.blind = 0
-	p.remember(o.Verdict == Good, o.At, rules)
+	p.remember(o.Verdict == probe.Good, o.At, rules)
 }
 
 // remember judges flapping by the share of changes among the last findings.
-func (p *probe) remember(good bool, at time.Time, rules Rules) {
+func (p *history) remember(good bool, at time.Time, rules Rules) {
 	changed := p.started && good != p.last
 	p.last = good
 	if !p.started {
 		p.started = true
 		return
 	}
-	if len(p.history) < rules.History-1 {
-		p.history = append(p.history, turn{at, changed})
+	if len(p.turns) < rules.History-1 {
+		p.turns = append(p.turns, turn{at, changed})
 	} else {
-		if p.history[p.next].changed {
+		if p.turns[p.next].changed {
 			p.changes--
 		}
-		p.history[p.next] = turn{at, changed}
-		p.next = (p.next + 1) % len(p.history)
+		p.turns[p.next] = turn{at, changed}
+		p.next = (p.next + 1) % len(p.turns)
 	}
 	if changed {
 		p.changes++
 		p.changed = at
 	}
 	share := float64(p.changes) / float64(rules.History-1)
-	full := len(p.history) == rules.History-1
-	switch recent := full && at.Sub(p.history[p.next].at) <= rules.FlapWithin; {
+	full := len(p.turns) == rules.History-1
+	switch recent := full && at.Sub(p.turns[p.next].at) <= rules.FlapWithin; {
 	case recent && share > rules.FlapAbove:
 		p.flapping = true
 	case !recent || share < rules.FlapBelow:
@@ -85,14 +89,14 @@ func (p *probe) remember(good bool, at time.Time, rules Rules) {
 }
 
 // state is what this probe alone says of the endpoint at the time of a finding.
-func (p *probe) state(at time.Time, held bool, rules Rules) State {
+func (p *history) state(at time.Time, held bool, rules Rules) State {
 	suspect := p.limit.Suspect > 0 && p.failed >= p.limit.Suspect
 	down := p.limit.Down > 0 && p.failed >= p.limit.Down ||
 		p.limit.DownAfter > 0 && suspect && at.Sub(p.since)-p.missed >= p.limit.DownAfter
 	switch {
 	case p.flapping && at.Sub(p.changed) < rules.FlapCalm:
 		return StateFlapping
-	case down && held && p.verdict != Bad:
+	case down && held && p.verdict != probe.Bad:
 		return StateSuspect
 	case down:
 		return StateDown

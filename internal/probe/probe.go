@@ -1,25 +1,12 @@
-// Package watch tells how the backends of a node are: one watch function a
-// backend reports what its probes find, and one state machine makes states of it.
-package watch
+// Package probe is what a backend's watch function is made of: what it reports,
+// a session that is held and pinged, and fresh logins beside it.
+package probe
 
 import (
 	"context"
 	"time"
 
 	"st2ha/internal/reach"
-)
-
-// Backend is a kind of what is watched.
-type Backend string
-
-// The backends.
-const (
-	MongoDB    Backend = "mongodb"
-	RabbitMQ   Backend = "rabbitmq"
-	Redis      Backend = "redis"
-	NFS        Backend = "nfs"   // an NFS server, with the exports this node uses
-	Mount      Backend = "mount" // an NFS mount of this node
-	StackStorm Backend = "st2"   // a unit of StackStorm on this node
 )
 
 // Verdict is what a probe makes of what it saw.
@@ -58,8 +45,23 @@ type Func func(ctx context.Context, report func(Observation))
 
 // Endpoint is one thing that is watched.
 type Endpoint struct {
-	Backend Backend
+	Backend string // its name: "mongodb"
 	Name    string // host:port, a mount point, or a unit: unique within the backend
 	Host    string // the machine it is on; empty for this node
 	Watch   Func
 }
+
+// Key names an endpoint.
+type Key struct {
+	Backend string
+	Name    string
+}
+
+// String is how people and the account of heals name it: "redis 10.0.0.1:6379".
+func (k Key) String() string { return k.Backend + " " + k.Name }
+
+// Key is the endpoint's.
+func (e Endpoint) Key() Key { return Key{e.Backend, e.Name} }
+
+// Certain is the limit of findings that are proof by themselves.
+func Certain() Limit { return Limit{Suspect: 1, Down: 1} }

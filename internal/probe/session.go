@@ -1,9 +1,10 @@
-package watch
+package probe
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http/httptrace"
 	"slices"
@@ -14,6 +15,7 @@ import (
 
 	"st2ha/internal/reach"
 	"st2ha/internal/secure"
+	"st2ha/internal/wait"
 )
 
 // Timing is how often a backend's endpoint is probed, and what its findings
@@ -28,7 +30,8 @@ type Timing struct {
 	LoginMisses   int           // in a row until the endpoint is suspect; 2
 }
 
-func (t Timing) withDefaults() Timing {
+// WithDefaults has the defaults where a field is zero.
+func (t Timing) WithDefaults() Timing {
 	or := func(d *time.Duration, value time.Duration) {
 		if *d == 0 {
 			*d = value
@@ -50,45 +53,51 @@ func (t Timing) withDefaults() Timing {
 
 // The probes of a backend that is reached over TCP.
 const (
-	ProbeConnection = "connection" // a held one, whose end is followed by one new dial
-	ProbePing       = "ping"       // a question that only a working server answers
-	ProbeLogin      = "login"      // a fresh one, as a service that starts now would make
-	ProbeAlarm      = "alarm"      // a server that answers, and refuses work
-	ProbePrimary    = "primary"    // a replica set that has one
+	Connection = "connection" // a held one, whose end is followed by one new dial
+	Ping       = "ping"       // a question that only a working server answers
+	Login      = "login"      // a fresh one, as a service that starts now would make
+	Alarm      = "alarm"      // a server that answers, and refuses work
 )
 
-// finding is an error that says what to report of it. Any other error of a
+// Finding is an error that says what to report of it. Any other error of a
 // session is of its connection.
-type finding struct {
-	probe  string
-	reason string
-	limit  Limit
+type Finding struct {
+	Probe  string
+	Reason string
+	Limit  Limit
 }
 
-func (f *finding) Error() string { return f.reason }
+func (f *Finding) Error() string { return f.Reason }
 
-// session is one connection to an endpoint, held for as long as it lasts.
-type session interface {
-	// ping asks once, and may learn a fact of the server's part that is worth
+// Session is one connection to an endpoint, held for as long as it lasts.
+type Session interface {
+	// Ping asks once, and may learn a fact of the server's part that is worth
 	// telling. When ctx ends, it does, and the connection may.
-	ping(ctx context.Context) (fact string, err error)
-	// ended is closed when the connection is seen to be no more.
-	ended() <-chan struct{}
-	close()
+	Ping(ctx context.Context) (fact string, err error)
+	// Ended is closed when the connection is seen to be no more.
+	Ended() <-chan struct{}
+	Close()
 }
 
-// holder watches one endpoint by a session: it pings, and makes a new session
-// when the old one has ended. One attempt is on its way at a time; an answer
+// Sessions watches one endpoint by a session until ctx ends: it pings, and has
+// open make a new session when the old one has ended. An error of open or Ping
+// that is no *Finding is of the connection.
+func Sessions(ctx context.Context, t Timing, report func(Observation), open func(ctx context.Context) (Session, error)) {
+	p := &pinger{Timing: t, report: report, open: open}
+	p.run(ctx)
+}
+
+// pinger pings over one session after the other. One attempt is on its way at a time; an answer
 // that comes late is one. Where the held connection has no answer, a fresh one
 // is tried beside it before the endpoint is down, once, for it takes the server's
 // time: a flow may be lost in the network, and after a short cut TCP waits longer
 // and longer before it tries again, while the server answers everybody else.
-type holder struct {
+type pinger struct {
 	Timing
-	open   func(ctx context.Context) (session, error)
+	open   func(ctx context.Context) (Session, error)
 	report func(Observation)
 
-	session  session
+	session  Session
 	silent   time.Time       // since when there has been no answer; zero if there was one
 	redialed time.Time       // the last time that was done at once
 	fact     string          // of the last answer
@@ -120,8 +129,8 @@ func (u *usual) p99() time.Duration {
 
 // deadline is when an answer is missed: half as long again as this server
 // usually takes, and before it would be down in any case.
-func (h *holder) deadline() time.Duration {
-	return max(h.PingDeadline, min(h.usual.p99()*3/2, h.DownAfter*2/3))
+func (p *pinger) deadline() time.Duration {
+	return max(p.PingDeadline, min(p.usual.p99()*3/2, p.DownAfter*2/3))
 }
 
 // attempt is a ping on its way.
@@ -134,7 +143,7 @@ type attempt struct {
 
 // outcome is an answer to one ping, or the lack of one.
 type outcome struct {
-	session session // nil if the connection ended
+	session Session // nil if the connection ended
 	fact    string
 	err     error
 	late    bool // it was given up
@@ -149,10 +158,10 @@ const refusedPause = time.Second
 const dyingPause = 5 * time.Millisecond
 
 // run probes until ctx ends.
-func (h *holder) run(ctx context.Context) {
-	h.trouble = map[string]bool{}
+func (p *pinger) run(ctx context.Context) {
+	p.trouble = map[string]bool{}
 	var held, fresh *attempt // nil if none is on its way; fresh is only beside held
-	begin := func() { held = h.begin(ctx, h.session, h.DownAfter) }
+	begin := func() { held = p.begin(ctx, p.session, p.DownAfter) }
 	begin()
 	var ending sync.WaitGroup
 	defer ending.Wait()
@@ -163,52 +172,52 @@ func (h *holder) run(ctx context.Context) {
 		a.giveUp()
 		ending.Go(func() {
 			if o := <-a.done; o.session != nil {
-				o.session.close()
+				o.session.Close()
 			}
 		})
 	}
-	next := time.NewTimer(h.deadline())
+	next := time.NewTimer(p.deadline())
 	defer next.Stop()
 	for {
 		var ended <-chan struct{}
-		if h.session != nil && held == nil {
-			ended = h.session.ended()
+		if p.session != nil && held == nil {
+			ended = p.session.Ended()
 		}
 		select {
 		case <-ctx.Done():
 			if held == nil {
-				h.drop()
+				p.drop()
 			}
 			end(held)
 			end(fresh)
 			return
 		case <-ended:
-			h.drop()
-			if h.atOnce() {
+			p.drop()
+			if p.atOnce() {
 				begin()
-				next.Reset(h.deadline())
+				next.Reset(p.deadline())
 			}
 		case o := <-held.outcome():
 			if ctx.Err() != nil {
-				held, h.session = nil, o.session
+				held, p.session = nil, o.session
 				continue
 			}
 			began := held.began
 			held.giveUp()
 			if o.late && fresh != nil {
-				held, fresh, h.session = fresh, nil, nil // the younger one goes on
+				held, fresh, p.session = fresh, nil, nil // the younger one goes on
 				continue
 			}
 			end(fresh)
 			held, fresh = nil, nil
-			if again := h.take(o, began); again {
+			if again := p.conclude(o, began); again {
 				begin()
 				if !o.late { // else the misses go on being counted
-					next.Reset(h.deadline())
+					next.Reset(p.deadline())
 				}
 				continue
 			}
-			next.Reset(time.Until(began.Add(h.pause(o.err))))
+			next.Reset(time.Until(began.Add(p.pause(o.err))))
 		case o := <-fresh.outcome():
 			began := fresh.began
 			fresh.giveUp()
@@ -216,39 +225,39 @@ func (h *holder) run(ctx context.Context) {
 			switch {
 			case ctx.Err() != nil:
 				if o.session != nil {
-					o.session.close()
+					o.session.Close()
 				}
 				continue
 			case o.late || isSilent(o.err):
 				continue // no answer there either
 			}
 			end(held)
-			held, h.session = nil, nil
-			h.take(o, began)
-			next.Reset(time.Until(began.Add(h.pause(o.err))))
+			held, p.session = nil, nil
+			p.conclude(o, began)
+			next.Reset(time.Until(began.Add(p.pause(o.err))))
 		case <-next.C:
 			if held == nil {
 				begin()
-				next.Reset(h.deadline())
+				next.Reset(p.deadline())
 				continue
 			}
 			if held.naming.Load() { // nothing has been asked of the server yet
-				h.blind("its name is being resolved for "+time.Since(held.began).Round(10*time.Millisecond).String(), h.PingMisses)
-				next.Reset(h.PingEvery * 4 / 5)
+				p.blind("its name is being resolved for "+time.Since(held.began).Round(10*time.Millisecond).String(), p.PingMisses)
+				next.Reset(p.PingEvery * 4 / 5)
 				continue
 			}
-			h.miss(held.began)
+			p.miss(held.began)
 			// So early that TCP can try the connection a second time, after 1 s, before it is down.
-			if silence := time.Since(h.silent); fresh == nil && silence >= h.DownAfter/3 && silence < h.DownAfter {
-				fresh = h.begin(ctx, nil, h.DownAfter*2/3)
+			if silence := time.Since(p.silent); fresh == nil && silence >= p.DownAfter/3 && silence < p.DownAfter {
+				fresh = p.begin(ctx, nil, p.DownAfter*2/3)
 			}
-			next.Reset(h.PingEvery * 4 / 5) // so that two are told in time on a busy machine as well
+			next.Reset(p.PingEvery * 4 / 5) // so that two are told in time on a busy machine as well
 		}
 	}
 }
 
 // begin pings, over a new session if there is none, for a time at most.
-func (h *holder) begin(ctx context.Context, s session, limit time.Duration) *attempt {
+func (p *pinger) begin(ctx context.Context, s Session, limit time.Duration) *attempt {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	a := &attempt{began: time.Now(), giveUp: cancel, done: make(chan outcome, 1)}
 	// A net.Dialer tells this trace, whatever is spoken over the connection.
@@ -256,7 +265,7 @@ func (h *holder) begin(ctx context.Context, s session, limit time.Duration) *att
 		DNSStart: func(httptrace.DNSStartInfo) { a.naming.Store(true) },
 		DNSDone:  func(httptrace.DNSDoneInfo) { a.naming.Store(false) },
 	})
-	go func() { a.done <- h.ping(ctx, s) }()
+	go func() { a.done <- p.ping(ctx, s) }()
 	return a
 }
 
@@ -267,135 +276,138 @@ func (a *attempt) outcome() <-chan outcome {
 	return a.done
 }
 
-func (h *holder) ping(ctx context.Context, s session) outcome {
+func (p *pinger) ping(ctx context.Context, s Session) outcome {
 	var o outcome
 	if o.session = s; s == nil {
-		o.session, o.err = h.open(ctx)
+		o.session, o.err = p.open(ctx)
 	}
 	if o.err == nil {
-		o.fact, o.err = o.session.ping(ctx)
+		o.fact, o.err = o.session.Ping(ctx)
 	}
-	var f *finding
+	var f *Finding
 	if o.err != nil && !errors.As(o.err, &f) {
 		o.late = (ctx.Err() != nil || errors.Is(o.err, context.DeadlineExceeded)) && !unresolved(o.err)
 		if o.session != nil {
-			o.session.close()
+			o.session.Close()
 			o.session = nil
 		}
 	}
 	return o
 }
 
-// take takes what an attempt came to, and says whether the next one is due at
+// conclude makes findings of what an attempt came to, and says whether the next one is due at
 // once: after one that was given up, and when a held connection has ended.
-func (h *holder) take(o outcome, began time.Time) (again bool) {
-	lived := h.session != nil
-	h.session, h.took = o.session, time.Since(began)
+func (p *pinger) conclude(o outcome, began time.Time) (again bool) {
+	lived := p.session != nil
+	p.session, p.took = o.session, time.Since(began)
 	if o.late {
 		return true
 	}
-	h.silent = time.Time{}
+	p.silent = time.Time{}
 	if o.err == nil {
-		h.fact = o.fact
-		h.usual.add(h.took)
+		p.fact = o.fact
+		p.usual.add(p.took)
 	}
-	h.judge(o.err)
-	return lived && h.session == nil && h.atOnce()
+	p.judge(o.err)
+	return lived && p.session == nil && p.atOnce()
 }
 
 // pause is the time between the starts of two attempts.
-func (h *holder) pause(err error) time.Duration {
+func (p *pinger) pause(err error) time.Duration {
 	switch {
-	case h.trouble[ProbeLogin]:
+	case p.trouble[Login]:
 		return refusedPause
-	case h.session == nil && !errors.Is(err, syscall.ECONNREFUSED) && time.Since(h.redialed) < h.PingEvery:
+	case p.session == nil && !errors.Is(err, syscall.ECONNREFUSED) && time.Since(p.redialed) < p.PingEvery:
 		return dyingPause
 	}
-	return h.PingEvery
+	return p.PingEvery
 }
 
 // atOnce says whether a new connection may be made before its time: not in a
 // loop with a server that hangs up each time.
-func (h *holder) atOnce() bool {
-	if time.Since(h.redialed) < h.PingEvery {
+func (p *pinger) atOnce() bool {
+	if time.Since(p.redialed) < p.PingEvery {
 		return false
 	}
-	h.redialed = time.Now()
+	p.redialed = time.Now()
 	return true
 }
 
-func (h *holder) drop() {
-	if h.session != nil {
-		h.session.close()
-		h.session = nil
+func (p *pinger) drop() {
+	if p.session != nil {
+		p.session.Close()
+		p.session = nil
 	}
 }
 
 // miss reports that an attempt which began then has not been answered yet.
-func (h *holder) miss(began time.Time) {
-	if h.silent.IsZero() {
-		h.silent = began
+func (p *pinger) miss(began time.Time) {
+	if p.silent.IsZero() {
+		p.silent = began
 	}
-	h.tell(ProbePing, Silent, fmt.Sprintf("no answer for %s", time.Since(h.silent).Round(10*time.Millisecond)),
-		Limit{Suspect: h.PingMisses, DownAfter: h.DownAfter - h.deadline()})
+	p.observe(Ping, Silent, fmt.Sprintf("no answer for %s", time.Since(p.silent).Round(10*time.Millisecond)),
+		Limit{Suspect: p.PingMisses, DownAfter: p.DownAfter - p.deadline()})
 }
 
 // judge reports what an attempt came to.
-func (h *holder) judge(err error) {
-	var f *finding
+func (p *pinger) judge(err error) {
+	var f *Finding
 	if err == nil {
-		h.well(ProbeConnection, ProbeLogin, ProbeAlarm, ProbePrimary)
-		h.trouble[ProbePing] = false
-		h.report(Observation{Probe: ProbePing, Reason: h.fact, At: time.Now(), Took: h.took})
+		for _, other := range slices.Sorted(maps.Keys(p.trouble)) {
+			if other != Ping {
+				p.recovered(other)
+			}
+		}
+		p.trouble[Ping] = false
+		p.report(Observation{Probe: Ping, Reason: p.fact, At: time.Now(), Took: p.took})
 		return
 	}
 	if errors.As(err, &f) {
-		h.well(ProbeConnection, ProbePing) // it is an answer
-		h.tell(f.probe, Bad, f.reason, f.limit)
+		p.recovered(Connection) // it is an answer
+		p.recovered(Ping)
+		p.observe(f.Probe, Bad, f.Reason, f.Limit)
 		return
 	}
 	verdict, reason := reach.Classify(err)
 	switch {
 	case secure.Unaskable(err):
-		h.blind(reason, 0)
+		p.blind(reason, 0)
 	case verdict == Unknown: // a resolver may fail once
-		h.blind(reason, h.PingMisses)
+		p.blind(reason, p.PingMisses)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		h.tell(ProbeConnection, verdict, reason, Limit{Suspect: 1, Down: 1})
+		p.observe(Connection, verdict, reason, Limit{Suspect: 1, Down: 1})
 	default:
-		h.tell(ProbeConnection, verdict, reason, Limit{Suspect: h.PingMisses, DownAfter: h.DownAfter})
+		p.observe(Connection, verdict, reason, Limit{Suspect: p.PingMisses, DownAfter: p.DownAfter})
 	}
 }
 
 // blind reports that nothing can be found out; after so many times in a row it counts.
-func (h *holder) blind(reason string, times int) {
-	h.trouble[ProbeConnection] = true
-	for p, bad := range h.trouble {
+func (p *pinger) blind(reason string, times int) {
+	p.trouble[Connection] = true
+	for probe, bad := range p.trouble {
 		if bad {
-			h.tell(p, Unknown, reason, Limit{Suspect: times})
+			p.observe(probe, Unknown, reason, Limit{Suspect: times})
 		}
 	}
 }
 
-// well takes back what was reported of these probes.
-func (h *holder) well(probes ...string) {
-	for _, p := range probes {
-		if h.trouble[p] {
-			h.tell(p, Good, "", Limit{})
-		}
+// recovered takes back what was reported of a probe.
+func (p *pinger) recovered(probe string) {
+	if p.trouble[probe] {
+		p.observe(probe, Good, "", Limit{})
 	}
 }
 
-func (h *holder) tell(probe string, v Verdict, reason string, limit Limit) {
-	h.trouble[probe] = v != Good
+func (p *pinger) observe(probe string, v Verdict, reason string, limit Limit) {
+	p.trouble[probe] = v != Good
 	switch {
-	case h.fact == "":
+	case p.fact == "":
 	case v == Good:
-		reason = h.fact
+		reason = p.fact
 	default:
-		reason += " (" + h.fact + ")"
+		reason += " (" + p.fact + ")"
 	}
-	h.report(Observation{Probe: probe, Verdict: v, Reason: reason, At: time.Now(), Limit: limit})
+	p.report(Observation{Probe: probe, Verdict: v, Reason: reason, At: time.Now(), Limit: limit})
 }
 
 // isSilent says whether nothing of the server itself was heard.
@@ -410,13 +422,13 @@ func unresolved(err error) bool {
 	return errors.As(err, &name)
 }
 
-// logins makes a fresh login again and again. One that went wrong is made
-// again soon, so that two say so before long. login returns nil, a *finding, or
+// Logins makes a fresh login again and again. One that went wrong is made
+// again soon, so that two say so before long. login returns nil, a *Finding, or
 // another error, which is the held connection's matter unless it is a timeout.
-func logins(ctx context.Context, t Timing, report func(Observation), login func(ctx context.Context) error) {
+func Logins(ctx context.Context, t Timing, report func(Observation), login func(ctx context.Context) error) {
 	trouble := map[string]bool{} // probes whose last report was not Good
 	failed := 0
-	tell := func(o Observation) {
+	observe := func(o Observation) {
 		o.At, trouble[o.Probe] = time.Now(), o.Verdict != Good
 		report(o)
 	}
@@ -429,44 +441,42 @@ func logins(ctx context.Context, t Timing, report func(Observation), login func(
 		if ctx.Err() != nil {
 			return
 		}
-		var f *finding
+		var f *Finding
 		switch {
 		case err == nil:
 			failed = 0
 			for probe, bad := range trouble {
-				if bad && probe != ProbeLogin {
-					tell(Observation{Probe: probe})
+				if bad && probe != Login {
+					observe(Observation{Probe: probe})
 				}
 			}
-			tell(Observation{Probe: ProbeLogin})
+			observe(Observation{Probe: Login})
 		case errors.As(err, &f):
 			failed++
-			tell(Observation{Probe: f.probe, Verdict: Bad, Reason: f.reason, Limit: f.limit})
+			observe(Observation{Probe: f.Probe, Verdict: Bad, Reason: f.Reason, Limit: f.Limit})
 		case late && !unresolved(err):
 			failed++
-			tell(Observation{Probe: ProbeLogin, Verdict: Silent, Limit: Limit{Suspect: t.LoginMisses},
+			observe(Observation{Probe: Login, Verdict: Silent, Limit: Limit{Suspect: t.LoginMisses},
 				Reason: fmt.Sprintf("no answer to a login for %s", time.Since(began).Round(100*time.Millisecond))})
 		}
-		wait := t.LoginEvery
+		pause := t.LoginEvery
 		if failed == 1 {
-			wait = min(wait, refusedPause)
+			pause = min(pause, refusedPause)
 		}
-		select {
-		case <-ctx.Done():
+		if wait.Sleep(ctx, pause) != nil {
 			return
-		case <-time.After(wait):
 		}
 	}
 }
 
-// refused is a login that the server does not accept.
-func (t Timing) refused(reason string) *finding {
-	return &finding{ProbeLogin, reason, Limit{Suspect: 1, Down: t.LoginMisses}}
+// Refused is a login that the server does not accept.
+func (t Timing) Refused(reason string) *Finding {
+	return &Finding{Login, reason, Limit{Suspect: 1, Down: t.LoginMisses}}
 }
 
-// together runs probes of one endpoint side by side until all have ended. What
+// Together runs probes of one endpoint side by side until all have ended. What
 // they report goes out one at a time.
-func together(report func(Observation), probes ...func(report func(Observation))) {
+func Together(report func(Observation), probes ...func(report func(Observation))) {
 	var mu sync.Mutex
 	var all sync.WaitGroup
 	for _, p := range probes {
