@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"st2ha/internal/backendtest"
+	"st2ha/internal/incident"
 	"st2ha/internal/mongodb"
 	"st2ha/internal/probe"
 	"st2ha/internal/rabbitmq"
@@ -32,7 +33,7 @@ func footprintMain() {
 	n, _ := strconv.Atoi(os.Getenv("ST2HA_TEST_ENDPOINTS"))
 	coordinator, broker, mongod := os.Getenv("ST2HA_TEST_REDIS"), os.Getenv("ST2HA_TEST_BROKER"), os.Getenv("ST2HA_TEST_MONGOD")
 	p := watch.NewProber("n1", watch.Config{}, slog.New(slog.DiscardHandler))
-	p.Begin("sensor", nil, func(watch.Event) {})
+	p.Begin("sensor", nil, func(incident.Event) {})
 	var endpoints []probe.Endpoint
 	for i := range n {
 		e := probe.Endpoint{Backend: "redis", Name: fmt.Sprint(i), Watch: watch.WatchRedis(watch.RedisSettings{Server: redis.Server{Addr: coordinator}})}
@@ -53,7 +54,7 @@ func footprintMain() {
 	used := onCPU() - before
 	up := 0
 	for _, s := range p.Watcher.Statuses() {
-		if s.State == watch.StateUp {
+		if s.State == incident.Up {
 			up++
 		}
 	}

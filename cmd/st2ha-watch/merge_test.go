@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"st2ha/internal/backendtest"
+	"st2ha/internal/incident"
 	"st2ha/internal/probe"
 	"st2ha/internal/watch"
 )
@@ -31,13 +32,13 @@ func TestGivesOneEventAFault(t *testing.T) {
 		return len(line), nil
 	})
 	metrics := watch.NewProber("n1", watch.Config{}, slog.New(slog.DiscardHandler)).Metrics
-	g := &giver{ctx: ctx, out: out, acks: acks, log: slog.New(slog.DiscardHandler), merger: watch.NewMerger(), merged: metrics.Merged}
+	g := &giver{ctx: ctx, out: out, acks: acks, log: slog.New(slog.DiscardHandler), merger: incident.NewMerger(), merged: metrics.Merged}
 	at := time.Now()
-	for _, state := range []watch.State{watch.StateDown, watch.StateUp} {
+	for _, state := range []incident.State{incident.Down, incident.Up} {
 		for i, observer := range []string{"10.0.0.1 sensor", "10.0.0.2 sensor", "10.0.0.1 watchdog", "10.0.0.2 watchdog"} {
 			node, source, _ := strings.Cut(observer, " ")
-			line, err := json.Marshal(watch.Event{Event: watch.EventChanged, ID: fmt.Sprint("incident", i), Backend: "rabbitmq", Endpoint: "10.0.0.1:5672",
-				Node: node, Source: source, State: state, Probe: probe.Connection, Reason: "connection refused", DetectedAt: watch.Time{Time: at}})
+			line, err := json.Marshal(incident.Event{Event: incident.Changed, ID: fmt.Sprint("incident", i), Backend: "rabbitmq", Endpoint: "10.0.0.1:5672",
+				Node: node, Source: source, State: state, Probe: probe.Connection, Reason: "connection refused", DetectedAt: incident.Time{Time: at}})
 			require.NoError(t, err)
 			_, err = g.Write(append(line, '\n'))
 			require.NoError(t, err)
@@ -75,10 +76,10 @@ func TestTwoSensors(t *testing.T) {
 	time.Sleep(time.Second)
 
 	redis.Kill()
-	ids := map[string]bool{await(t, first.lines, "redis", watch.StateDown).ID: true, await(t, first.lines, "redis", watch.StateDown).ID: true}
+	ids := map[string]bool{await(t, first.lines, "redis", incident.Down).ID: true, await(t, first.lines, "redis", incident.Down).ID: true}
 	assert.Len(t, ids, 2, "what both see, by the first")
 	assert.Empty(t, second.lines)
 	require.NoError(t, first.stdin.Close())
 	require.NoError(t, redis.Start())
-	await(t, second.lines, "redis", watch.StateUp)
+	await(t, second.lines, "redis", incident.Up)
 }

@@ -9,6 +9,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"st2ha/internal/incident"
 	"st2ha/internal/watch"
 )
 
@@ -20,7 +21,7 @@ const (
 // once prints the state of all endpoints, and returns 1 if one is not up.
 func once(ctx context.Context, p *watch.Prober, out io.Writer) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, onceAtMost)
-	p.Begin("once", nil, func(watch.Event) {})
+	p.Begin("once", nil, func(incident.Event) {})
 	found := p.Find(ctx)
 	p.Watcher.Watch(ctx, found.Node, found.Endpoints)
 	defer func() { cancel(); p.Watcher.Stop() }()
@@ -45,7 +46,7 @@ func once(ctx context.Context, p *watch.Prober, out io.Writer) (int, error) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "BACKEND\tENDPOINT\tSTATE\tLATENCY\tREASON")
 	for _, s := range all {
-		if s.State != watch.StateUp {
+		if s.State != incident.Up {
 			code = 1
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Backend, printable(s.Name), s.State, p.Metrics.Latency(s.Key), printable(s.Reason))
@@ -58,9 +59,9 @@ func once(ctx context.Context, p *watch.Prober, out io.Writer) (int, error) {
 }
 
 // settled says whether all is known: suspects may still be down.
-func settled(all []watch.Status) bool {
+func settled(all []incident.Status) bool {
 	for _, s := range all {
-		if s.State != watch.StateUp && s.State != watch.StateDown {
+		if s.State != incident.Up && s.State != incident.Down {
 			return false
 		}
 	}

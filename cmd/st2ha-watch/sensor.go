@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
+	"st2ha/internal/incident"
 	"st2ha/internal/relay"
 	"st2ha/internal/spool"
 	"st2ha/internal/watch"
@@ -39,11 +40,11 @@ func sensor(ctx context.Context, p *watch.Prober, proc process) error {
 	}
 	giver := &giver{ctx: ctx, out: proc.stdout, acks: acks, log: p.Log, merged: p.Metrics.Merged}
 	if !p.Config.SuspectEvents { // who asks for all events gets those of all observers
-		giver.merger = watch.NewMerger()
+		giver.merger = incident.NewMerger()
 	}
 	var spooled *spool.Spool
 	var keeper *watch.Keeper
-	var open []watch.Incident
+	var open []incident.Incident
 	if dir := proc.getenv("ST2HA_STATE_DIR"); dir == "" {
 		p.Log.Warn("there is no directory to keep events in: what waits is lost when the sensor ends; " +
 			"make one as root: install -d -m 700 -o UID /var/cache/st2ha-UID, UID being the number of this user")
@@ -56,7 +57,7 @@ func sensor(ctx context.Context, p *watch.Prober, proc process) error {
 	}
 	own, relayed := watch.NewQueue(watch.QueueSize), watch.NewQueue(watch.QueueSize)
 	put := p.Filter(open, own.Put)
-	p.Begin("sensor", open, func(e watch.Event) {
+	p.Begin("sensor", open, func(e incident.Event) {
 		p.Log.Debug("state", "backend", e.Backend, "endpoint", e.Endpoint, "state", e.State, "previous", e.Previous, "reason", e.Reason, "id", e.ID)
 		put(e)
 	})
@@ -152,7 +153,7 @@ type giver struct {
 	acks <-chan string
 	log  *slog.Logger
 
-	merger *watch.Merger // nil: nothing is merged
+	merger *incident.Merger // nil: nothing is merged
 	merged prometheus.Counter
 }
 
@@ -161,8 +162,8 @@ type giver struct {
 func (g *giver) Write(line []byte) (int, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	var e watch.Event
-	if g.merger != nil && json.Unmarshal(line, &e) == nil && e.Event == watch.EventChanged && !g.merger.Take(e, bytes.Clone(line), time.Now()) {
+	var e incident.Event
+	if g.merger != nil && json.Unmarshal(line, &e) == nil && e.Event == incident.Changed && !g.merger.Take(e, bytes.Clone(line), time.Now()) {
 		g.merged.Inc()
 		g.log.Info("an event is another observer's, too, and is merged with it", "backend", e.Backend, "endpoint", e.Endpoint, "state", e.State,
 			"node", e.Node, "source", e.Source, "id", e.ID, "so_far", g.merger.Merged())

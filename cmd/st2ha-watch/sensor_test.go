@@ -22,6 +22,7 @@ import (
 
 	"st2ha/internal/backendtest"
 	"st2ha/internal/heal"
+	"st2ha/internal/incident"
 	"st2ha/internal/rabbitmq"
 	"st2ha/internal/relay"
 	"st2ha/internal/spool"
@@ -57,7 +58,7 @@ func (s *shim) ack(line string) { _, _ = fmt.Fprintln(s.stdin, watch.MessageID([
 
 // await takes lines until Redis is in that state, and leaves that line without
 // an acknowledgement.
-func (s *shim) await(t *testing.T, state watch.State) (line string, e watch.Event) {
+func (s *shim) await(t *testing.T, state incident.State) (line string, e incident.Event) {
 	t.Helper()
 	for {
 		line = s.next(t)
@@ -80,7 +81,7 @@ func TestKeptUntilAcknowledged(t *testing.T) {
 		return startShim(t, cmd)
 	}
 	first := run()
-	line, _ := first.await(t, watch.StateUp)
+	line, _ := first.await(t, incident.Up)
 	redis.Kill()
 	more := make(chan bool, 1)
 	go func() { more <- first.lines.Scan() }()
@@ -96,14 +97,14 @@ func TestKeptUntilAcknowledged(t *testing.T) {
 	assert.Equal(t, line, second.next(t))
 	second.ack("something else")
 	second.ack(line)
-	line, down := second.await(t, watch.StateDown)
+	line, down := second.await(t, incident.Down)
 	second.ack(line)
 	require.NoError(t, second.Process.Kill())
 	_ = second.Wait()
 
 	require.NoError(t, redis.Start())
 	third := run()
-	_, up := third.await(t, watch.StateUp)
+	_, up := third.await(t, incident.Up)
 	assert.Equal(t, down.ID, up.ID, "the incident goes on")
 }
 
@@ -143,7 +144,7 @@ func TestRelayedKilledAtAnyPoint(t *testing.T) {
 		cmd.Env = append(cmd.Env, "ST2HA_STATE_DIR="+state)
 		r := startShim(t, cmd)
 		for left := 1 + rand.N(1500); left > 0 && len(seen) < events && r.lines.Scan(); left-- {
-			var e watch.Event
+			var e incident.Event
 			if json.Unmarshal(r.lines.Bytes(), &e) == nil && e.ID == "relayed" {
 				seen[e.Seq]++ // the trigger instance is there
 			}

@@ -25,6 +25,7 @@ import (
 
 	"st2ha/internal/backendtest"
 	"st2ha/internal/host"
+	"st2ha/internal/incident"
 	"st2ha/internal/watch"
 )
 
@@ -59,7 +60,7 @@ func command(t *testing.T, config map[string]any, args ...string) *exec.Cmd {
 type watcher struct {
 	*exec.Cmd
 	stdin io.WriteCloser
-	lines chan watch.Event
+	lines chan incident.Event
 	said  buffer
 }
 
@@ -83,7 +84,7 @@ func (b *buffer) String() string {
 
 func start(t *testing.T, cmd *exec.Cmd) *watcher {
 	t.Helper()
-	w := &watcher{Cmd: cmd, lines: make(chan watch.Event, 1000)}
+	w := &watcher{Cmd: cmd, lines: make(chan incident.Event, 1000)}
 	var err error
 	w.stdin, err = cmd.StdinPipe()
 	require.NoError(t, err)
@@ -95,7 +96,7 @@ func start(t *testing.T, cmd *exec.Cmd) *watcher {
 	go func() {
 		defer close(w.lines)
 		for s := bufio.NewScanner(out); s.Scan(); {
-			var e watch.Event
+			var e incident.Event
 			if json.Unmarshal(s.Bytes(), &e) == nil {
 				w.lines <- e
 			}
@@ -106,7 +107,7 @@ func start(t *testing.T, cmd *exec.Cmd) *watcher {
 }
 
 // await returns the next event with this state; others before it are passed over.
-func await(t *testing.T, events <-chan watch.Event, backend string, state watch.State) watch.Event {
+func await(t *testing.T, events <-chan incident.Event, backend string, state incident.State) incident.Event {
 	t.Helper()
 	limit := time.After(30 * time.Second)
 	for {
@@ -147,24 +148,24 @@ func redisConfig(s *backendtest.Server) map[string]any {
 func TestSensor(t *testing.T) {
 	redis := newRedis(t)
 	w := start(t, command(t, redisConfig(redis)))
-	up := await(t, w.lines, "redis", watch.StateUp)
+	up := await(t, w.lines, "redis", incident.Up)
 	assert.Equal(t, redis.Addr, up.Endpoint)
 	assert.Equal(t, "sensor", up.Source)
 
 	killed := redis.Kill()
-	down := await(t, w.lines, "redis", watch.StateDown)
+	down := await(t, w.lines, "redis", incident.Down)
 	assert.Equal(t, "connection refused", down.Reason)
 	t.Logf("killed to event: %s", down.DetectedAt.Sub(killed).Round(time.Millisecond))
 	require.NoError(t, redis.Start())
-	again := await(t, w.lines, "redis", watch.StateUp)
+	again := await(t, w.lines, "redis", incident.Up)
 	assert.Equal(t, down.ID, again.ID)
 	assert.Positive(t, again.LastedMS)
 
 	redis.Freeze()
 	frozen := time.Now()
-	suspect := await(t, w.lines, "redis", watch.StateSuspect)
+	suspect := await(t, w.lines, "redis", incident.Suspect)
 	t.Logf("frozen to suspect: %s", suspect.DetectedAt.Sub(frozen).Round(time.Millisecond))
-	down = await(t, w.lines, "redis", watch.StateDown)
+	down = await(t, w.lines, "redis", incident.Down)
 	t.Logf("frozen to down: %s", down.DetectedAt.Sub(frozen).Round(time.Millisecond))
 	assert.Equal(t, suspect.ID, down.ID)
 	redis.Thaw()
@@ -255,7 +256,7 @@ func TestOnce(t *testing.T) {
 func TestMetrics(t *testing.T) {
 	redis := newRedis(t)
 	w := start(t, command(t, redisConfig(redis), "--metrics=127.0.0.1:0"))
-	await(t, w.lines, "redis", watch.StateUp)
+	await(t, w.lines, "redis", incident.Up)
 	time.Sleep(time.Second)
 	addr := regexp.MustCompile(`serving metrics" address=(\S+)`).FindStringSubmatch(w.said.String())
 	require.NotNil(t, addr)
@@ -312,9 +313,9 @@ func TestConfigurationChanges(t *testing.T) {
 	use(one)
 	p := watch.NewProber("n1", watch.Config{Units: []string{"st2api"}}, slog.New(slog.DiscardHandler))
 	p.Host = host.NewLocalAt("n1", root)
-	all := make(chan watch.Event, 1000)
+	all := make(chan incident.Event, 1000)
 	var ofMongoDB atomic.Int32
-	p.Begin("sensor", nil, func(e watch.Event) {
+	p.Begin("sensor", nil, func(e incident.Event) {
 		if e.Backend == "mongodb" {
 			ofMongoDB.Add(1)
 		}
@@ -323,14 +324,14 @@ func TestConfigurationChanges(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := p.Follow(ctx)
 	defer func() { cancel(); <-ended }()
-	assert.Equal(t, one.Addr, await(t, all, "redis", watch.StateUp).Endpoint)
+	assert.Equal(t, one.Addr, await(t, all, "redis", incident.Up).Endpoint)
 	require.Eventually(t, func() bool { return ofMongoDB.Load() == 1 }, 20*time.Second, 20*time.Millisecond)
 	one.Kill()
-	gone := await(t, all, "redis", watch.StateDown)
+	gone := await(t, all, "redis", incident.Down)
 	use(two)
-	lost := await(t, all, "redis", watch.StateUnknown)
+	lost := await(t, all, "redis", incident.Unknown)
 	assert.Equal(t, []string{gone.ID, "not watched any more"}, []string{lost.ID, lost.Reason})
-	assert.Equal(t, two.Addr, await(t, all, "redis", watch.StateUp).Endpoint)
+	assert.Equal(t, two.Addr, await(t, all, "redis", incident.Up).Endpoint)
 	time.Sleep(time.Second)
 	assert.Equal(t, int32(1), ofMongoDB.Load(), "what goes on is not told anew")
 }

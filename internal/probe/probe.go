@@ -4,6 +4,8 @@ package probe
 
 import (
 	"context"
+	"net"
+	"strings"
 	"time"
 
 	"st2ha/internal/reach"
@@ -65,3 +67,10 @@ func (e Endpoint) Key() Key { return Key{e.Backend, e.Name} }
 
 // Certain is the limit of findings that are proof by themselves.
 func Certain() Limit { return Limit{Suspect: 1, Down: 1} }
+
+// OnLoopback says whether host:port is on loopback, which is another machine to each who reads it.
+func OnLoopback(addr string) bool {
+	name, _, _ := net.SplitHostPort(addr)
+	ip := net.ParseIP(name)
+	return ip != nil && ip.IsLoopback() || strings.EqualFold(name, "localhost")
+}

@@ -10,10 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/require"
+
 	"st2ha/internal/probe"
 	"st2ha/internal/probe/probetest"
-
-	"github.com/stretchr/testify/require"
 )
 
 // percentiles prints those of what was measured.

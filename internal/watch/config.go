@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"st2ha/internal/incident"
 	"st2ha/internal/probe"
 )
 
@@ -55,8 +56,8 @@ func (c Config) Timing() probe.Timing {
 }
 
 // Rules are DefaultRules with what is configured.
-func (c Config) Rules() Rules {
-	rules := DefaultRules()
+func (c Config) Rules() incident.Rules {
+	rules := incident.DefaultRules()
 	if c.UpAfter > 0 {
 		rules.UpFor = seconds(c.UpAfter)
 	}

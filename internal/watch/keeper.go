@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"st2ha/internal/host"
+	"st2ha/internal/incident"
 	"st2ha/internal/spool"
 )
 
@@ -28,7 +29,7 @@ type Keeper struct {
 	spool *spool.Spool
 	log   *slog.Logger
 	file  string // of incidents
-	open  []Incident
+	open  []incident.Incident
 }
 
 // NewKeeper keeps events in s until ctx ends, and the incidents in dir, from
@@ -40,7 +41,7 @@ func NewKeeper(ctx context.Context, s *spool.Spool, dir string, log *slog.Logger
 }
 
 // Open are the incidents that have not ended.
-func (k *Keeper) Open() []Incident { return k.open }
+func (k *Keeper) Open() []incident.Incident { return k.open }
 
 // load reads the incidents of a former run.
 func (k *Keeper) load() {
@@ -61,9 +62,9 @@ func (k *Keeper) load() {
 
 // Write keeps one line. It waits for a disk that is full.
 func (k *Keeper) Write(line []byte) (int, error) {
-	var e Event
+	var e incident.Event
 	id := MessageID(line)
-	isEvent := json.Unmarshal(line, &e) == nil && e.Event == EventChanged
+	isEvent := json.Unmarshal(line, &e) == nil && e.Event == incident.Changed
 	if isEvent {
 		id = e.MessageID()
 	}
@@ -92,9 +93,9 @@ func (k *Keeper) Write(line []byte) (int, error) {
 
 // note writes the open incidents down, after the event: a kill in between has
 // the next run tell it again, under the same id.
-func (k *Keeper) note(e Event) {
+func (k *Keeper) note(e incident.Event) {
 	before := len(k.open)
-	k.open = Note(k.open, e)
+	k.open = incident.Note(k.open, e)
 	if before == 0 && len(k.open) == 0 {
 		return
 	}

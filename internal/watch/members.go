@@ -100,7 +100,7 @@ func (m *Members) heard(from string, h hello) {
 	add := func(list []string, arbiter bool) {
 		for _, addr := range list[:min(len(list), maxMembers)] {
 			addr = strings.ToLower(addr)
-			if len(said.members) < maxMembers && isAddr(addr) && (!onLoopback(addr) || onLoopback(from)) {
+			if len(said.members) < maxMembers && isAddr(addr) && (!probe.OnLoopback(addr) || probe.OnLoopback(from)) {
 				said.members = append(said.members, Member{addr, arbiter})
 			}
 		}
@@ -122,12 +122,6 @@ func isAddr(text string) bool {
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
 	return err == nil && n > 0 && port == strconv.FormatUint(n, 10)
-}
-
-func onLoopback(addr string) bool {
-	name, _, _ := net.SplitHostPort(addr)
-	ip := net.ParseIP(name)
-	return ip != nil && ip.IsLoopback() || strings.EqualFold(name, "localhost")
 }
 
 // resolved watches a member once its name is known here: a set may name its

@@ -14,6 +14,7 @@ import (
 	"go.mongodb.org/mongo-driver/bson"
 
 	"st2ha/internal/host"
+	"st2ha/internal/incident"
 	"st2ha/internal/mongodb"
 	"st2ha/internal/probe"
 	"st2ha/internal/probe/probetest"
@@ -105,13 +106,13 @@ func TestMembersAreWatched(t *testing.T) {
 
 // One that cannot be resolved here is unknown, and not down.
 func TestMemberUnknown(t *testing.T) {
-	s := NewSet("sensor", DefaultRules())
+	s := incident.NewSet("sensor", incident.DefaultRules())
 	key := probe.Key{Backend: "mongodb", Name: "nobody.invalid:27017"}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
 	s.Replace("n1", []probe.Endpoint{{Backend: "mongodb", Name: key.Name, Host: "nobody.invalid"}}, time.Now())
 	resolved(key.Name, func(secure.ContextDialer) probe.Func { panic("it is not known") })(ctx, func(o probe.Observation) { s.Observe(key, o) })
-	require.Equal(t, StateUnknown, s.Statuses()[0].State)
+	require.Equal(t, incident.Unknown, s.Statuses()[0].State)
 }
 
 // An arbiter has no users: a login there would be refused, and is not made.

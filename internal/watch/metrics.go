@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"st2ha/internal/fault"
+	"st2ha/internal/incident"
 	"st2ha/internal/probe"
 )
 
@@ -76,9 +77,9 @@ func (m *Metrics) watching(endpoints []probe.Endpoint) {
 	}
 }
 
-func (m *Metrics) changed(e Event) {
+func (m *Metrics) changed(e incident.Event) {
 	up := 0.0
-	if e.State == StateUp {
+	if e.State == incident.Up {
 		up = 1
 	}
 	m.up.WithLabelValues(e.Backend, e.Endpoint).Set(up)

@@ -79,28 +79,3 @@ func TestSilentResolver(t *testing.T) {
 		})
 	}
 }
-
-// A prober's own trouble makes an endpoint unknown where it stays, and never more than that.
-func TestOwnTroubleIsNeverDown(t *testing.T) {
-	s := NewSet("sensor", DefaultRules())
-	key, now := probe.Key{Backend: "redis", Name: "10.0.0.1:6379"}, time.Now()
-	s.Replace("n1", []probe.Endpoint{{Backend: "redis", Name: key.Name, Host: "10.0.0.1"}}, now)
-	see := func(v probe.Verdict) State {
-		now = now.Add(250 * time.Millisecond)
-		s.Observe(key, probe.Observation{Probe: probe.Connection, Verdict: v, Reason: "x", At: now, Limit: probe.Limit{Suspect: 2}})
-		return s.Statuses()[0].State
-	}
-	require.Equal(t, StateUnknown, see(probe.Unknown), "one at the start does not make it up")
-	up := func() {
-		t.Helper()
-		for see(probe.Good) != StateUp {
-			require.WithinDuration(t, time.Now(), now, 5*time.Minute)
-		}
-	}
-	up()
-	require.Equal(t, StateUp, see(probe.Unknown), "once may be a moment")
-	for range 400 {
-		require.Equal(t, StateUnknown, see(probe.Unknown))
-	}
-	up()
-}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"st2ha/internal/host"
+	"st2ha/internal/incident"
 	"st2ha/internal/rabbitmq"
 )
 
@@ -41,14 +42,14 @@ func NewProber(node string, config Config, log *slog.Logger) *Prober {
 }
 
 // Filter passes to put what is to become a trigger.
-func (p *Prober) Filter(open []Incident, put func(Event)) func(Event) {
-	f := NewFilter(p.Config.SuspectEvents, open)
-	f.LeftOut = func(e Event) {
+func (p *Prober) Filter(open []incident.Incident, put func(incident.Event)) func(incident.Event) {
+	f := incident.NewFilter(p.Config.SuspectEvents, open)
+	f.LeftOut = func(e incident.Event) {
 		p.Metrics.LeftOut.Inc()
 		p.Log.Warn("an event is left out: there were too many in ten minutes",
 			"backend", e.Backend, "endpoint", e.Endpoint, "state", e.State)
 	}
-	return func(e Event) {
+	return func(e incident.Event) {
 		if e, ok := f.Pass(e); ok {
 			put(e)
 		}
@@ -57,10 +58,10 @@ func (p *Prober) Filter(open []Incident, put func(Event)) func(Event) {
 
 // Begin makes the watcher whose events go to event. source is what they say
 // they come from, open the incidents of a former run.
-func (p *Prober) Begin(source string, open []Incident, event func(Event)) {
-	set := NewSet(source, p.Config.Rules())
+func (p *Prober) Begin(source string, open []incident.Incident, event func(incident.Event)) {
+	set := incident.NewSet(source, p.Config.Rules())
 	set.Restore(open)
-	p.Watcher = NewWatcher(set, func(e Event) {
+	p.Watcher = NewWatcher(set, func(e incident.Event) {
 		p.Metrics.changed(e)
 		event(e)
 	})

@@ -6,6 +6,7 @@ import (
 	"io"
 	"sync"
 
+	"st2ha/internal/incident"
 	"st2ha/internal/probe"
 )
 
@@ -27,7 +28,7 @@ type Queue struct {
 
 // item is an event, or a line of somebody else who waits for it to be taken.
 type item struct {
-	event Event
+	event incident.Event
 	line  []byte
 	taken func()
 }
@@ -36,7 +37,7 @@ type item struct {
 func NewQueue(max int) *Queue { return &Queue{max: max, more: make(chan struct{}, 1)} }
 
 // Put adds an event. It does not block.
-func (q *Queue) Put(e Event) {
+func (q *Queue) Put(e incident.Event) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.items = append(q.items, item{event: e})
@@ -66,23 +67,23 @@ func (q *Queue) wake() {
 // drop gives up one event.
 func (q *Queue) drop() bool {
 	for i, it := range q.items {
-		if s := it.event.State; s == StateSuspect || s == StateFlapping {
+		if s := it.event.State; s == incident.Suspect || s == incident.Flapping {
 			q.cut(i)
 			return true
 		}
 	}
 	type what struct {
 		probe.Key
-		state State
+		state incident.State
 	}
 	newest := map[what]int{}
 	for i, it := range q.items {
 		if it.line == nil {
-			newest[what{it.event.key(), it.event.State}] = i
+			newest[what{it.event.Key(), it.event.State}] = i
 		}
 	}
 	for i, it := range q.items {
-		if it.line == nil && newest[what{it.event.key(), it.event.State}] != i {
+		if it.line == nil && newest[what{it.event.Key(), it.event.State}] != i {
 			q.cut(i)
 			return true
 		}
@@ -91,8 +92,6 @@ func (q *Queue) drop() bool {
 }
 
 func (q *Queue) cut(i int) { q.items = append(q.items[:i], q.items[i+1:]...) }
-
-func (e Event) key() probe.Key { return probe.Key{Backend: e.Backend, Name: e.Endpoint} }
 
 // Write writes lines to w until ctx ends or w fails. After ctx has ended it
 // still writes what is there, which ends early only if w fails.

@@ -10,9 +10,9 @@ import (
 	"syscall"
 	"time"
 
-	"st2ha/internal/probe"
-
 	"golang.org/x/sys/unix"
+
+	"st2ha/internal/probe"
 )
 
 // statfsErrno is added to an errno in the exit status of a child: what is

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"st2ha/internal/incident"
 	"st2ha/internal/probe"
 )
 
@@ -21,19 +22,19 @@ const again = time.Second
 // Watcher runs the watch functions of a set of endpoints.
 type Watcher struct {
 	// Event takes each change of state, in order. It must not block.
-	Event func(Event)
+	Event func(incident.Event)
 	// Seen, if there is one, is told of every finding. It must not block.
 	Seen func(probe.Key, probe.Observation)
 
 	mu   sync.Mutex // of set and beat, and of the order of events
-	set  *Set
+	set  *incident.Set
 	beat time.Time // the last one, or when a late one was noticed
 	stop func()    // ends the running watch functions
 	wait sync.WaitGroup
 }
 
 // NewWatcher makes states by a set of its own.
-func NewWatcher(set *Set, event func(Event)) *Watcher {
+func NewWatcher(set *incident.Set, event func(incident.Event)) *Watcher {
 	return &Watcher{Event: event, set: set}
 }
 
@@ -43,7 +44,7 @@ func (w *Watcher) Watch(ctx context.Context, node string, endpoints []probe.Endp
 	w.Stop()
 	ctx, stop := context.WithCancel(ctx)
 	w.stop = stop
-	w.do(func(s *Set) []Event {
+	w.do(func(s *incident.Set) []incident.Event {
 		w.beat = time.Now()
 		return s.Replace(node, endpoints, w.beat)
 	})
@@ -70,7 +71,7 @@ func (w *Watcher) run(ctx context.Context, e probe.Endpoint) {
 		if w.Seen != nil {
 			w.Seen(e.Key(), o)
 		}
-		w.do(func(s *Set) []Event { return s.Observe(e.Key(), o) })
+		w.do(func(s *incident.Set) []incident.Event { return s.Observe(e.Key(), o) })
 	}
 	for {
 		e.Watch(ctx, report)
@@ -92,7 +93,7 @@ func (w *Watcher) beats(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticks.C:
-			w.do(func(*Set) []Event {
+			w.do(func(*incident.Set) []incident.Event {
 				w.beat = time.Now()
 				return nil
 			})
@@ -111,7 +112,7 @@ func (w *Watcher) late() {
 }
 
 // do changes the set, and passes on what comes of it.
-func (w *Watcher) do(f func(*Set) []Event) {
+func (w *Watcher) do(f func(*incident.Set) []incident.Event) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.late()
@@ -131,7 +132,7 @@ func (w *Watcher) Healed(key probe.Key, by string) string {
 func (w *Watcher) Node() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.set.node
+	return w.set.Node()
 }
 
 // CutOff says whether this node reaches no other host.
@@ -142,7 +143,7 @@ func (w *Watcher) CutOff() bool {
 }
 
 // Statuses are those of all endpoints, sorted.
-func (w *Watcher) Statuses() []Status {
+func (w *Watcher) Statuses() []incident.Status {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.set.Statuses()

@@ -5,16 +5,17 @@ import (
 	"testing"
 	"time"
 
-	"st2ha/internal/probe"
-
 	"github.com/stretchr/testify/require"
+
+	"st2ha/internal/incident"
+	"st2ha/internal/probe"
 )
 
 // A prober that is kept from running, with its machine or by it, calls nothing
 // down for that.
 func TestWatcherThatDidNotRun(t *testing.T) {
-	events := make(chan Event, 10)
-	w := NewWatcher(NewSet("sensor", DefaultRules()), func(e Event) { events <- e })
+	events := make(chan incident.Event, 10)
+	w := NewWatcher(incident.NewSet("sensor", incident.DefaultRules()), func(e incident.Event) { events <- e })
 	verdicts := make(chan probe.Verdict)
 	watched := probe.Endpoint{Backend: "redis", Name: "127.0.0.1:6379", Watch: func(ctx context.Context, report func(probe.Observation)) {
 		for {
@@ -31,8 +32,8 @@ func TestWatcherThatDidNotRun(t *testing.T) {
 	for _, v := range []probe.Verdict{probe.Good, probe.Silent, probe.Silent} {
 		verdicts <- v
 	}
-	require.Equal(t, StateUp, (<-events).State)
-	require.Equal(t, StateSuspect, (<-events).State)
+	require.Equal(t, incident.Up, (<-events).State)
+	require.Equal(t, incident.Suspect, (<-events).State)
 
 	w.mu.Lock() // nothing of it goes on
 	time.Sleep(1500 * time.Millisecond)
@@ -43,5 +44,5 @@ func TestWatcherThatDidNotRun(t *testing.T) {
 
 	time.Sleep(time.Second)
 	verdicts <- probe.Silent
-	require.Equal(t, StateDown, (<-events).State)
+	require.Equal(t, incident.Down, (<-events).State)
 }

@@ -10,6 +10,7 @@ import (
 	backends "st2ha/internal/backend/all"
 	"st2ha/internal/heal"
 	"st2ha/internal/host"
+	"st2ha/internal/incident"
 	"st2ha/internal/probe"
 	"st2ha/internal/service"
 	"st2ha/internal/step"
@@ -26,7 +27,7 @@ const (
 
 // endpoints are a node's, as a prober sees them (watch.Watcher).
 type endpoints interface {
-	Statuses() []watch.Status
+	Statuses() []incident.Status
 	CutOff() bool // from all other nodes
 	Healed(key probe.Key, by string) (incident string)
 	Node() string
@@ -87,9 +88,9 @@ func (h *healer) healAll(ctx context.Context) {
 	for _, s := range all {
 		patient := h.patient(s, time.Now())
 		switch {
-		case s.State == watch.StateUp:
+		case s.State == incident.Up:
 			h.begin(s.Key, func() { h.recovered(ctx, s.Key) })
-		case s.State == watch.StateDown && !patient && healable(s, all) && !h.endpoints.CutOff() && !h.starved(s, all):
+		case s.State == incident.Down && !patient && healable(s, all) && !h.endpoints.CutOff() && !h.starved(s, all):
 			h.begin(s.Key, func() { h.heal(ctx, s) })
 		}
 	}
@@ -97,8 +98,8 @@ func (h *healer) healAll(ctx context.Context) {
 
 // patient says whether an endpoint that is down by silence alone is to be
 // waited for. One that refuses is not: nobody is there.
-func (h *healer) patient(s watch.Status, now time.Time) bool {
-	if s.State != watch.StateDown || !s.Silent {
+func (h *healer) patient(s incident.Status, now time.Time) bool {
+	if s.State != incident.Down || !s.Silent {
 		delete(h.silent, s.Key)
 		return false
 	}
@@ -126,7 +127,7 @@ func (h *healer) begin(key probe.Key, f func()) {
 
 // healable says whether a restart of a unit of this node could help. A login
 // that is refused, an alarm, an export or a set without primary it does not.
-func healable(s watch.Status, all []watch.Status) bool {
+func healable(s incident.Status, all []incident.Status) bool {
 	if s.Host != "" || s.Answers {
 		return false
 	}
@@ -149,7 +150,7 @@ func healable(s watch.Status, all []watch.Status) bool {
 
 // starved says whether several backends of this node are silent together: then
 // the node has no CPU or disk for them, which a restart would take more of.
-func (h *healer) starved(s watch.Status, all []watch.Status) bool {
+func (h *healer) starved(s incident.Status, all []incident.Status) bool {
 	for _, other := range all {
 		if s.Silent && other.Silent && other.Host == "" && other.Key != s.Key {
 			h.refuse(s, "", fmt.Sprintf("%s is silent too: this node is overloaded", other.Key), false)
@@ -160,9 +161,9 @@ func (h *healer) starved(s watch.Status, all []watch.Status) bool {
 }
 
 // answers says whether an endpoint of a backend is up.
-func answers(b string, all []watch.Status) bool {
+func answers(b string, all []incident.Status) bool {
 	for _, s := range all {
-		if s.Backend == b && s.State == watch.StateUp {
+		if s.Backend == b && s.State == incident.Up {
 			return true
 		}
 	}
@@ -185,7 +186,7 @@ func (h *healer) recovered(ctx context.Context, key probe.Key) {
 }
 
 // heal restarts the unit of an endpoint that is down, if it is allowed to.
-func (h *healer) heal(ctx context.Context, s watch.Status) {
+func (h *healer) heal(ctx context.Context, s incident.Status) {
 	ctx, cancel := context.WithTimeout(ctx, healTime)
 	defer cancel()
 	unit, err := h.unit(ctx, s.Key)
@@ -265,7 +266,7 @@ func settling(ctx context.Context, h host.Host, unit string) (why string) {
 }
 
 // restart restarts the unit, and reports it.
-func (h *healer) restart(ctx context.Context, s watch.Status, unit string, heals int) {
+func (h *healer) restart(ctx context.Context, s incident.Status, unit string, heals int) {
 	h.endpoints.Healed(s.Key, source)
 	h.announce(heal.Event{Event: heal.EventHealed, Target: unit, Heals: heals, Reason: fmt.Sprintf("restarting %s: %s: %s", unit, s.Key, s.Reason)})
 	err := (&service.Restart{Unit: unit}).Apply(ctx, h.host)
@@ -277,7 +278,7 @@ func (h *healer) restart(ctx context.Context, s watch.Status, unit string, heals
 
 // refuse says once why an endpoint is not healed; people hear of it too if they
 // have to act.
-func (h *healer) refuse(s watch.Status, unit, reason string, people bool) {
+func (h *healer) refuse(s incident.Status, unit, reason string, people bool) {
 	h.mu.Lock()
 	said := h.refused[s.Key] == reason
 	h.refused[s.Key] = reason

@@ -12,6 +12,7 @@ import (
 
 	"st2ha/internal/fault"
 	"st2ha/internal/heal"
+	"st2ha/internal/incident"
 	"st2ha/internal/nfs"
 	"st2ha/internal/probe"
 	"st2ha/internal/stackstorm"
@@ -55,7 +56,7 @@ func (m *mender) ruleTime(after time.Duration) {
 func exportsKey() probe.Key { return probe.Key{Backend: "nfs", Name: "exports"} }
 
 // mendAll begins what is overdue.
-func (m *mender) mendAll(ctx context.Context, all []watch.Status, now time.Time) {
+func (m *mender) mendAll(ctx context.Context, all []incident.Status, now time.Time) {
 	for _, s := range all {
 		if m.overdue(ctx, s, now) && !m.endpoints.CutOff() {
 			m.begin(s.Key, func() {
@@ -71,8 +72,8 @@ func (m *mender) mendAll(ctx context.Context, all []watch.Status, now time.Time)
 
 // overdue says whether a mount has been missing for so long that no rule mends
 // it. One that hangs is not touched: it heals itself.
-func (m *mender) overdue(ctx context.Context, s watch.Status, now time.Time) bool {
-	if s.Backend != "mount" || s.State != watch.StateDown || s.Reason != watch.NotMounted {
+func (m *mender) overdue(ctx context.Context, s incident.Status, now time.Time) bool {
+	if s.Backend != "mount" || s.State != incident.Down || s.Reason != watch.NotMounted {
 		delete(m.since, s.Key)
 		return false
 	}
@@ -85,7 +86,7 @@ func (m *mender) overdue(ctx context.Context, s watch.Status, now time.Time) boo
 
 // left is how long an endpoint is left to a rule. Packs are left for less: the
 // rule's own action lies there, so this node's runners cannot run it.
-func (m *mender) left(ctx context.Context, s watch.Status) time.Duration {
+func (m *mender) left(ctx context.Context, s incident.Status) time.Duration {
 	if s.Backend == "mount" {
 		if conf, _ := stackstorm.LookAtConf(ctx, m.host); conf != nil { // an odd line costs that line
 			for _, packs := range conf.PackDirs() {
@@ -109,7 +110,7 @@ func (m *mender) exports(ctx context.Context, now time.Time) {
 	case errors.Is(err, exec.ErrNotFound), errors.Is(err, fs.ErrNotExist):
 		return // no NFS server is installed here
 	case err != nil:
-		m.refuse(watch.Status{Key: exportsKey()}, "", err.Error(), false)
+		m.refuse(incident.Status{Key: exportsKey()}, "", err.Error(), false)
 		return
 	}
 	m.mu.Lock()
@@ -121,7 +122,7 @@ func (m *mender) exports(ctx context.Context, now time.Time) {
 	}
 	m.withdrawn = since
 	m.mu.Unlock()
-	s := watch.Status{Key: exportsKey(), Reason: strings.Join(withdrawn, ", ") + " withdrawn"}
+	s := incident.Status{Key: exportsKey(), Reason: strings.Join(withdrawn, ", ") + " withdrawn"}
 	switch {
 	case len(withdrawn) == 0:
 		m.recovered(ctx, s.Key)
@@ -131,7 +132,7 @@ func (m *mender) exports(ctx context.Context, now time.Time) {
 }
 
 // mend brings a step about as an action of the pack would, if it is allowed to.
-func (m *mender) mend(ctx context.Context, s watch.Status, what step.Step) {
+func (m *mender) mend(ctx context.Context, s incident.Status, what step.Step) {
 	ctx, cancel := context.WithTimeout(ctx, healTime)
 	defer cancel()
 	findings, err := what.Check(ctx, m.host)
@@ -161,7 +162,7 @@ func (m *mender) mend(ctx context.Context, s watch.Status, what step.Step) {
 	}
 }
 
-func (m *mender) apply(ctx context.Context, s watch.Status, c step.Change) {
+func (m *mender) apply(ctx context.Context, s incident.Status, c step.Change) {
 	target := c.Target()
 	m.mu.Lock()
 	m.restarts[s.Key] = target

@@ -19,6 +19,7 @@ import (
 
 	"st2ha/internal/heal"
 	"st2ha/internal/host"
+	"st2ha/internal/incident"
 	"st2ha/internal/probe"
 	"st2ha/internal/step"
 	"st2ha/internal/testenv"
@@ -152,8 +153,8 @@ func TestPacksAreLeftToARuleForLess(t *testing.T) {
 	c := newContent(t)
 	require.NoError(t, os.MkdirAll(c.Path("/etc/st2"), 0o755))
 	m := newHealer(c, nil, slog.New(slog.DiscardHandler)).mender
-	mount := func(dir string) watch.Status {
-		return watch.Status{Key: probe.Key{Backend: "mount", Name: dir}, State: watch.StateDown, Reason: watch.NotMounted}
+	mount := func(dir string) incident.Status {
+		return incident.Status{Key: probe.Key{Backend: "mount", Name: dir}, State: incident.Down, Reason: watch.NotMounted}
 	}
 	for _, tc := range []struct {
 		conf, dir string

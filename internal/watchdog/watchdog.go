@@ -16,6 +16,7 @@ import (
 
 	"st2ha/internal/fault"
 	"st2ha/internal/heal"
+	"st2ha/internal/incident"
 	"st2ha/internal/relay"
 	"st2ha/internal/spool"
 	"st2ha/internal/watch"
@@ -49,7 +50,7 @@ func (w *Watchdog) Run(ctx context.Context) error {
 	keeper := watch.NewKeeper(ctx, s, w.Dir, log)
 	put := p.Filter(keeper.Open(), queue.Put)
 	kicked := make(chan struct{}, 1)
-	p.Begin(source, keeper.Open(), func(e watch.Event) {
+	p.Begin(source, keeper.Open(), func(e incident.Event) {
 		log.Info("state", "backend", e.Backend, "endpoint", e.Endpoint, "state", e.State, "previous", e.Previous,
 			"reason", e.Reason, "id", e.ID)
 		put(e)

@@ -22,6 +22,7 @@ import (
 	"st2ha/internal/backendtest"
 	"st2ha/internal/heal"
 	"st2ha/internal/host"
+	"st2ha/internal/incident"
 	"st2ha/internal/probe"
 	"st2ha/internal/rabbitmq"
 	"st2ha/internal/relay"
@@ -57,7 +58,7 @@ func (b *buffer) String() string {
 }
 
 // await returns the next event with this state; others before it are passed over.
-func await(t *testing.T, events <-chan watch.Event, backend string, state watch.State) watch.Event {
+func await(t *testing.T, events <-chan incident.Event, backend string, state incident.State) incident.Event {
 	t.Helper()
 	limit := time.After(30 * time.Second)
 	for {
@@ -170,18 +171,18 @@ func runWatchdog(t *testing.T, n host.Host, c watch.Config, change ...func(*Watc
 }
 
 // events reads what watchdogs sent to a broker; the lines of heals go to heals.
-func events(t *testing.T, broker string) (<-chan watch.Event, <-chan heal.Event) {
+func events(t *testing.T, broker string) (<-chan incident.Event, <-chan heal.Event) {
 	t.Helper()
-	all, heals := make(chan watch.Event, 10000), make(chan heal.Event, 1000)
+	all, heals := make(chan incident.Event, 10000), make(chan heal.Event, 1000)
 	ctx, cancel := context.WithCancel(t.Context())
 	in := &relay.Inbox{Log: slog.New(slog.DiscardHandler),
 		Dial: func(ctx context.Context) (*rabbitmq.Connection, error) {
 			return rabbitmq.Dial(ctx, &net.Dialer{}, rabbitmq.Login{Addr: broker, User: backendtest.User, Password: backendtest.Password, VHost: "/"})
 		},
 		Take: func(line []byte, taken func()) {
-			var e watch.Event
+			var e incident.Event
 			var h heal.Event
-			if json.Unmarshal(line, &e) == nil && e.Event == watch.EventChanged {
+			if json.Unmarshal(line, &e) == nil && e.Event == incident.Changed {
 				all <- e
 			} else if json.Unmarshal(line, &h) == nil {
 				heals <- h
@@ -217,8 +218,8 @@ func TestWatchdogHealsAndReportsAfterwards(t *testing.T) {
 	d := runWatchdog(t, n, config(redis.Addr, broker.Addr))
 	defer func() { t.Log(d.said.String()) }()
 	all, heals := events(t, broker.Addr)
-	await(t, all, "redis", watch.StateUp)
-	await(t, all, "rabbitmq", watch.StateUp)
+	await(t, all, "redis", incident.Up)
+	await(t, all, "rabbitmq", incident.Up)
 
 	// With the broker away it heals all the same, and tells when that is back.
 	broker.Kill()
@@ -227,8 +228,8 @@ func TestWatchdogHealsAndReportsAfterwards(t *testing.T) {
 	t.Logf("killed to restart: %s", time.Since(killed).Round(time.Millisecond))
 	time.Sleep(3 * time.Second)
 	require.NoError(t, broker.Start())
-	down := await(t, all, "redis", watch.StateDown)
-	up := await(t, all, "redis", watch.StateUp)
+	down := await(t, all, "redis", incident.Down)
+	up := await(t, all, "redis", incident.Up)
 	assert.Equal(t, []string{down.ID, "watchdog", "watchdog", "n1"}, []string{up.ID, up.HealedBy, up.Source, up.Node})
 	h := <-heals
 	assert.Equal(t, []any{heal.EventHealed, redisUnit, 1}, []any{h.Event, h.Target, h.Heals})
@@ -278,8 +279,8 @@ func TestWatchdogLeavesAlone(t *testing.T) {
 }
 
 func TestHealable(t *testing.T) {
-	down := func(backend string, change func(*watch.Status)) watch.Status {
-		s := watch.Status{Key: probe.Key{Backend: backend, Name: backend}, State: watch.StateDown, Probe: probe.Ping, Silent: true}
+	down := func(backend string, change func(*incident.Status)) incident.Status {
+		s := incident.Status{Key: probe.Key{Backend: backend, Name: backend}, State: incident.Down, Probe: probe.Ping, Silent: true}
 		if change != nil {
 			change(&s)
 		}
@@ -287,12 +288,12 @@ func TestHealable(t *testing.T) {
 	}
 	frozen := down("rabbitmq", nil)
 	assert.True(t, healable(frozen, nil))
-	assert.False(t, healable(down("rabbitmq", func(s *watch.Status) { s.Host = "10.0.0.2" }), nil), "another node's")
-	assert.False(t, healable(down("rabbitmq", func(s *watch.Status) { s.Silent, s.Answers = false, true }), nil), "it answers again, and is not up yet")
-	assert.False(t, healable(down("rabbitmq", func(s *watch.Status) { s.Probe = probe.Alarm }), nil), "a restart frees no memory")
-	backends := []watch.Status{{Key: probe.Key{Backend: "mongodb"}, State: watch.StateUp}, {Key: probe.Key{Backend: "rabbitmq"}, State: watch.StateUp}}
-	mute := func(unit string) watch.Status {
-		return watch.Status{Key: probe.Key{Backend: "st2", Name: unit}, State: watch.StateDown, Probe: watch.ProbeJournal}
+	assert.False(t, healable(down("rabbitmq", func(s *incident.Status) { s.Host = "10.0.0.2" }), nil), "another node's")
+	assert.False(t, healable(down("rabbitmq", func(s *incident.Status) { s.Silent, s.Answers = false, true }), nil), "it answers again, and is not up yet")
+	assert.False(t, healable(down("rabbitmq", func(s *incident.Status) { s.Probe = probe.Alarm }), nil), "a restart frees no memory")
+	backends := []incident.Status{{Key: probe.Key{Backend: "mongodb"}, State: incident.Up}, {Key: probe.Key{Backend: "rabbitmq"}, State: incident.Up}}
+	mute := func(unit string) incident.Status {
+		return incident.Status{Key: probe.Key{Backend: "st2", Name: unit}, State: incident.Down, Probe: watch.ProbeJournal}
 	}
 	assert.True(t, healable(mute("st2scheduler"), backends))
 	assert.False(t, healable(mute("st2scheduler"), nil), "its backends first")
@@ -300,20 +301,20 @@ func TestHealable(t *testing.T) {
 
 	var said buffer
 	h := newHealer(nil, nil, slog.New(slog.NewTextHandler(&said, nil)))
-	quiet := down("redis", func(s *watch.Status) { s.State = watch.StateUp })
-	assert.False(t, h.starved(frozen, []watch.Status{frozen}))
-	assert.False(t, h.starved(frozen, []watch.Status{frozen, down("nfs", func(s *watch.Status) { s.Host = "10.0.0.2" })}))
-	assert.True(t, h.starved(frozen, []watch.Status{frozen, quiet}), "two at once are the node's fault")
+	quiet := down("redis", func(s *incident.Status) { s.State = incident.Up })
+	assert.False(t, h.starved(frozen, []incident.Status{frozen}))
+	assert.False(t, h.starved(frozen, []incident.Status{frozen, down("nfs", func(s *incident.Status) { s.Host = "10.0.0.2" })}))
+	assert.True(t, h.starved(frozen, []incident.Status{frozen, quiet}), "two at once are the node's fault")
 	assert.Contains(t, said.String(), "this node is overloaded")
-	refused := down("rabbitmq", func(s *watch.Status) { s.Silent, s.Probe = false, probe.Connection })
-	assert.False(t, h.starved(refused, []watch.Status{refused, quiet}), "refused is no matter of time")
+	refused := down("rabbitmq", func(s *incident.Status) { s.Silent, s.Probe = false, probe.Connection })
+	assert.False(t, h.starved(refused, []incident.Status{refused, quiet}), "refused is no matter of time")
 
 	now := time.Unix(1e9, 0)
 	assert.False(t, h.patient(refused, now))
 	assert.True(t, h.patient(frozen, now))
 	assert.True(t, h.patient(frozen, now.Add(patience-time.Second)))
 	assert.False(t, h.patient(frozen, now.Add(patience)))
-	h.patient(down("rabbitmq", func(s *watch.Status) { s.Silent, s.Answers = false, true }), now.Add(patience))
+	h.patient(down("rabbitmq", func(s *incident.Status) { s.Silent, s.Answers = false, true }), now.Add(patience))
 	assert.True(t, h.patient(frozen, now.Add(patience)), "it answered in between")
 }
 
@@ -376,9 +377,9 @@ func TestWatchdogKilled(t *testing.T) {
 	}
 	cmd := launch()
 	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
-	incidents := map[string][]watch.Event{}
+	incidents := map[string][]incident.Event{}
 	seen := map[string]bool{}
-	state := map[string]watch.State{}
+	state := map[string]incident.State{}
 	launched := time.Now()
 	for quiet := false; !quiet; {
 		select {
@@ -388,7 +389,7 @@ func TestWatchdogKilled(t *testing.T) {
 			incidents[e.ID] = append(incidents[e.ID], e)
 			state[e.Backend] = e.State
 		case <-time.After(8 * time.Second):
-			well := state["redis"] == watch.StateUp && state["rabbitmq"] == watch.StateUp
+			well := state["redis"] == incident.Up && state["rabbitmq"] == incident.Up
 			quiet = well || time.Since(launched) > time.Minute // a machine that is short of CPU takes longer
 		}
 	}
@@ -397,12 +398,12 @@ func TestWatchdogKilled(t *testing.T) {
 		for i, e := range list {
 			require.Equal(t, i+1, e.Seq, "an event of %s %s is missing or not in order: %v", e.Backend, id, list)
 		}
-		if last := list[len(list)-1]; last.State != watch.StateUp && last.Backend != "mongodb" {
+		if last := list[len(list)-1]; last.State != incident.Up && last.Backend != "mongodb" {
 			open++
 		}
 	}
 	t.Logf("%d events of %d incidents over %d kills", len(seen), len(incidents), rounds)
 	assert.Zero(t, open, "each incident ends")
-	assert.Equal(t, watch.StateUp, state["redis"])
-	assert.Equal(t, watch.StateUp, state["rabbitmq"])
+	assert.Equal(t, incident.Up, state["redis"])
+	assert.Equal(t, incident.Up, state["rabbitmq"])
 }

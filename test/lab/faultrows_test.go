@@ -15,7 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"st2ha/internal/heal"
-	"st2ha/internal/watch"
+	"st2ha/internal/incident"
 )
 
 // Endpoints as the secondary sees them once it is joined.
@@ -311,7 +311,7 @@ func killing(node, process string, kills int, w want) func(*testing.T, *verdict,
 				func(events []seen) bool { return w.first(events, watch.StateUp) != nil }), "it did not come back")
 			events := f.from(mark)
 			assert.Regexp(v, "^(suspect )?down up $", w.sequence(events))
-			seen := w.first(events, watch.StateDown).DetectedAt
+			seen := w.first(events, incident.Down).DetectedAt
 			took, ofEnd = append(took, seen.Sub(at)), append(ofEnd, seen.Sub(gone))
 		}
 		f.afresh(t, node)
@@ -348,7 +348,7 @@ func watcherKilled(t *testing.T, v *verdict, f *faults, l *line) {
 	f.watched(t, mark)
 	back := want{by: sensor, backend: "redis", endpoint: redis}
 	l.detected, l.states, l.reported, l.healer = "-", "up", "no down", "the sensor"
-	l.healed = human(back.first(f.from(mark), watch.StateUp).DetectedAt.Sub(at))
+	l.healed = human(back.first(f.from(mark), incident.Up).DetectedAt.Sub(at))
 	unexpected(v, after(f.from(mark), at))
 }
 
@@ -379,10 +379,10 @@ func soak(t *testing.T, v *verdict, f *faults, l *line) {
 		assert.NotZero(v, answered, "writes to %s that were acknowledged", b)
 	}
 	events := after(f.from(mark), began)
-	count := map[watch.State]int{}
+	count := map[incident.State]int{}
 	for _, e := range events {
 		count[e.State]++
-		if e.State != watch.StateDown {
+		if e.State != incident.Down {
 			continue
 		}
 		silence := strings.Contains(e.Reason, "no answer") || strings.Contains(e.Reason, "hung")
@@ -392,9 +392,9 @@ func soak(t *testing.T, v *verdict, f *faults, l *line) {
 		}
 	}
 	l.detected, l.healer, l.healed = "-", "-", "-"
-	l.states = fmt.Sprintf("%d suspect", count[watch.StateSuspect])
-	l.reported = fmt.Sprintf("%d down in %s", count[watch.StateDown], long)
-	if count[watch.StateDown] > 0 && len(v.not) == 0 {
+	l.states = fmt.Sprintf("%d suspect", count[incident.Suspect])
+	l.reported = fmt.Sprintf("%d down in %s", count[incident.Down], long)
+	if count[incident.Down] > 0 && len(v.not) == 0 {
 		l.reported += ", and the writer had no answer either"
 	}
 }

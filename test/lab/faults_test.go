@@ -17,7 +17,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"st2ha/internal/watch"
+	"st2ha/internal/incident"
 )
 
 // Who sees a fault.
@@ -103,7 +103,7 @@ func (f *faults) watched(t *testing.T, mark int) {
 		nfsServer: "nfs", packs: "mount"}
 	require.True(t, f.until(mark, 90*time.Second, func(events []seen) bool {
 		for endpoint, backend := range endpoints {
-			if (want{by: sensor, backend: backend, endpoint: endpoint}).first(events, watch.StateUp) == nil {
+			if (want{by: sensor, backend: backend, endpoint: endpoint}).first(events, incident.Up) == nil {
 				return false
 			}
 		}
@@ -194,7 +194,7 @@ func (f *faults) once(t *testing.T, v *verdict, rows []fault) {
 		return
 	}
 	// came says whether each want of the first n rows has had its first event in a state.
-	came := func(n int, events []seen, s watch.State, of func(want) bool) bool {
+	came := func(n int, events []seen, s incident.State, of func(want) bool) bool {
 		for _, m := range all[:n] {
 			for _, w := range m.wants {
 				if of(w) && w.first(after(events, m.at), s) == nil {
@@ -229,7 +229,7 @@ func (f *faults) once(t *testing.T, v *verdict, rows []fault) {
 		}
 	}
 	f.until(mark, within, func(events []seen) bool {
-		return came(len(all), events, watch.StateUp, func(want) bool { return true })
+		return came(len(all), events, incident.Up, func(want) bool { return true })
 	})
 	assert.Empty(v, f.calm(within), "not all is well again")
 	actions, late := f.ranSince(began), f.writer.late(t)
@@ -314,7 +314,7 @@ func arrows(states string) string { return strings.ReplaceAll(strings.TrimSpace(
 func (w want) hasDown() bool { return regexp.MustCompile(`\bdown( |$)`).MatchString(w.states) }
 
 // first returns the first of a want's events in a state.
-func (w want) first(events []seen, s watch.State) *seen {
+func (w want) first(events []seen, s incident.State) *seen {
 	for _, e := range w.of(events) {
 		if e.State == s {
 			return &e
@@ -332,7 +332,7 @@ func (w want) incident(events []seen) (its []seen, slow int) {
 	ids := map[string]bool{}
 	for _, e := range all {
 		ids[e.ID] = true
-		if id == "" || w.hasDown() && e.State == watch.StateDown {
+		if id == "" || w.hasDown() && e.State == incident.Down {
 			id = e.ID
 		}
 	}
@@ -344,7 +344,7 @@ func (w want) incident(events []seen) (its []seen, slow int) {
 func (w want) judge(t *verdict, events []seen, at, over time.Time, l *line, first bool) {
 	downs, wantDowns := 0, 0
 	for _, e := range w.of(events) {
-		if e.State == watch.StateDown {
+		if e.State == incident.Down {
 			downs++
 		}
 	}
@@ -414,7 +414,7 @@ func (r fault) expected() []string {
 // unexpected fails on whatever else was down.
 func unexpected(t assert.TestingT, events []seen, expected ...string) {
 	for _, e := range events {
-		if e.State == watch.StateDown && !slices.Contains(expected, e.Backend) {
+		if e.State == incident.Down && !slices.Contains(expected, e.Backend) {
 			assert.Fail(t, "false down", "%s", e.line)
 		}
 	}

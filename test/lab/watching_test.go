@@ -19,7 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"st2ha/internal/heal"
-	"st2ha/internal/watch"
+	"st2ha/internal/incident"
 )
 
 // TestFaults makes all kinds of faults on a joined pair, one after the other, or
@@ -85,11 +85,11 @@ const spool = "/opt/stackstorm/exports/st2ha"
 
 // seen is one trigger that the sensor dispatched.
 type seen struct {
-	watch.Event            // zero unless it is a change of state
-	Heal        heal.Event // zero unless it is about healing
-	Trigger     string
-	At          time.Time // when the line was read on this machine
-	line        []byte
+	incident.Event            // zero unless it is a change of state
+	Heal           heal.Event // zero unless it is about healing
+	Trigger        string
+	At             time.Time // when the line was read on this machine
+	line           []byte
 }
 
 // by says who saw it: the sensor, or a node's watchdog.
@@ -120,7 +120,7 @@ type observer struct {
 	mu      sync.Mutex
 	all     []seen
 	news    chan struct{} // closed and made anew with each trigger
-	states  map[string]watch.State
+	states  map[string]incident.State
 	waiting []seen // for StackStorm to be able to act
 	busy    int    // actions and decisions under way
 	ran     []ran
@@ -221,7 +221,7 @@ func (o *observer) take(line []byte) {
 	}
 	s.Trigger = l.Trigger
 	var err error
-	if l.Trigger == "st2ha."+watch.EventChanged {
+	if l.Trigger == "st2ha."+incident.Changed {
 		err = json.Unmarshal(l.Payload, &s.Event)
 	} else {
 		err = json.Unmarshal(l.Payload, &s.Heal)
@@ -252,7 +252,7 @@ func (o *observer) take(line []byte) {
 // trigger is dispatched and no rule runs.
 func (o *observer) able() bool {
 	for key, state := range o.states {
-		if state == watch.StateDown && (strings.Contains(key, " mongodb ") || strings.Contains(key, " rabbitmq ")) {
+		if state == incident.Down && (strings.Contains(key, " mongodb ") || strings.Contains(key, " rabbitmq ")) {
 			return false // whoever was the first to see it
 		}
 	}
@@ -351,7 +351,7 @@ func (o *observer) calm(limit time.Duration) []string {
 		var not []string
 		o.mu.Lock()
 		for key, state := range o.states {
-			if state != watch.StateUp {
+			if state != incident.Up {
 				not = append(not, key+" "+string(state))
 			}
 		}

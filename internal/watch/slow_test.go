@@ -9,80 +9,11 @@ import (
 	"testing/synctest"
 	"time"
 
-	"st2ha/internal/probe"
-
 	"github.com/stretchr/testify/require"
+
+	"st2ha/internal/incident"
+	"st2ha/internal/probe"
 )
-
-func TestFilter(t *testing.T) {
-	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
-	event := func(id string, s State) Event {
-		at = at.Add(time.Second)
-		return Event{ID: id, Backend: "mongodb", Endpoint: "10.0.0.1:27017", State: s, DetectedAt: Time{at}}
-	}
-	pass := func(f *Filter, id string, states ...State) (passed []State) {
-		for _, s := range states {
-			if e, ok := f.Pass(event(id, s)); ok {
-				passed = append(passed, e.State)
-			}
-		}
-		return passed
-	}
-	f := NewFilter(false, nil)
-	require.Empty(t, pass(f, "start", StateUp))
-	require.Empty(t, pass(f, "slow", StateSuspect, StateUp))
-	require.Empty(t, pass(f, "dark", StateUnknown, StateUp))
-	require.Equal(t, []State{StateDown, StateUp}, pass(f, "outage", StateSuspect, StateDown, StateUp))
-	require.Equal(t, []State{StateFlapping, StateDown, StateUp}, pass(f, "loose", StateSuspect, StateFlapping, StateDown, StateFlapping, StateDown, StateUp), "each once")
-	slow := event("slow", StateFlapping)
-	slow.Slow = true
-	_, ok := f.Pass(slow)
-	require.False(t, ok, "a doubt, as suspect is")
-	require.Empty(t, pass(f, "slow", StateUp))
-	require.Equal(t, []State{StateDown, StateUnknown}, pass(f, "gone", StateDown, StateUnknown))
-	require.Equal(t, []State{StateSuspect, StateUp, StateUnknown}, pass(&Filter{All: true}, "all", StateSuspect, StateUp, StateUnknown))
-
-	// What a former run said to be down is said to be up.
-	f = NewFilter(false, []Incident{{ID: "old", Backend: "mongodb", Endpoint: "10.0.0.1:27017", State: StateDown}, {ID: "doubt", Backend: "redis", Endpoint: "x", State: StateSuspect}})
-	require.Equal(t, []State{StateUp}, pass(f, "old", StateUp))
-
-	// Too many are left out, counted, and said with the next that passes; what passed has its end.
-	var left []Event
-	f = NewFilter(false, nil)
-	f.LeftOut = func(e Event) { left = append(left, e) }
-	downs, ups := 0, 0
-	for i := range 20 {
-		for _, s := range pass(f, string(rune('a'+i)), StateDown, StateUp) {
-			if s == StateDown {
-				downs++
-			} else {
-				ups++
-			}
-		}
-	}
-	require.Equal(t, eventsOfOne, downs)
-	require.Equal(t, downs, ups)
-	require.Len(t, left, 20-eventsOfOne)
-	at = at.Add(eventsWithin)
-	e, ok := f.Pass(event("later", StateDown))
-	require.True(t, ok)
-	require.Equal(t, 20-eventsOfOne, e.Dropped)
-	e, ok = f.Pass(event("later", StateUp))
-	require.True(t, ok)
-	require.Zero(t, e.Dropped, "said once")
-
-	// All endpoints together, too.
-	f = NewFilter(false, nil)
-	passed := 0
-	for i := range 200 {
-		e := event("x", StateDown)
-		e.Endpoint, e.ID = string(rune('0'+i)), string(rune('0'+i))
-		if _, ok := f.Pass(e); ok {
-			passed++
-		}
-	}
-	require.Equal(t, eventsOfAll, passed)
-}
 
 // slowSession answers late, and sometimes at once.
 type slowSession struct{ gone chan struct{} }
@@ -103,10 +34,10 @@ func (s *slowSession) Ping(ctx context.Context) (string, error) {
 func TestSlowBackend(t *testing.T) {
 	for range 20 {
 		synctest.Test(t, func(t *testing.T) {
-			var events []Event
+			var events []incident.Event
 			states := 0
-			f := NewFilter(false, nil)
-			w := NewWatcher(NewSet("sensor", DefaultRules()), func(e Event) {
+			f := incident.NewFilter(false, nil)
+			w := NewWatcher(incident.NewSet("sensor", incident.DefaultRules()), func(e incident.Event) {
 				states++
 				if e, ok := f.Pass(e); ok {
 					events = append(events, e)
@@ -154,9 +85,9 @@ func TestSlowBackendDies(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					var dead atomic.Bool
 					var down []time.Time
-					f := NewFilter(false, nil)
-					w := NewWatcher(NewSet("sensor", DefaultRules()), func(e Event) {
-						if e, ok := f.Pass(e); ok && e.State == StateDown {
+					f := incident.NewFilter(false, nil)
+					w := NewWatcher(incident.NewSet("sensor", incident.DefaultRules()), func(e incident.Event) {
+						if e, ok := f.Pass(e); ok && e.State == incident.Down {
 							down = append(down, e.DetectedAt.Time)
 						}
 					})

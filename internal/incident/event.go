@@ -1,10 +1,14 @@
-package watch
+// Package incident makes states of what probes find, and events and incidents of
+// the states. It has no clock: time comes with the findings.
+package incident
 
 import (
 	"crypto/rand"
 	"encoding/hex"
 	"strconv"
 	"time"
+
+	"st2ha/internal/probe"
 )
 
 // State is how an endpoint is.
@@ -12,12 +16,12 @@ type State string
 
 // The states.
 const (
-	StateUnknown  State = "unknown"  // nothing was found out yet, or probes cannot be made
-	StateUp       State = "up"       // it answers as it should
-	StateSuspect  State = "suspect"  // a slow moment, or the begin of an outage: heals nothing
-	StateFlapping State = "flapping" // it comes and goes: heals nothing
-	StateDown     State = "down"     // its probes' limits are reached
-	StateCutOff   State = "cut_off"  // of Node only: this node reaches no other host
+	Unknown  State = "unknown"  // nothing was found out yet, or probes cannot be made
+	Up       State = "up"       // it answers as it should
+	Suspect  State = "suspect"  // a slow moment, or the begin of an outage: heals nothing
+	Flapping State = "flapping" // it comes and goes: heals nothing
+	Down     State = "down"     // its probes' limits are reached
+	CutOff   State = "cut_off"  // of Node only: this node reaches no other host
 )
 
 // Node is the backend of events about the prober itself.
@@ -48,7 +52,10 @@ type Event struct {
 }
 
 // EventChanged is the name of an Event, and the trigger's without its pack.
-const EventChanged = "backend_changed"
+const Changed = "backend_changed"
+
+// Key is the endpoint's.
+func (e Event) Key() probe.Key { return probe.Key{Backend: e.Backend, Name: e.Endpoint} }
 
 // MessageID is the event's own, unique name.
 func (e Event) MessageID() string { return e.ID + "-" + strconv.Itoa(e.Seq) }

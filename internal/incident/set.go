@@ -1,4 +1,4 @@
-package watch
+package incident
 
 import (
 	"cmp"
@@ -70,7 +70,7 @@ func (s *Set) Replace(node string, endpoints []probe.Endpoint, now time.Time) []
 	for _, key := range s.keys() {
 		if m := s.members[key]; next[key] == nil && m.incident != nil {
 			m.now = now
-			if e, changed := m.change(StateUnknown, ""); changed {
+			if e, changed := m.change(Unknown, ""); changed {
 				e.Reason = "not watched any more"
 				events = append(events, s.sign(key, e))
 			}
@@ -122,6 +122,9 @@ func (s *Set) Healed(key probe.Key, by string) string {
 	return m.incident.ID
 }
 
+// Node is the name of the prober's node in events.
+func (s *Set) Node() string { return s.node }
+
 // CutOff says whether the prober reaches no other host.
 func (s *Set) CutOff() bool { return s.cut != nil }
 
@@ -167,7 +170,7 @@ func (s *Set) connection(now time.Time) []Event {
 		}
 		s.cut = &cut{id: newID(), since: since, at: now}
 		s.hold(true)
-		return []Event{s.ofNode(StateUp, StateCutOff, 1, now, fmt.Sprintf("none of %d other hosts answers any more: this node is cut off", len(hosts)))}
+		return []Event{s.ofNode(Up, CutOff, 1, now, fmt.Sprintf("none of %d other hosts answers any more: this node is cut off", len(hosts)))}
 	}
 	for _, h := range hosts {
 		if h.back && h.answered.After(s.cut.at) {
@@ -182,7 +185,7 @@ func (s *Set) connection(now time.Time) []Event {
 
 // rejoin ends the time of being cut off.
 func (s *Set) rejoin(now time.Time, reason string) []Event {
-	e := s.ofNode(StateCutOff, StateUp, 2, now, reason)
+	e := s.ofNode(CutOff, Up, 2, now, reason)
 	e.LastedMS = now.Sub(s.cut.since).Milliseconds()
 	s.cut = nil
 	s.hold(false)
@@ -191,7 +194,7 @@ func (s *Set) rejoin(now time.Time, reason string) []Event {
 
 // ofNode is an event about this node.
 func (s *Set) ofNode(from, to State, seq int, now time.Time, reason string) Event {
-	return s.sign(probe.Key{Backend: Node, Name: s.node}, Event{Event: EventChanged, ID: s.cut.id, Seq: seq, State: to, Previous: from, Reason: reason,
+	return s.sign(probe.Key{Backend: Node, Name: s.node}, Event{Event: Changed, ID: s.cut.id, Seq: seq, State: to, Previous: from, Reason: reason,
 		DetectedAt: Time{now}, Since: Time{s.cut.since}, AfterMS: now.Sub(s.cut.since).Milliseconds()})
 }
 
@@ -209,7 +212,7 @@ func (s *Set) hosts() map[string]heard {
 			continue
 		}
 		h := hosts[m.host]
-		if !m.silent.IsZero() && rank(m.state) >= rank(StateSuspect) && (h.silent.IsZero() || m.silent.Before(h.silent)) {
+		if !m.silent.IsZero() && rank(m.state) >= rank(Suspect) && (h.silent.IsZero() || m.silent.Before(h.silent)) {
 			h.silent = m.silent
 		}
 		if m.lastReply.After(h.answered) {

@@ -1,4 +1,4 @@
-package watch
+package incident
 
 import (
 	"fmt"
@@ -47,7 +47,7 @@ func (r run) enough(rules Rules, at time.Time) bool {
 }
 
 func newMachine(rules Rules) *machine {
-	return &machine{rules: rules, state: StateUnknown, probes: map[string]*history{}}
+	return &machine{rules: rules, state: Unknown, probes: map[string]*history{}}
 }
 
 // observe takes a finding in, and returns the change of state it leads to.
@@ -81,13 +81,13 @@ func (m *machine) observe(o probe.Observation) (Event, bool) {
 // rank orders states by how bad they are.
 func rank(s State) int {
 	switch s {
-	case StateDown:
+	case Down:
 		return 4
-	case StateFlapping:
+	case Flapping:
 		return 3
-	case StateSuspect:
+	case Suspect:
 		return 2
-	case StateUnknown:
+	case Unknown:
 		return 1
 	}
 	return 0
@@ -98,19 +98,19 @@ func rank(s State) int {
 // counts only where none can: without root's source ports exports cannot be
 // looked at, and the server answers all the same.
 func (m *machine) worst() (State, string) {
-	state, by := StateUp, ""
+	state, by := Up, ""
 	for name, p := range m.probes {
 		s := p.state(m.now, m.held, m.rules)
 		switch {
-		case rank(s) < rank(state), s == StateUp:
+		case rank(s) < rank(state), s == Up:
 			continue
 		case s == state && !p.since.Before(m.probes[by].since) && !(p.since.Equal(m.probes[by].since) && name < by):
 			continue
 		}
 		state, by = s, name
 	}
-	if state == StateUnknown && m.told() {
-		return StateUp, ""
+	if state == Unknown && m.told() {
+		return Up, ""
 	}
 	return state, by
 }
@@ -141,11 +141,11 @@ func (m *machine) known() bool {
 func (m *machine) next() (State, string) {
 	worst, by := m.worst()
 	switch {
-	case worst == StateUp && m.wellAgain():
-		return StateUp, ""
-	case worst == StateUp:
+	case worst == Up && m.wellAgain():
+		return Up, ""
+	case worst == Up:
 		return m.state, ""
-	case rank(worst) > rank(m.state), worst == StateFlapping, m.state == StateFlapping:
+	case rank(worst) > rank(m.state), worst == Flapping, m.state == Flapping:
 		return worst, by
 	}
 	return m.state, ""
@@ -167,24 +167,24 @@ func (m *machine) change(next State, by string) (Event, bool) {
 	if next == m.state {
 		return Event{}, false
 	}
-	e := Event{Event: EventChanged, State: next, Previous: m.state, Probe: by, DetectedAt: Time{m.now}, Since: Time{m.now}}
+	e := Event{Event: Changed, State: next, Previous: m.state, Probe: by, DetectedAt: Time{m.now}, Since: Time{m.now}}
 	if p := m.probes[by]; p != nil {
 		e.Reason = p.reason
 		if p.failed > 0 {
 			e.Since = Time{p.since}
 		}
 	}
-	if m.incident == nil && next != StateUp {
+	if m.incident == nil && next != Up {
 		m.goods = run{} // those of before say nothing of its end
 	}
 	m.open(e.Since.Time)
 	m.state = next
-	m.down = m.down || next == StateDown
-	if p := m.probes[by]; p != nil && next == StateFlapping {
+	m.down = m.down || next == Down
+	if p := m.probes[by]; p != nil && next == Flapping {
 		e.Slow = !m.down && m.now.Sub(p.bad) > m.rules.FlapWithin
 	}
 	e.ID, e.Seq, e.HealedBy = m.incident.ID, m.incident.Seq, m.incident.HealedBy
-	if next == StateUp {
+	if next == Up {
 		m.close(&e)
 	}
 	e.AfterMS = e.DetectedAt.Sub(e.Since.Time).Milliseconds()

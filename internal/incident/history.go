@@ -1,4 +1,4 @@
-package watch
+package incident
 
 import (
 	"time"
@@ -95,15 +95,15 @@ func (p *history) state(at time.Time, held bool, rules Rules) State {
 		p.limit.DownAfter > 0 && suspect && at.Sub(p.since)-p.missed >= p.limit.DownAfter
 	switch {
 	case p.flapping && at.Sub(p.changed) < rules.FlapCalm:
-		return StateFlapping
+		return Flapping
 	case down && held && p.verdict != probe.Bad:
-		return StateSuspect
+		return Suspect
 	case down:
-		return StateDown
+		return Down
 	case suspect:
-		return StateSuspect
+		return Suspect
 	case p.blind > 0 && p.blind >= p.limit.Suspect:
-		return StateUnknown
+		return Unknown
 	}
-	return StateUp
+	return Up
 }

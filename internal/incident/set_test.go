@@ -1,4 +1,4 @@
-package watch
+package incident
 
 import (
 	"fmt"
@@ -6,9 +6,9 @@ import (
 	"testing"
 	"time"
 
-	"st2ha/internal/probe"
-
 	"github.com/stretchr/testify/assert"
+
+	"st2ha/internal/probe"
 )
 
 // world is a set of endpoints, one a host, that are pinged every 250 ms.
@@ -140,6 +140,6 @@ func TestReplaceKeepsIncidents(t *testing.T) {
 	w.events = append(w.events, w.set.Replace("node1", []probe.Endpoint{w.endpoint("b")}, w.at)...)
 	if assert.Len(t, w.events, 1) {
 		e := w.events[0]
-		assert.Equal(t, []any{id, StateDown, StateUnknown, "not watched any more"}, []any{e.ID, e.Previous, e.State, e.Reason})
+		assert.Equal(t, []any{id, Down, Unknown, "not watched any more"}, []any{e.ID, e.Previous, e.State, e.Reason})
 	}
 }

@@ -1,4 +1,4 @@
-package watch
+package incident
 
 import (
 	"net"
@@ -81,9 +81,9 @@ func (m *Merger) Merged() int { return m.dropped }
 func (m *Merger) Take(e Event, line []byte, now time.Time) bool {
 	pass := true
 	switch e.State {
-	case StateSuspect, StateFlapping, StateDown, StateCutOff:
+	case Suspect, Flapping, Down, CutOff:
 		pass = m.begin(e, line, now)
-	case StateUp, StateUnknown:
+	case Up, Unknown:
 		pass = m.end(e, line, now)
 	}
 	if !pass {
@@ -186,7 +186,7 @@ func what(e Event) probe.Key {
 	switch {
 	case err != nil || strings.HasPrefix(name, "/"): // a unit, this node, or a mount
 		return probe.Key{Backend: e.Backend, Name: e.Node + " " + e.Endpoint}
-	case onLoopback(e.Endpoint):
+	case probe.OnLoopback(e.Endpoint):
 		return probe.Key{Backend: e.Backend, Name: net.JoinHostPort(e.Node, port)}
 	}
 	return probe.Key{Backend: e.Backend, Name: net.JoinHostPort(strings.ToLower(name), port)}

@@ -1,4 +1,4 @@
-package watch
+package incident
 
 import (
 	"time"
@@ -37,7 +37,7 @@ type incidentStates struct {
 func NewFilter(all bool, open []Incident) *Filter {
 	f := &Filter{All: all, told: map[probe.Key]incidentStates{}, passed: map[probe.Key][]time.Time{}}
 	for _, o := range open {
-		if o.State == StateDown || o.State == StateFlapping {
+		if o.State == Down || o.State == Flapping {
 			f.told[probe.Key{Backend: o.Backend, Name: o.Endpoint}] = incidentStates{o.ID, map[State]bool{o.State: true}}
 		}
 	}
@@ -50,10 +50,10 @@ func (f *Filter) Pass(e Event) (Event, bool) {
 	if f.All {
 		return e, true
 	}
-	key := e.key()
+	key := e.Key()
 	told := f.told[key]
 	switch e.State {
-	case StateDown, StateFlapping, StateCutOff:
+	case Down, Flapping, CutOff:
 		if e.Slow || told.id == e.ID && told.states[e.State] {
 			return e, false
 		}
@@ -69,7 +69,7 @@ func (f *Filter) Pass(e Event) (Event, bool) {
 		}
 		told.states[e.State] = true
 		f.told[key] = told
-	case StateUp, StateUnknown: // unknown: not watched any more
+	case Up, Unknown: // unknown: not watched any more
 		// It has no limit of its own: it ends what passed the limit.
 		if told.id != e.ID {
 			return e, false

@@ -1,4 +1,4 @@
-package watch
+package incident
 
 import (
 	"fmt"
@@ -7,10 +7,10 @@ import (
 	"testing"
 	"time"
 
-	"st2ha/internal/probe"
-
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"st2ha/internal/probe"
 )
 
 var (
@@ -84,9 +84,9 @@ func TestMachine(t *testing.T) {
 		"two answers are too few, whatever they cover": {
 			[]part{{5 * time.Second, "login", loginLimit, "gssggg"}}, "0.00 up, 5.00 suspect, 10.00 down, 25.00 up"},
 		"a mount that hangs for less than 3 s is not down": {
-			[]part{{time.Second, "mount", DefaultMountSettings().Limit, "gssggg"}}, "0.00 up, 1.00 suspect, 5.00 up"},
+			[]part{{time.Second, "mount", probe.Limit{Suspect: 1, DownAfter: 1500 * time.Millisecond}, "gssggg"}}, "0.00 up, 1.00 suspect, 5.00 up"},
 		"at its third time-out it is": {
-			[]part{{time.Second, "mount", DefaultMountSettings().Limit, "gsss"}}, "0.00 up, 1.00 suspect, 3.00 down"},
+			[]part{{time.Second, "mount", probe.Limit{Suspect: 1, DownAfter: 1500 * time.Millisecond}, "gsss"}}, "0.00 up, 1.00 suspect, 3.00 down"},
 		"one probe's good findings don't outweigh another's failure": {
 			[]part{{quarter, "login", loginLimit, "gbb"}, {quarter, "ping", pingLimit, strings.Repeat("g", 30)}, {quarter, "login", loginLimit, "g"}},
 			"0.00 up, 0.25 suspect, 0.50 down, 8.25 up"},
@@ -135,7 +135,7 @@ func TestIncidentEndsAfterItsBeginning(t *testing.T) {
 		at = at.Add(time.Second)
 	}
 	m.observe(probe.Observation{Probe: "mount", Verdict: probe.Unknown, Reason: "no process can be started", At: at})
-	require.Equal(t, StateUnknown, m.state)
+	require.Equal(t, Unknown, m.state)
 	var up Event
 	for range 10 {
 		at = at.Add(time.Second)
@@ -143,7 +143,7 @@ func TestIncidentEndsAfterItsBeginning(t *testing.T) {
 			up = e
 		}
 	}
-	require.Equal(t, StateUp, up.State)
+	require.Equal(t, Up, up.State)
 	require.Equal(t, int64(1000), up.LastedMS)
 }
 
@@ -167,7 +167,7 @@ func TestIncidentKeepsItsID(t *testing.T) {
 	see(probe.Silent, "no answer within 250 ms")
 	see(probe.Silent, "no answer within 250 ms")
 	require.Len(t, events, 5)
-	states := []State{StateUp, StateSuspect, StateDown, StateUp, StateSuspect}
+	states := []State{Up, Suspect, Down, Up, Suspect}
 	for i, e := range events {
 		assert.Equal(t, states[i], e.State)
 	}
@@ -198,7 +198,7 @@ func FuzzMachine(f *testing.F) {
 		failed, since := map[string]int{}, map[string]time.Time{}
 		ids := map[string]bool{}
 		var open *Event
-		previous, sticky := StateUnknown, probe.Good
+		previous, sticky := Unknown, probe.Good
 		for range 2000 {
 			at = at.Add(time.Duration(random.Int64N(int64(600 * time.Millisecond))))
 			if random.IntN(4) == 0 {
@@ -221,7 +221,7 @@ func FuzzMachine(f *testing.F) {
 			require.Equal(t, previous, e.Previous)
 			require.NotEqual(t, e.Previous, e.State)
 			previous = e.State
-			if e.State == StateDown {
+			if e.State == Down {
 				l, n := limits[e.Probe], failed[e.Probe]
 				require.True(t, l.Down > 0 && n >= l.Down || l.DownAfter > 0 && n >= l.Suspect && at.Sub(since[e.Probe]) >= l.DownAfter, "down by %s after %d", e.Probe, n)
 			}
@@ -233,7 +233,7 @@ func FuzzMachine(f *testing.F) {
 				require.Equal(t, open.Seq+1, e.Seq)
 			}
 			ids[e.ID], open = true, &e
-			if e.State == StateUp {
+			if e.State == Up {
 				open = nil
 				require.GreaterOrEqual(t, e.LastedMS, int64(0))
 				for name, n := range failed {

@@ -1,4 +1,4 @@
-package watch
+package incident
 
 import (
 	"cmp"
@@ -27,7 +27,7 @@ func Note(open []Incident, e Event) []Incident {
 	switch {
 	case e.Backend == Node:
 		return open // it is found out anew
-	case e.State == StateUp || e.State == StateUnknown:
+	case e.State == Up || e.State == Unknown:
 		if i < 0 {
 			return open
 		}
@@ -48,7 +48,7 @@ func Note(open []Incident, e Event) []Incident {
 func (s *Set) Restore(open []Incident) {
 	for _, o := range open {
 		m := newMachine(s.rules)
-		m.state, m.incident, m.down = o.State, &o, o.State == StateDown
+		m.state, m.incident, m.down = o.State, &o, o.State == Down
 		s.members[probe.Key{Backend: o.Backend, Name: o.Endpoint}] = &member{machine: m}
 	}
 }
