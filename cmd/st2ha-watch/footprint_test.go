@@ -13,12 +13,16 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"st2ha/internal/backend"
+	"st2ha/internal/backend/mongodb"
+	"st2ha/internal/backend/rabbitmq"
+	"st2ha/internal/backend/redis"
 	"st2ha/internal/backendtest"
 	"st2ha/internal/incident"
-	"st2ha/internal/mongodb"
+	mongoclient "st2ha/internal/mongodb"
 	"st2ha/internal/probe"
-	"st2ha/internal/rabbitmq"
-	"st2ha/internal/redis"
+	rabbitclient "st2ha/internal/rabbitmq"
+	redisclient "st2ha/internal/redis"
 	"st2ha/internal/watch"
 )
 
@@ -32,17 +36,17 @@ const (
 func footprintMain() {
 	n, _ := strconv.Atoi(os.Getenv("ST2HA_TEST_ENDPOINTS"))
 	coordinator, broker, mongod := os.Getenv("ST2HA_TEST_REDIS"), os.Getenv("ST2HA_TEST_BROKER"), os.Getenv("ST2HA_TEST_MONGOD")
-	p := watch.NewProber("n1", watch.Config{}, slog.New(slog.DiscardHandler))
+	p := watch.NewProber("n1", backend.Config{}, slog.New(slog.DiscardHandler))
 	p.Begin("sensor", nil, func(incident.Event) {})
 	var endpoints []probe.Endpoint
 	for i := range n {
-		e := probe.Endpoint{Backend: "redis", Name: fmt.Sprint(i), Watch: watch.WatchRedis(watch.RedisSettings{Server: redis.Server{Addr: coordinator}})}
+		e := probe.Endpoint{Backend: "redis", Name: fmt.Sprint(i), Watch: redis.Watch(redis.Settings{Server: redisclient.Server{Addr: coordinator}})}
 		switch { // a mix if there are others
 		case broker != "" && i%3 == 0:
 			e.Backend = "rabbitmq"
-			e.Watch = watch.WatchRabbitMQ(watch.RabbitMQSettings{Login: rabbitmq.Login{Addr: broker, User: backendtest.User, Password: backendtest.Password, VHost: "/"}})
+			e.Watch = rabbitmq.Watch(rabbitmq.Settings{Login: rabbitclient.Login{Addr: broker, User: backendtest.User, Password: backendtest.Password, VHost: "/"}})
 		case mongod != "" && i%3 == 1:
-			e.Backend, e.Watch = "mongodb", watch.WatchMongoDB(watch.MongoDBSettings{Server: mongodb.Server{URI: "mongodb://" + mongod + "/"}, Addr: mongod})
+			e.Backend, e.Watch = "mongodb", mongodb.Watch(mongodb.Settings{Server: mongoclient.Server{URI: "mongodb://" + mongod + "/"}, Addr: mongod})
 		}
 		endpoints = append(endpoints, e)
 	}

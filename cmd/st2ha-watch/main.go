@@ -10,14 +10,15 @@ import (
 	"os/signal"
 	"syscall"
 
-	"st2ha/internal/watch"
+	"st2ha/internal/backend/mount"
+	"st2ha/internal/memexec"
 )
 
 func main() {
 	if len(os.Args) == 3 && os.Args[1] == "statfs" {
-		os.Exit(watch.Statfs(os.Args[2])) // the child of a mount's probe
+		os.Exit(mount.Statfs(os.Args[2])) // the child of a mount's probe
 	}
-	if err := watch.RunFromMemory(); err != nil {
+	if err := memexec.Run(); err != nil {
 		fmt.Fprintln(os.Stderr, "st2ha-watch:", err) // it works as it is, as long as that file can be read
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

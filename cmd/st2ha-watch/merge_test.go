@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"st2ha/internal/backend"
 	"st2ha/internal/backendtest"
 	"st2ha/internal/incident"
 	"st2ha/internal/probe"
@@ -31,7 +32,7 @@ func TestGivesOneEventAFault(t *testing.T) {
 		acks <- watch.MessageID(bytes.TrimSuffix(line, []byte("\n")))
 		return len(line), nil
 	})
-	metrics := watch.NewProber("n1", watch.Config{}, slog.New(slog.DiscardHandler)).Metrics
+	metrics := watch.NewProber("n1", backend.Config{}, slog.New(slog.DiscardHandler)).Metrics
 	g := &giver{ctx: ctx, out: out, acks: acks, log: slog.New(slog.DiscardHandler), merger: incident.NewMerger(), merged: metrics.Merged}
 	at := time.Now()
 	for _, state := range []incident.State{incident.Down, incident.Up} {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"st2ha/internal/backend"
 	"st2ha/internal/fault"
 	"st2ha/internal/step"
 	"st2ha/internal/watch"
@@ -70,7 +71,7 @@ func run(ctx context.Context, args []string, p process) int {
 }
 
 func (o options) run(ctx context.Context, p process) (int, error) {
-	config, err := watch.ParseConfig(p.getenv("ST2HA_WATCH_CONFIG"))
+	config, err := backend.ParseConfig(p.getenv("ST2HA_WATCH_CONFIG"))
 	if err != nil {
 		return 0, fault.Usage("ST2HA_WATCH_CONFIG: %w", err)
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"st2ha/internal/backend"
 	"st2ha/internal/backendtest"
 	"st2ha/internal/host"
 	"st2ha/internal/incident"
@@ -311,7 +312,7 @@ func TestConfigurationChanges(t *testing.T) {
 		require.NoError(t, os.WriteFile(conf, []byte(text), 0o644))
 	}
 	use(one)
-	p := watch.NewProber("n1", watch.Config{Units: []string{"st2api"}}, slog.New(slog.DiscardHandler))
+	p := watch.NewProber("n1", backend.Config{Units: []string{"st2api"}}, slog.New(slog.DiscardHandler))
 	p.Host = host.NewLocalAt("n1", root)
 	all := make(chan incident.Event, 1000)
 	var ofMongoDB atomic.Int32

@@ -29,6 +29,12 @@ type Backend struct {
 	// read returns a file's contents, or the empty text if it cannot be read.
 	Listeners func(read func(path string) string) []Listener
 
+	// Watching.
+	Endpoints func(ctx context.Context, n *Node) // adds those that the node uses
+	// Learned is what endpoints have said since of others that belong to them, in a
+	// form that tells one state from another; nil where they say nothing.
+	Learned func() string
+
 	// Needed says that no service of StackStorm runs without it, and that an
 	// action's output is stored by it.
 	Needed bool

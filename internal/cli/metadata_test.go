@@ -17,8 +17,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.yaml.in/yaml/v3"
 
+	"st2ha/internal/backend"
 	"st2ha/internal/step"
-	"st2ha/internal/watch"
 )
 
 const pack = "../.."
@@ -346,7 +346,7 @@ func TestConfigSchema(t *testing.T) {
 		}
 	}
 	// The sensor hands those of watching on as they are.
-	config := reflect.TypeFor[watch.Config]()
+	config := reflect.TypeFor[backend.Config]()
 	for i := range config.NumField() {
 		name := config.Field(i).Tag.Get("json")
 		require.Contains(t, settings, name)

@@ -16,6 +16,11 @@ type Mount struct {
 	Pass    int
 }
 
+// ByHand says whether it is mounted only when somebody does so (mount(8), noauto).
+func (m Mount) ByHand() bool {
+	return slices.Contains(m.Options, "noauto") && !slices.Contains(m.Options, "x-systemd.automount")
+}
+
 // mountLine is an entry with the places an edit needs.
 type mountLine struct {
 	Mount

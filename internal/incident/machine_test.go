@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"st2ha/internal/backend/mount"
 	"st2ha/internal/probe"
 )
 
@@ -84,9 +85,9 @@ func TestMachine(t *testing.T) {
 		"two answers are too few, whatever they cover": {
 			[]part{{5 * time.Second, "login", loginLimit, "gssggg"}}, "0.00 up, 5.00 suspect, 10.00 down, 25.00 up"},
 		"a mount that hangs for less than 3 s is not down": {
-			[]part{{time.Second, "mount", probe.Limit{Suspect: 1, DownAfter: 1500 * time.Millisecond}, "gssggg"}}, "0.00 up, 1.00 suspect, 5.00 up"},
+			[]part{{time.Second, "mount", mount.DefaultSettings().Limit, "gssggg"}}, "0.00 up, 1.00 suspect, 5.00 up"},
 		"at its third time-out it is": {
-			[]part{{time.Second, "mount", probe.Limit{Suspect: 1, DownAfter: 1500 * time.Millisecond}, "gsss"}}, "0.00 up, 1.00 suspect, 3.00 down"},
+			[]part{{time.Second, "mount", mount.DefaultSettings().Limit, "gsss"}}, "0.00 up, 1.00 suspect, 3.00 down"},
 		"one probe's good findings don't outweigh another's failure": {
 			[]part{{quarter, "login", loginLimit, "gbb"}, {quarter, "ping", pingLimit, strings.Repeat("g", 30)}, {quarter, "login", loginLimit, "g"}},
 			"0.00 up, 0.25 suspect, 0.50 down, 8.25 up"},

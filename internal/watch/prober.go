@@ -8,9 +8,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync/atomic"
 	"time"
 
+	"st2ha/internal/backend"
+	"st2ha/internal/backend/all"
+	"st2ha/internal/discover"
 	"st2ha/internal/host"
 	"st2ha/internal/incident"
 	"st2ha/internal/rabbitmq"
@@ -23,22 +27,22 @@ const (
 
 // Prober watches the endpoints that this node's configuration names.
 type Prober struct {
-	Config  Config
+	Config  backend.Config
 	Host    host.Host
 	Log     *slog.Logger
 	Metrics *Metrics
 	Watcher *Watcher // since Begin
 
-	node    string // if no address of it is known
-	brokers atomic.Pointer[[]rabbitmq.Login]
-	members *Members
-	logged  map[string]bool // problems
+	node     string // if no address of it is known
+	brokers  atomic.Pointer[[]rabbitmq.Login]
+	backends []backend.Backend
+	logged   map[string]bool // problems
 }
 
 // NewProber watches nothing yet. node is this node's name where no address of it is known.
-func NewProber(node string, config Config, log *slog.Logger) *Prober {
+func NewProber(node string, config backend.Config, log *slog.Logger) *Prober {
 	return &Prober{Config: config, Host: host.NewLocal(node), Log: log, Metrics: newMetrics(),
-		node: node, members: NewMembers(), logged: map[string]bool{}}
+		node: node, backends: all.Backends(), logged: map[string]bool{}}
 }
 
 // Filter passes to put what is to become a trigger.
@@ -59,7 +63,11 @@ func (p *Prober) Filter(open []incident.Incident, put func(incident.Event)) func
 // Begin makes the watcher whose events go to event. source is what they say
 // they come from, open the incidents of a former run.
 func (p *Prober) Begin(source string, open []incident.Incident, event func(incident.Event)) {
-	set := incident.NewSet(source, p.Config.Rules())
+	rules := incident.DefaultRules()
+	if d := p.Config.UpFor(); d > 0 {
+		rules.UpFor = d
+	}
+	set := incident.NewSet(source, rules)
 	set.Restore(open)
 	p.Watcher = NewWatcher(set, func(e incident.Event) {
 		p.Metrics.changed(e)
@@ -70,11 +78,19 @@ func (p *Prober) Begin(source string, open []incident.Incident, event func(incid
 
 // Heard is what endpoints have said of others that belong to them, in a form
 // that tells one state from another.
-func (p *Prober) Heard() string { return p.members.String() }
+func (p *Prober) Heard() string {
+	var heard []string
+	for _, b := range p.backends {
+		if b.Learned != nil {
+			heard = append(heard, b.Learned())
+		}
+	}
+	return strings.Join(heard, "\n")
+}
 
 // Find finds the endpoints, and logs each problem once.
-func (p *Prober) Find(ctx context.Context) (found Found) {
-	found = Find(ctx, p.Host, p.Config, p.members)
+func (p *Prober) Find(ctx context.Context) (found discover.Found) {
+	found = discover.Find(ctx, p.Host, p.Config, p.backends)
 	for _, err := range found.Problems {
 		if text := err.Error(); !p.logged[text] {
 			p.logged[text] = true
@@ -125,7 +141,7 @@ func (p *Prober) loop(ctx context.Context) {
 // files, and the members that a replica set names.
 func (p *Prober) fingerprint(ctx context.Context) [sha256.Size]byte {
 	sum := sha256.New()
-	for _, name := range Files() {
+	for _, name := range discover.Files() {
 		f, err := p.Host.ReadFile(ctx, name)
 		fmt.Fprintf(sum, "%s %d %q %v\n", name, len(f.Data), f.Data, err)
 	}

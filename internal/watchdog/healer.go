@@ -8,13 +8,13 @@ import (
 	"time"
 
 	backends "st2ha/internal/backend/all"
+	"st2ha/internal/backend/st2"
 	"st2ha/internal/heal"
 	"st2ha/internal/host"
 	"st2ha/internal/incident"
 	"st2ha/internal/probe"
 	"st2ha/internal/service"
 	"st2ha/internal/step"
-	"st2ha/internal/watch"
 )
 
 const (
@@ -131,12 +131,12 @@ func healable(s incident.Status, all []incident.Status) bool {
 	if s.Host != "" || s.Answers {
 		return false
 	}
-	if s.Backend != "st2" {
+	if s.Backend != st2.Name {
 		restartable := len(backends.Get(s.Backend).Units) > 0
 		return restartable && (s.Probe == probe.Connection || s.Probe == probe.Ping)
 	}
 	// One worker that cannot publish is restarted by the rule's action; the unit is all of them, with what they have in hand.
-	if s.Probe == watch.ProbeJournal && s.Name == "st2actionrunner" {
+	if s.Probe == st2.ProbeJournal && s.Name == "st2actionrunner" {
 		return false
 	}
 	// Without its backends a service cannot run, and comes back when they do.
@@ -244,7 +244,7 @@ func (h *healer) answersAgain(key probe.Key) bool {
 }
 
 func (h *healer) unit(ctx context.Context, key probe.Key) (string, error) {
-	if key.Backend == "st2" {
+	if key.Backend == st2.Name {
 		return key.Name, nil
 	}
 	return heal.Unit(ctx, h.host, key.Backend)

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"st2ha/internal/backend/mount"
+	nfsserver "st2ha/internal/backend/nfs"
 	"st2ha/internal/fault"
 	"st2ha/internal/heal"
 	"st2ha/internal/incident"
@@ -17,7 +19,6 @@ import (
 	"st2ha/internal/probe"
 	"st2ha/internal/stackstorm"
 	"st2ha/internal/step"
-	"st2ha/internal/watch"
 )
 
 const (
@@ -53,7 +54,7 @@ func (m *mender) ruleTime(after time.Duration) {
 }
 
 // exportsKey is the account of what this node exports; it is no endpoint.
-func exportsKey() probe.Key { return probe.Key{Backend: "nfs", Name: "exports"} }
+func exportsKey() probe.Key { return probe.Key{Backend: nfsserver.Name, Name: "exports"} }
 
 // mendAll begins what is overdue.
 func (m *mender) mendAll(ctx context.Context, all []incident.Status, now time.Time) {
@@ -73,7 +74,7 @@ func (m *mender) mendAll(ctx context.Context, all []incident.Status, now time.Ti
 // overdue says whether a mount has been missing for so long that no rule mends
 // it. One that hangs is not touched: it heals itself.
 func (m *mender) overdue(ctx context.Context, s incident.Status, now time.Time) bool {
-	if s.Backend != "mount" || s.State != incident.Down || s.Reason != watch.NotMounted {
+	if s.Backend != mount.Name || s.State != incident.Down || s.Reason != mount.NotMounted {
 		delete(m.since, s.Key)
 		return false
 	}
@@ -87,7 +88,7 @@ func (m *mender) overdue(ctx context.Context, s incident.Status, now time.Time) 
 // left is how long an endpoint is left to a rule. Packs are left for less: the
 // rule's own action lies there, so this node's runners cannot run it.
 func (m *mender) left(ctx context.Context, s incident.Status) time.Duration {
-	if s.Backend == "mount" {
+	if s.Backend == mount.Name {
 		if conf, _ := stackstorm.LookAtConf(ctx, m.host); conf != nil { // an odd line costs that line
 			for _, packs := range conf.PackDirs() {
 				if rel, err := filepath.Rel(s.Name, packs); err == nil && filepath.IsLocal(rel) {

@@ -17,13 +17,14 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"st2ha/internal/backend"
+	"st2ha/internal/backend/mount"
 	"st2ha/internal/heal"
 	"st2ha/internal/host"
 	"st2ha/internal/incident"
 	"st2ha/internal/probe"
 	"st2ha/internal/step"
 	"st2ha/internal/testenv"
-	"st2ha/internal/watch"
 )
 
 // content is a node that mounts a directory and exports one. Its systemd and
@@ -128,7 +129,7 @@ func TestWatchdogMendsContent(t *testing.T) {
 	t.Parallel()
 	c := newContent(t)
 	began := time.Now()
-	d := runWatchdog(t, c, watch.Config{}, func(w *Watchdog) { w.RuleTime = 3 * time.Second })
+	d := runWatchdog(t, c, backend.Config{}, func(w *Watchdog) { w.RuleTime = 3 * time.Second })
 	defer func() { t.Log(d.said.String()) }()
 	require.Eventually(t, func() bool { return c.did(mounts) }, 20*time.Second, 50*time.Millisecond)
 	assert.Greater(t, time.Since(began), 3*time.Second, "a rule is given its time")
@@ -154,7 +155,7 @@ func TestPacksAreLeftToARuleForLess(t *testing.T) {
 	require.NoError(t, os.MkdirAll(c.Path("/etc/st2"), 0o755))
 	m := newHealer(c, nil, slog.New(slog.DiscardHandler)).mender
 	mount := func(dir string) incident.Status {
-		return incident.Status{Key: probe.Key{Backend: "mount", Name: dir}, State: incident.Down, Reason: watch.NotMounted}
+		return incident.Status{Key: probe.Key{Backend: "mount", Name: dir}, State: incident.Down, Reason: mount.NotMounted}
 	}
 	for _, tc := range []struct {
 		conf, dir string
@@ -212,7 +213,7 @@ func TestWatchdogLeavesContentAlone(t *testing.T) {
 			c := newContent(t)
 			c.withdraw()
 			prepare(t, c)
-			d := runWatchdog(t, c, watch.Config{}, func(w *Watchdog) { w.RuleTime = time.Second })
+			d := runWatchdog(t, c, backend.Config{}, func(w *Watchdog) { w.RuleTime = time.Second })
 			time.Sleep(5 * time.Second)
 			d.stop()
 			c.mu.Lock()

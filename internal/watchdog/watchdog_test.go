@@ -19,6 +19,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"st2ha/internal/backend"
+	"st2ha/internal/backend/st2"
 	"st2ha/internal/backendtest"
 	"st2ha/internal/heal"
 	"st2ha/internal/host"
@@ -136,9 +138,9 @@ func (n *node) restarts() int {
 }
 
 // config is that of a node with a Redis and a broker.
-func config(redis, broker string) watch.Config {
+func config(redis, broker string) backend.Config {
 	login := "amqp://stackstorm:p%40ss%2Fw%25rd@" + broker + "/"
-	return watch.Config{Redis: "redis://" + redis, RabbitMQ: login, MongoDB: "mongodb://127.0.0.1:1/", SuspectEvents: true}
+	return backend.Config{Redis: "redis://" + redis, RabbitMQ: login, MongoDB: "mongodb://127.0.0.1:1/", SuspectEvents: true}
 }
 
 // dog is a watchdog at work.
@@ -147,7 +149,7 @@ type dog struct {
 	stop func()
 }
 
-func runWatchdog(t *testing.T, n host.Host, c watch.Config, change ...func(*Watchdog)) *dog {
+func runWatchdog(t *testing.T, n host.Host, c backend.Config, change ...func(*Watchdog)) *dog {
 	t.Helper()
 	d := &dog{}
 	p := watch.NewProber("n1", c, slog.New(slog.NewTextHandler(&d.said, nil)))
@@ -267,7 +269,7 @@ func TestWatchdogLeavesAlone(t *testing.T) {
 			require.NoError(t, restart(redis))
 			n := newNode(t, redis)
 			c.prepare(t, n)
-			d := runWatchdog(t, n, watch.Config{Redis: "redis://" + redis.Addr, SuspectEvents: true})
+			d := runWatchdog(t, n, backend.Config{Redis: "redis://" + redis.Addr, SuspectEvents: true})
 			redis.Kill()
 			require.Eventually(t, func() bool { return bytes.Contains([]byte(d.said.String()), []byte("state=down")) }, 20*time.Second, 20*time.Millisecond)
 			time.Sleep(2500 * time.Millisecond)
@@ -293,7 +295,7 @@ func TestHealable(t *testing.T) {
 	assert.False(t, healable(down("rabbitmq", func(s *incident.Status) { s.Probe = probe.Alarm }), nil), "a restart frees no memory")
 	backends := []incident.Status{{Key: probe.Key{Backend: "mongodb"}, State: incident.Up}, {Key: probe.Key{Backend: "rabbitmq"}, State: incident.Up}}
 	mute := func(unit string) incident.Status {
-		return incident.Status{Key: probe.Key{Backend: "st2", Name: unit}, State: incident.Down, Probe: watch.ProbeJournal}
+		return incident.Status{Key: probe.Key{Backend: "st2", Name: unit}, State: incident.Down, Probe: st2.ProbeJournal}
 	}
 	assert.True(t, healable(mute("st2scheduler"), backends))
 	assert.False(t, healable(mute("st2scheduler"), nil), "its backends first")

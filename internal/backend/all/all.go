@@ -6,6 +6,7 @@ import (
 
 	"st2ha/internal/backend"
 	"st2ha/internal/backend/mongodb"
+	"st2ha/internal/backend/mount"
 	"st2ha/internal/backend/nfs"
 	"st2ha/internal/backend/rabbitmq"
 	"st2ha/internal/backend/redis"
@@ -20,6 +21,7 @@ func Backends() []backend.Backend {
 		redis.New(),
 		st2.New(),
 		nfs.New(),
+		mount.New(),
 	}
 }
 

@@ -5,11 +5,14 @@ import (
 	"context"
 	"strconv"
 	"strings"
+	"time"
 
 	"st2ha/internal/backend"
 	"st2ha/internal/confedit"
 	"st2ha/internal/host"
 	client "st2ha/internal/mongodb"
+	"st2ha/internal/probe"
+	"st2ha/internal/secure"
 	"st2ha/internal/stackstorm"
 )
 
@@ -18,6 +21,7 @@ const Name = "mongodb"
 
 // New describes MongoDB.
 func New() backend.Backend {
+	members := NewMembers()
 	return backend.Backend{
 		Name:      Name,
 		Units:     client.Units(),
@@ -26,6 +30,8 @@ func New() backend.Backend {
 		Port:      strconv.Itoa(client.DefaultPort),
 		Servers:   servers,
 		Listeners: listeners,
+		Endpoints: func(ctx context.Context, n *backend.Node) { endpoints(ctx, n, members) },
+		Learned:   members.String,
 		Needed:    true,
 	}
 }
@@ -37,6 +43,38 @@ func servers(conf *stackstorm.Conf) []string {
 		return nil
 	}
 	return db.Servers
+}
+
+// endpoints are the servers of the pack's configuration, or of [database], and
+// the members that those have named.
+func endpoints(ctx context.Context, n *backend.Node, members *Members) {
+	var server client.Server
+	var servers []string
+	switch {
+	case n.Config.MongoDB != "":
+		var err error
+		server = ParseURI(n.Config.MongoDB, n.Contents)
+		servers, err = ParseServers(server.URI)
+		n.Problem(err)
+	case n.Conf != nil:
+		db, err := n.Conf.Database()
+		if err != nil {
+			n.Problem(err)
+			return
+		}
+		server, servers = db.Server, db.Servers
+	}
+	timing := n.Config.Timing()
+	for _, addr := range servers {
+		n.Add(ctx, Name, addr, Watch(Settings{Server: server, Addr: addr, Timing: timing, Members: members}))
+	}
+	for _, m := range members.Of(servers) {
+		looking, cancel := context.WithTimeout(ctx, time.Second) // its name may be known to nobody here
+		n.Add(looking, Name, m.Addr, resolved(m.Addr, func(d secure.ContextDialer) probe.Func {
+			return Watch(Settings{Server: server, Addr: m.Addr, Arbiter: m.Arbiter, Dialer: d, Timing: timing})
+		}))
+		cancel()
+	}
 }
 
 // listeners reads mongod's configuration, in either of its formats.

@@ -3,6 +3,7 @@ package rabbitmq
 
 import (
 	"context"
+	"fmt"
 	"strconv"
 	"strings"
 
@@ -26,6 +27,7 @@ func New() backend.Backend {
 		Port:      strconv.Itoa(client.DefaultPort),
 		Servers:   servers,
 		Listeners: listeners,
+		Endpoints: endpoints,
 		Needed:    true,
 	}
 }
@@ -41,6 +43,30 @@ func servers(conf *stackstorm.Conf) []string {
 		all = append(all, l.Addr)
 	}
 	return all
+}
+
+// Logins are those of the pack's configuration, or of [messaging].
+func Logins(n *backend.Node) ([]client.Login, error) {
+	if n.Config.RabbitMQ != "" {
+		logins, err := n.Conf.MessagingLogins(strings.Split(n.Config.RabbitMQ, ","))
+		if err != nil {
+			err = fmt.Errorf("watch_rabbitmq_urls: %w", err)
+		}
+		return logins, err
+	}
+	if n.Conf == nil {
+		return nil, nil
+	}
+	return n.Conf.Brokers()
+}
+
+// endpoints are the nodes of the broker.
+func endpoints(ctx context.Context, n *backend.Node) {
+	logins, err := Logins(n)
+	n.Problem(err)
+	for _, l := range logins {
+		n.Add(ctx, Name, l.Addr, Watch(Settings{Login: l, Timing: n.Config.Timing()}))
+	}
 }
 
 // listeners reads rabbitmq.conf and rabbitmq-env.conf.

@@ -3,6 +3,7 @@ package redis
 
 import (
 	"context"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -25,6 +26,7 @@ func New() backend.Backend {
 		Port:      client.Port,
 		Servers:   servers,
 		Listeners: listeners,
+		Endpoints: endpoints,
 	}
 }
 
@@ -35,6 +37,30 @@ func servers(conf *stackstorm.Conf) []string {
 		return nil
 	}
 	return []string{server.Addr}
+}
+
+// endpoints are the server of the pack's configuration, or of [coordination].
+func endpoints(ctx context.Context, n *backend.Node) {
+	text := n.Config.Redis
+	if text == "" {
+		if n.Conf == nil {
+			return
+		}
+		text = n.Conf.Coordination()
+		// Other coordinators are none of what is watched.
+		if u, err := url.Parse(text); err == nil && u.Scheme != "redis" && u.Scheme != "rediss" {
+			return
+		}
+	}
+	server, err := client.ParseURL(text)
+	if err != nil {
+		n.Problem(err)
+		return
+	}
+	if server.TLS != nil {
+		server.TLS.Read = n.Contents
+	}
+	n.Add(ctx, Name, server.Addr, Watch(Settings{Server: server, Timing: n.Config.Timing()}))
 }
 
 // listeners reads redis.conf where distributions have it.

@@ -1,4 +1,4 @@
-package watch
+package all_test
 
 import (
 	"math"

@@ -1,9 +1,10 @@
-package watch
+package st2
 
 import (
 	"context"
 	"fmt"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,6 +21,11 @@ import (
 	"st2ha/internal/rabbitmq"
 	"st2ha/internal/stackstorm"
 )
+
+var shared = &backendtest.Shared{}
+
+// TestMain ends the tests' servers.
+func TestMain(m *testing.M) { os.Exit(shared.Run(m)) }
 
 // node is this machine with a systemd that says what the test wants: the
 // machine of the tests need not have one. The form is systemctl's.
@@ -91,14 +97,14 @@ func newNode() *node {
 		"st2actionrunner": "active/exited", "st2actionrunner@1": "active/running", "st2actionrunner@2": "active/running"}}
 }
 
-func unitSettings(n *node) UnitsSettings {
-	return UnitsSettings{Host: n, Units: []string{"st2api", "st2scheduler", "st2actionrunner"}, Every: 20 * time.Millisecond}
+func unitSettings(n *node) Settings {
+	return Settings{Host: n, Units: []string{"st2api", "st2scheduler", "st2actionrunner"}, Every: 20 * time.Millisecond}
 }
 
 func TestUnits(t *testing.T) {
 	check := backendtest.NoLeaks(t)
 	n := newNode()
-	endpoints := UnitEndpoints(unitSettings(n))
+	endpoints := Endpoints(unitSettings(n))
 	require.Len(t, endpoints, 3)
 	watches := map[string]*probetest.Watched{}
 	for _, e := range endpoints {
@@ -138,7 +144,7 @@ func TestMuteUnit(t *testing.T) {
 	s := unitSettings(n)
 	s.JournalEvery = 20 * time.Millisecond
 	watches := map[string]*probetest.Watched{}
-	for _, e := range UnitEndpoints(s) {
+	for _, e := range Endpoints(s) {
 		watches[e.Name] = probetest.Start(t, e.Watch)
 	}
 	set := func(unit, invocation string) {
@@ -165,7 +171,7 @@ func TestUnitsShareOneCall(t *testing.T) {
 		n := newNode()
 		s := unitSettings(n)
 		s.Every = 100 * time.Millisecond
-		for _, e := range UnitEndpoints(s) {
+		for _, e := range Endpoints(s) {
 			probetest.Start(t, e.Watch)
 		}
 		time.Sleep(time.Second)
@@ -176,7 +182,7 @@ func TestUnitsShareOneCall(t *testing.T) {
 
 func TestConsumers(t *testing.T) {
 	broker := shared.Broker(t)
-	l := brokerLogin(broker.Addr)
+	l := probetest.BrokerLogin(broker.Addr)
 	conn, err := rabbitmq.Dial(t.Context(), &net.Dialer{}, l)
 	require.NoError(t, err)
 	defer conn.Close()
@@ -190,13 +196,13 @@ func TestConsumers(t *testing.T) {
 	}
 
 	check := backendtest.NoLeaks(t)
-	p := newProxy(t, broker.Addr)
+	p := probetest.NewProxy(t, broker.Addr)
 	l.Addr = p.Addr
 	n := newNode()
 	s := unitSettings(n)
 	s.Login, s.Prefix, s.Deadline = l, "lab", 300*time.Millisecond
 	watches := map[string]*probetest.Watched{}
-	for _, e := range UnitEndpoints(s) {
+	for _, e := range Endpoints(s) {
 		watches[e.Name] = probetest.Start(t, e.Watch)
 	}
 	runner := watches["st2actionrunner"]
@@ -224,7 +230,7 @@ func TestConsumers(t *testing.T) {
 // rules engines did after their database had been away. The heartbeats of its connection are no progress.
 func TestStuckConsumer(t *testing.T) {
 	broker := shared.Broker(t)
-	l := brokerLogin(broker.Addr)
+	l := probetest.BrokerLogin(broker.Addr)
 	_, text, err := net.SplitHostPort(broker.Addr)
 	require.NoError(t, err)
 	port, err := strconv.Atoi(text)
@@ -232,7 +238,7 @@ func TestStuckConsumer(t *testing.T) {
 	url := stackstorm.MessagingURL(backendtest.User, backendtest.Password, "127.0.0.1", port, "/")
 	n := newNode()
 	n.owners, n.units = map[string]int{}, map[string]string{}
-	s := UnitsSettings{Host: n, Login: l, Prefix: "stuck", Every: time.Second, StuckAfter: 4 * time.Second}
+	s := Settings{Host: n, Login: l, Prefix: "stuck", Every: time.Second, StuckAfter: 4 * time.Second}
 	consumers := map[string]*backendtest.Consumer{}
 	for i, unit := range []string{"st2rulesengine", "st2notifier", "st2scheduler"} {
 		queue := "stuck." + stackstorm.Queues(unit)[0]
@@ -267,7 +273,7 @@ func TestStuckConsumer(t *testing.T) {
 	defer func() { close(stop); <-busy }()
 
 	watches := map[string]*probetest.Watched{}
-	for _, e := range UnitEndpoints(s) {
+	for _, e := range Endpoints(s) {
 		watches[e.Name] = probetest.Start(t, e.Watch)
 	}
 	began := time.Now()

@@ -1,4 +1,4 @@
-package watch
+package nfs
 
 import (
 	"context"
@@ -16,8 +16,8 @@ import (
 	"st2ha/internal/wait"
 )
 
-// NFSSettings are the paces of the probes of an NFS server.
-type NFSSettings struct {
+// Settings are the paces of the probes of an NFS server.
+type Settings struct {
 	Interval       time.Duration // from one NULL call to the next
 	Timeout        time.Duration // for the answer, and for a connection
 	Limit          probe.Limit   // of NULL calls without an answer
@@ -29,10 +29,10 @@ type NFSSettings struct {
 	Version3 func(export string) bool
 }
 
-// DefaultNFSSettings answer for a server in the same data centre: an idle one
+// DefaultSettings answer for a server in the same data centre: an idle one
 // takes a hundredth of Timeout.
-func DefaultNFSSettings() NFSSettings {
-	return NFSSettings{
+func DefaultSettings() Settings {
+	return Settings{
 		Interval:       250 * time.Millisecond,
 		Timeout:        250 * time.Millisecond,
 		Limit:          probe.Limit{Suspect: 2, DownAfter: 3 * time.Second},
@@ -42,20 +42,20 @@ func DefaultNFSSettings() NFSSettings {
 	}
 }
 
-// NFSServer watches the NFS server at addr (host:port) over a connection that
+// Watch watches the NFS server at addr (host:port) over a connection that
 // it holds. The probe "ping" is the NULL call, or the connection refused; the
 // probe "export PATH" walks to each of the exports by NFSv4.0, on the same
 // connection. One that ends is dialled anew at once: the server's host resets
 // the connections of a process that ends, and refuses new ones.
-func NFSServer(addr string, exports []string, s NFSSettings) probe.Func {
+func Watch(addr string, exports []string, s Settings) probe.Func {
 	return func(ctx context.Context, report func(probe.Observation)) {
-		w := &nfsServer{addr: addr, exports: exports, NFSSettings: s, report: report}
+		w := &nfsServer{addr: addr, exports: exports, Settings: s, report: report}
 		w.run(ctx)
 	}
 }
 
 type nfsServer struct {
-	NFSSettings
+	Settings
 	addr    string
 	exports []string
 	report  func(probe.Observation)

@@ -1,58 +1,31 @@
-package watch
+package mongodb
 
 import (
-	"context"
-	"net"
-	"net/url"
+	"os"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"go.mongodb.org/mongo-driver/bson"
-	"go.mongodb.org/mongo-driver/mongo"
 
 	"st2ha/internal/backendtest"
-	"st2ha/internal/mongodb"
+	client "st2ha/internal/mongodb"
 	"st2ha/internal/probe"
 	"st2ha/internal/probe/probetest"
 )
 
-func mongoURI(user string) string {
-	u := url.URL{Scheme: "mongodb", Host: "primary.example:27017,secondary.example", Path: "/st2",
-		User: url.UserPassword(user, backendtest.Password), RawQuery: "authSource=st2"}
-	return u.String()
-}
+var shared = &backendtest.Shared{}
 
-// newMongod starts a mongod with authorization and two users.
-func newMongod(t testing.TB) *backendtest.Server {
-	dir, mongod := t.TempDir(), shared.Mongod(t)
-	s, err := backendtest.NewMongod(mongod, dir, false)
-	require.NoError(t, err)
-	for _, user := range []string{backendtest.User, "other"} {
-		mongoRun(t, "mongodb://"+s.Addr, s.Addr, bson.D{{Key: "createUser", Value: user}, {Key: "pwd", Value: backendtest.Password}, {Key: "roles", Value: bson.A{}}})
-	}
-	s.Kill()
-	s, err = backendtest.NewMongod(mongod, dir, true)
-	require.NoError(t, err)
-	t.Cleanup(func() { s.Kill() })
-	return s
-}
-
-func mongoRun(t testing.TB, uri, addr string, command bson.D) {
-	t.Helper()
-	client, err := mongo.Connect(t.Context(), mongodb.Options(&net.Dialer{}, mongodb.Server{URI: uri}, addr))
-	require.NoError(t, err)
-	defer func() { _ = client.Disconnect(context.Background()) }()
-	require.NoError(t, client.Database("st2").RunCommand(t.Context(), command).Err())
-}
+// TestMain ends the tests' servers.
+func TestMain(m *testing.M) { os.Exit(shared.Run(m)) }
 
 func TestMongoDBUserDropped(t *testing.T) {
 	t.Parallel()
-	s := newMongod(t)
-	w := probetest.Start(t, WatchMongoDB(MongoDBSettings{Server: mongodb.Server{URI: mongoURI("other")}, Addr: s.Addr, Timing: probe.Timing{LoginEvery: 500 * time.Millisecond}}))
+	s := probetest.NewMongod(t, shared)
+	w := probetest.Start(t, Watch(Settings{Server: client.Server{URI: probetest.MongoURI("other")}, Addr: s.Addr, Timing: probe.Timing{LoginEvery: 500 * time.Millisecond}}))
 	w.Is(probe.Login, probe.Good, "")
 	w.Is(probe.Ping, probe.Good, "")
-	mongoRun(t, mongoURI(backendtest.User), s.Addr, bson.D{{Key: "dropUser", Value: "other"}})
+	probetest.MongoRun(t, probetest.MongoURI(backendtest.User), s.Addr, bson.D{{Key: "dropUser", Value: "other"}})
 	w.Is(probe.Login, probe.Bad, "login refused: user other")
 	o := w.Is(probe.Login, probe.Bad, "login refused: user other")
 	require.Equal(t, probe.Limit{Suspect: 1, Down: 2}, o.Limit)
@@ -60,17 +33,17 @@ func TestMongoDBUserDropped(t *testing.T) {
 }
 
 func TestMongoDBServers(t *testing.T) {
-	servers, err := MongoDBServers(mongoURI("u"))
+	servers, err := ParseServers(probetest.MongoURI("u"))
 	require.NoError(t, err)
 	require.Equal(t, []string{"primary.example:27017", "secondary.example:27017"}, servers)
-	servers, err = MongoDBServers("mongodb://[::1],a:1")
+	servers, err = ParseServers("mongodb://[::1],a:1")
 	require.NoError(t, err)
 	require.Equal(t, []string{"[::1]:27017", "a:1"}, servers)
 	for _, uri := range []string{"", "mongodb://", "http://a", "mongodb://u:" + backendtest.Password + "@a/st2"} {
-		_, err := MongoDBServers(uri)
+		_, err := ParseServers(uri)
 		require.Error(t, err, uri)
 		require.NotContains(t, err.Error(), "p@ss")
-		w := probetest.Start(t, WatchMongoDB(MongoDBSettings{Server: mongodb.Server{URI: uri}, Addr: "127.0.0.1:1"}))
+		w := probetest.Start(t, Watch(Settings{Server: client.Server{URI: uri}, Addr: "127.0.0.1:1"}))
 		w.Is(probe.Connection, probe.Unknown, "the URI of MongoDB cannot be read…")
 		w.End()
 	}

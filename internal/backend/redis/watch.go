@@ -1,4 +1,4 @@
-package watch
+package redis
 
 import (
 	"context"
@@ -7,20 +7,20 @@ import (
 	"strings"
 
 	"st2ha/internal/probe"
-	"st2ha/internal/redis"
+	client "st2ha/internal/redis"
 	"st2ha/internal/secure"
 )
 
-// RedisSettings is one Redis server, and how it is watched.
-type RedisSettings struct {
-	redis.Server
+// Settings is one Redis server, and how it is watched.
+type Settings struct {
+	client.Server
 	Dialer secure.ContextDialer // from where; this machine if nil
 	probe.Timing
 }
 
-// WatchRedis watches a server by a held connection, with a PING on it, and by
+// Watch watches a server by a held connection, with a PING on it, and by
 // fresh logins that write a key.
-func WatchRedis(s RedisSettings) probe.Func {
+func Watch(s Settings) probe.Func {
 	s.Timing = s.WithDefaults()
 	if s.Dialer == nil {
 		s.Dialer = &net.Dialer{}
@@ -33,8 +33,8 @@ func WatchRedis(s RedisSettings) probe.Func {
 }
 
 // login writes as StackStorm's locks do: a server that only reads answers PING.
-func (s *RedisSettings) login(ctx context.Context) error {
-	conn, err := redis.Dial(ctx, s.Dialer, s.Server)
+func (s *Settings) login(ctx context.Context) error {
+	conn, err := client.Dial(ctx, s.Dialer, s.Server)
 	if err != nil {
 		return s.finding(err)
 	}
@@ -45,12 +45,12 @@ func (s *RedisSettings) login(ctx context.Context) error {
 
 // redisSession is a connection that is held.
 type redisSession struct {
-	*redis.Conn
-	settings *RedisSettings
+	*client.Conn
+	settings *Settings
 }
 
-func (s *RedisSettings) open(ctx context.Context) (probe.Session, error) {
-	conn, err := redis.Dial(ctx, s.Dialer, s.Server)
+func (s *Settings) open(ctx context.Context) (probe.Session, error) {
+	conn, err := client.Dial(ctx, s.Dialer, s.Server)
 	if err != nil {
 		return nil, s.finding(err)
 	}
@@ -63,10 +63,10 @@ func (r *redisSession) Ping(ctx context.Context) (string, error) {
 	return "", r.settings.finding(err)
 }
 
-// finding puts an error that the server replied in words (redis.conf; Redis,
+// finding puts an error that the server replied in words (client.conf; Redis,
 // "Error replies"); any other error stays as it is.
-func (s *RedisSettings) finding(err error) error {
-	var said *redis.ReplyError
+func (s *Settings) finding(err error) error {
+	var said *client.ReplyError
 	if !errors.As(err, &said) {
 		return err
 	}

@@ -1,4 +1,4 @@
-package watch
+package mongodb
 
 import (
 	"context"
@@ -13,9 +13,10 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.mongodb.org/mongo-driver/bson"
 
+	"st2ha/internal/backend"
 	"st2ha/internal/host"
 	"st2ha/internal/incident"
-	"st2ha/internal/mongodb"
+	client "st2ha/internal/mongodb"
 	"st2ha/internal/probe"
 	"st2ha/internal/probe/probetest"
 	"st2ha/internal/secure"
@@ -77,13 +78,14 @@ func TestMembersAreWatched(t *testing.T) {
 		return bson.D{{Key: "setName", Value: "rs0"}, {Key: "isWritablePrimary", Value: true}, {Key: "primary", Value: addr}, {Key: "me", Value: addr},
 			{Key: "hosts", Value: bson.A{addr, second, "nobody.invalid:27017"}}, {Key: "arbiters", Value: bson.A{"127.0.0.1:1"}}}
 	})
-	c, members := Config{MongoDB: "mongodb://" + first + "/st2"}, NewMembers()
-	w := probetest.Start(t, WatchMongoDB(MongoDBSettings{Server: mongodb.Server{URI: c.MongoDB}, Addr: first, Members: members}))
+	c, members := backend.Config{MongoDB: "mongodb://" + first + "/st2"}, NewMembers()
+	w := probetest.Start(t, Watch(Settings{Server: client.Server{URI: c.MongoDB}, Addr: first, Members: members}))
 	w.Is(probe.Ping, probe.Good, "primary of rs0")
 	w.End()
 	require.Equal(t, []Member{{"127.0.0.1:1", true}, {second, false}, {"nobody.invalid:27017", false}}, members.Of([]string{first}))
 
-	found := Find(t.Context(), host.NewLocalAt("n1", t.TempDir()), c, members)
+	found := &backend.Node{Host: host.NewLocalAt("n1", t.TempDir()), Config: c}
+	endpoints(t.Context(), found, members)
 	watched := map[string]probe.Func{}
 	for _, e := range found.Endpoints {
 		if e.Backend == "mongodb" {
@@ -120,7 +122,7 @@ func TestArbiterIsNotLoggedInTo(t *testing.T) {
 	addr := setMember(t, func(addr string) bson.D {
 		return bson.D{{Key: "setName", Value: "rs0"}, {Key: "arbiterOnly", Value: true}, {Key: "primary", Value: "x:1"}}
 	})
-	w := probetest.Start(t, WatchMongoDB(MongoDBSettings{Server: mongodb.Server{URI: "mongodb://u:p@" + addr}, Addr: addr, Arbiter: true, Timing: probe.Timing{LoginEvery: 50 * time.Millisecond}}))
+	w := probetest.Start(t, Watch(Settings{Server: client.Server{URI: "mongodb://u:p@" + addr}, Addr: addr, Arbiter: true, Timing: probe.Timing{LoginEvery: 50 * time.Millisecond}}))
 	w.Is(probe.Ping, probe.Good, "arbiter of rs0")
 	time.Sleep(500 * time.Millisecond)
 	w.End()

@@ -1,4 +1,4 @@
-package watch
+package all_test
 
 import (
 	"net"
@@ -7,13 +7,16 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"st2ha/internal/backend/mongodb"
+	"st2ha/internal/backend/rabbitmq"
+	"st2ha/internal/backend/redis"
 	"st2ha/internal/backendtest"
-	"st2ha/internal/mongodb"
+	mongoclient "st2ha/internal/mongodb"
 	"st2ha/internal/probe"
 	"st2ha/internal/probe/probetest"
-	"st2ha/internal/rabbitmq"
+	rabbitclient "st2ha/internal/rabbitmq"
 	"st2ha/internal/reach"
-	"st2ha/internal/redis"
+	redisclient "st2ha/internal/redis"
 	"st2ha/internal/rpcping"
 )
 
@@ -23,14 +26,17 @@ func TestClassifyOfEachBackend(t *testing.T) {
 	nowhere := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)}}
 	for name, open := range map[string]func(d *net.Dialer, addr string) error{
 		"mongodb": func(d *net.Dialer, addr string) error {
-			return mongodb.Login(t.Context(), d, mongodb.Server{URI: "mongodb://" + addr}, addr, "admin")
+			return mongoclient.Login(t.Context(), d, mongoclient.Server{URI: "mongodb://" + addr}, addr, "admin")
 		},
 		"rabbitmq": func(d *net.Dialer, addr string) error {
-			return rabbitmq.Works(t.Context(), d, rabbitmq.Login{Addr: addr, User: "u", Password: "p", VHost: "/"})
+			return rabbitclient.Works(t.Context(), d, rabbitclient.Login{Addr: addr, User: "u", Password: "p", VHost: "/"})
 		},
 		"redis": func(d *net.Dialer, addr string) error {
-			s := RedisSettings{Server: redis.Server{Addr: addr}, Dialer: d}
-			return s.login(t.Context())
+			conn, err := redisclient.Dial(t.Context(), d, redisclient.Server{Addr: addr})
+			if err == nil {
+				conn.Close()
+			}
+			return err
 		},
 	} {
 		for _, tc := range []struct {
@@ -62,10 +68,10 @@ func TestSilentResolver(t *testing.T) {
 		LoginEvery: 100 * time.Millisecond, LoginDeadline: 300 * time.Millisecond}
 	d := &net.Dialer{Resolver: backendtest.SilentResolver(t)}
 	for name, f := range map[string]probe.Func{
-		"mongodb": WatchMongoDB(MongoDBSettings{Server: mongodb.Server{URI: "mongodb://u:p@server.example:1"}, Addr: "server.example:1", Dialer: d, Timing: timing}),
-		"rabbitmq": WatchRabbitMQ(RabbitMQSettings{Login: rabbitmq.Login{Addr: "server.example:1", User: "u", Password: "p", VHost: "/"},
+		"mongodb": mongodb.Watch(mongodb.Settings{Server: mongoclient.Server{URI: "mongodb://u:p@server.example:1"}, Addr: "server.example:1", Dialer: d, Timing: timing}),
+		"rabbitmq": rabbitmq.Watch(rabbitmq.Settings{Login: rabbitclient.Login{Addr: "server.example:1", User: "u", Password: "p", VHost: "/"},
 			Dialer: d, Timing: timing}),
-		"redis": WatchRedis(RedisSettings{Server: redis.Server{Addr: "server.example:1"}, Dialer: d, Timing: timing}),
+		"redis": redis.Watch(redis.Settings{Server: redisclient.Server{Addr: "server.example:1"}, Dialer: d, Timing: timing}),
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -1,4 +1,4 @@
-package watch_test
+package discover_test
 
 import (
 	"context"
@@ -10,8 +10,10 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"st2ha/internal/backend"
+	"st2ha/internal/backend/all"
+	"st2ha/internal/discover"
 	"st2ha/internal/host"
-	"st2ha/internal/watch"
 )
 
 // stackNode is this machine with other files, on which these units are enabled.
@@ -35,7 +37,7 @@ func (n *stackNode) Run(_ context.Context, _ []byte, argv ...string) ([]byte, er
 func TestFind(t *testing.T) {
 	for name, c := range map[string]struct {
 		files    map[string]string
-		config   watch.Config
+		config   backend.Config
 		want     string // endpoints; those on other machines with their host
 		problems []string
 	}{
@@ -66,7 +68,7 @@ func TestFind(t *testing.T) {
 				"rabbitmq 203.0.113.1:5671 on 203.0.113.1, rabbitmq 203.0.113.2:5671 on 203.0.113.2, st2 st2api, st2 st2scheduler", // TLS has a port of its own (kombu/transport/pyamqp.py)
 		},
 		"all by the pack's configuration": {
-			config: watch.Config{MongoDB: "mongodb://203.0.113.1/", RabbitMQ: "amqp://a:p@203.0.113.1/,amqp://a:p@203.0.113.2/",
+			config: backend.Config{MongoDB: "mongodb://203.0.113.1/", RabbitMQ: "amqp://a:p@203.0.113.1/,amqp://a:p@203.0.113.2/",
 				Redis: "rediss://:p@203.0.113.3", NFS: []string{"203.0.113.4:/a", "203.0.113.4:/b"}, Mounts: []string{"/mnt"}, Units: []string{"st2api"}},
 			want: "mongodb 203.0.113.1:27017 on 203.0.113.1, mount /mnt, nfs 203.0.113.4:2049 on 203.0.113.4, rabbitmq 203.0.113.1:5672 on 203.0.113.1, " +
 				"rabbitmq 203.0.113.2:5672 on 203.0.113.2, redis 203.0.113.3:6379 on 203.0.113.3, st2 st2api",
@@ -102,7 +104,7 @@ func TestFind(t *testing.T) {
 					"one-word\n203.0.113.1:/b /b nfs defaults # nightly\n203.0.113.1:/nul\x00 /c nfs\n203.0.113.1:/d /d nfs4\n",
 				"/etc/exports": "/srv *(rw\n/opt/stackstorm/packs *(rw)\n/x \"open\n",
 			},
-			config: watch.Config{MongoDB: "mongodb://203.0.113.9/", RabbitMQ: "amqp://a:p@203.0.113.9/", Units: []string{"st2api"}},
+			config: backend.Config{MongoDB: "mongodb://203.0.113.9/", RabbitMQ: "amqp://a:p@203.0.113.9/", Units: []string{"st2api"}},
 			want: "mongodb 203.0.113.9:27017 on 203.0.113.9, mount /b on 203.0.113.1, mount /d on 203.0.113.1, mount /opt/stackstorm/packs on 192.168.0.100, " +
 				"nfs 192.168.0.100:2049 on 192.168.0.100, nfs 203.0.113.1:2049 on 203.0.113.1, nfs localhost:2049, rabbitmq 203.0.113.9:5672 on 203.0.113.9, st2 st2api",
 			problems: []string{"/etc/fstab: line 1: a comment after field 4", "/etc/exports: line 1: "},
@@ -114,7 +116,7 @@ func TestFind(t *testing.T) {
 				require.NoError(t, os.MkdirAll(filepath.Dir(root+path), 0o755))
 				require.NoError(t, os.WriteFile(root+path, []byte(text), 0o644))
 			}
-			found := watch.Find(t.Context(), &stackNode{host.NewLocalAt("n1", root), "st2api st2scheduler"}, c.config, nil)
+			found := discover.Find(t.Context(), &stackNode{host.NewLocalAt("n1", root), "st2api st2scheduler"}, c.config, all.Backends())
 			var got []string
 			for _, e := range found.Endpoints {
 				text := e.Key().String()
@@ -130,17 +132,5 @@ func TestFind(t *testing.T) {
 				assert.NotContains(t, err.Error(), "secret")
 			}
 		})
-	}
-}
-
-func TestParseConfig(t *testing.T) {
-	c, err := watch.ParseConfig(`{"primary": "x", "watch_mongodb_uri": "mongodb://h/", "watch_ping_interval": 0.5, "watch_up_after": 3}`)
-	require.NoError(t, err)
-	assert.Equal(t, "500ms", c.Timing().PingEvery.String())
-	assert.Equal(t, "3s", c.Rules().UpFor.String())
-	for _, text := range []string{`[]`, `{"watch_mongodb_uri": ["mongodb://u:secret@h/"]}`, `{"watch_down_after": -1}`, `{"watch_redis_url": "redis://:secret@h`} {
-		_, err := watch.ParseConfig(text)
-		require.Error(t, err, text)
-		assert.NotContains(t, err.Error(), "secret")
 	}
 }

@@ -1,4 +1,4 @@
-package watch
+package mount
 
 import (
 	"context"
@@ -19,9 +19,9 @@ import (
 // below it is the program's own, such as 2 for a panic.
 const statfsErrno = 64
 
-// Statfs is all that the child process of NFSMount does: statfs(2) on point,
+// Statfs is all that the child process of Watch does: statfs(2) on point,
 // after a byte on stdout that says so. It returns the exit status, which tells
-// NFSMount what came of it.
+// Watch what came of it.
 func Statfs(point string) int {
 	if _, err := os.Stdout.Write([]byte{'\n'}); err != nil {
 		return 1

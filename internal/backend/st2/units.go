@@ -1,4 +1,4 @@
-package watch
+package st2
 
 import (
 	"context"
@@ -24,8 +24,8 @@ const (
 	ProbeJournal   = "journal"   // the unit's own: it says that it cannot publish
 )
 
-// UnitsSettings are the StackStorm units of a node, and how they are watched.
-type UnitsSettings struct {
+// Settings are the StackStorm units of a node, and how they are watched.
+type Settings struct {
 	Host   host.Host
 	Units  []string             // without suffix: st2api, st2actionrunner…
 	Login  rabbitmq.Login       // [messaging] url; without an address no consumers are looked for
@@ -41,9 +41,9 @@ type UnitsSettings struct {
 	JournalEvery time.Duration // between two looks at what the units log; 20 s
 }
 
-// UnitEndpoints returns an endpoint for each unit. They share one call of
+// Endpoints returns an endpoint for each unit. They share one call of
 // systemctl and one connection to the broker, as long as one is watched.
-func UnitEndpoints(s UnitsSettings) []probe.Endpoint {
+func Endpoints(s Settings) []probe.Endpoint {
 	or := func(d *time.Duration, value time.Duration) {
 		if *d == 0 {
 			*d = value
@@ -64,10 +64,10 @@ func UnitEndpoints(s UnitsSettings) []probe.Endpoint {
 	if s.Dialer == nil {
 		s.Dialer = s.Host
 	}
-	u := &units{UnitsSettings: s, reports: map[string]func(probe.Observation){}, active: map[string]bool{}}
+	u := &units{Settings: s, reports: map[string]func(probe.Observation){}, active: map[string]bool{}}
 	var endpoints []probe.Endpoint
 	for _, unit := range s.Units {
-		endpoints = append(endpoints, probe.Endpoint{Backend: "st2", Name: unit, Watch: u.watch(unit)})
+		endpoints = append(endpoints, probe.Endpoint{Backend: Name, Name: unit, Watch: u.watch(unit)})
 	}
 	return endpoints
 }
@@ -83,7 +83,7 @@ func workers(unit string) string {
 
 // units looks at all units at once for those that are watched.
 type units struct {
-	UnitsSettings
+	Settings
 
 	life    sync.Mutex // of the looking: begun by the first watch, ended by the last
 	stop    context.CancelFunc

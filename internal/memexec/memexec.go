@@ -1,4 +1,5 @@
-package watch
+// Package memexec runs a program from a copy of itself in memory.
+package memexec
 
 import (
 	"fmt"
@@ -10,14 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RunFromMemory starts this program anew from a copy in memory, with the same
+// Run starts this program anew from a copy in memory, with the same
 // process id, arguments and environment, when its file lies on another machine:
 // a pack's directory is one of those that a secondary mounts. Otherwise the
 // mount that it has to watch would stop it with the next page of its code, or
 // with the next process that it starts of itself. The copy has the program's
 // name, as ps and pgrep show it. It returns nil when there is nothing to do;
 // after an error the program can go on as it is. Call it first in main.
-func RunFromMemory() error {
+func Run() error {
 	const self = "/proc/self/exe"
 	var stat unix.Statfs_t
 	if err := unix.Statfs(self, &stat); err != nil {

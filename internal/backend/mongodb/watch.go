@@ -1,4 +1,4 @@
-package watch
+package mongodb
 
 import (
 	"context"
@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -15,29 +16,29 @@ import (
 	"go.mongodb.org/mongo-driver/mongo"
 	"go.mongodb.org/mongo-driver/mongo/options"
 
-	"st2ha/internal/mongodb"
+	client "st2ha/internal/mongodb"
 	"st2ha/internal/probe"
 	"st2ha/internal/secure"
 )
 
-// MongoDBSettings is one server, alone or a member of a replica set, and how
+// Settings is one server, alone or a member of a replica set, and how
 // it is watched.
-type MongoDBSettings struct {
-	mongodb.Server                      // as [database] of st2.conf has it
-	Addr           string               // host:port of this server
-	Election       time.Duration        // without a primary until that is down: its set elects one within that time; 15 s
-	Dialer         secure.ContextDialer // from where; this machine if nil
-	Arbiter        bool                 // it holds no data, so no user can log in there
-	Members        *Members             // are told what the server says of its set; may be nil
+type Settings struct {
+	client.Server                      // as [database] of st2.conf has it
+	Addr          string               // host:port of this server
+	Election      time.Duration        // without a primary until that is down: its set elects one within that time; 15 s
+	Dialer        secure.ContextDialer // from where; this machine if nil
+	Arbiter       bool                 // it holds no data, so no user can log in there
+	Members       *Members             // are told what the server says of its set; may be nil
 	probe.Timing
 }
 
 // ProbePrimary looks for a replica set that has a primary.
 const ProbePrimary = "primary"
 
-// MongoDBServers returns the servers that a URI names (host:port), one
+// ParseServers returns the servers that a URI names (host:port), one
 // endpoint each. Its error holds no part of the URI.
-func MongoDBServers(uri string) ([]string, error) {
+func ParseServers(uri string) ([]string, error) {
 	opts := options.Client().ApplyURI(uri)
 	if opts.Validate() != nil {
 		return nil, errors.New("the URI of MongoDB cannot be read: what is special in user and password has to be percent-encoded")
@@ -45,15 +46,15 @@ func MongoDBServers(uri string) ([]string, error) {
 	servers := opts.Hosts
 	for i, h := range servers {
 		if _, _, err := net.SplitHostPort(h); err != nil {
-			servers[i] = net.JoinHostPort(strings.Trim(h, "[]"), "27017")
+			servers[i] = net.JoinHostPort(strings.Trim(h, "[]"), strconv.Itoa(client.DefaultPort))
 		}
 	}
 	return servers, nil
 }
 
-// MongoDBServer reads a URI whose options of TLS count, as MongoDB's own
+// ParseURI reads a URI whose options of TLS count, as MongoDB's own
 // clients do (MongoDB manual, connection strings); read reads the files it names.
-func MongoDBServer(uri string, read func(ctx context.Context, path string) ([]byte, error)) mongodb.Server {
+func ParseURI(uri string, read func(ctx context.Context, path string) ([]byte, error)) client.Server {
 	before, query, _ := strings.Cut(uri, "?")
 	var kept []string
 	given := map[string]string{}
@@ -65,7 +66,7 @@ func MongoDBServer(uri string, read func(ctx context.Context, path string) ([]by
 		}
 		given[key], _ = url.QueryUnescape(value)
 	}
-	s := mongodb.Server{URI: before}
+	s := client.Server{URI: before}
 	if len(kept) > 0 {
 		s.URI += "?" + strings.Join(kept, "&")
 	}
@@ -77,9 +78,9 @@ func MongoDBServer(uri string, read func(ctx context.Context, path string) ([]by
 	return s
 }
 
-// WatchMongoDB watches a server by a plain connection, whose end shows that
+// Watch watches a server by a plain connection, whose end shows that
 // the process has ended, by hello, which needs no login, and by fresh logins.
-func WatchMongoDB(s MongoDBSettings) probe.Func {
+func Watch(s Settings) probe.Func {
 	s.Timing = s.WithDefaults()
 	if s.Election == 0 {
 		s.Election = 15 * time.Second
@@ -88,7 +89,7 @@ func WatchMongoDB(s MongoDBSettings) probe.Func {
 		s.Dialer = &net.Dialer{}
 	}
 	return func(ctx context.Context, report func(probe.Observation)) {
-		if _, err := MongoDBServers(s.URI); err != nil {
+		if _, err := ParseServers(s.URI); err != nil {
 			report(probe.Observation{Probe: probe.Connection, Verdict: probe.Unknown, Reason: err.Error(), At: time.Now()})
 			<-ctx.Done()
 			return
@@ -103,10 +104,10 @@ func WatchMongoDB(s MongoDBSettings) probe.Func {
 
 // login is a fresh one, for the driver's monitors and open connections know
 // nothing of a password that has changed.
-func (s *MongoDBSettings) login(ctx context.Context) error {
-	opts := mongodb.Options(s.Dialer, s.Server, s.Addr)
-	err := mongodb.Login(ctx, s.Dialer, s.Server, s.Addr, "admin")
-	if errors.Is(err, mongodb.ErrRefused) {
+func (s *Settings) login(ctx context.Context) error {
+	opts := client.Options(s.Dialer, s.Server, s.Addr)
+	err := client.Login(ctx, s.Dialer, s.Server, s.Addr, "admin")
+	if errors.Is(err, client.ErrRefused) {
 		if opts.Auth == nil {
 			return s.Refused("login refused: the URI names no user")
 		}
@@ -117,7 +118,7 @@ func (s *MongoDBSettings) login(ctx context.Context) error {
 
 // hold watches by one client of the driver, which lives as long as the watch,
 // and one connection of its own after the other.
-func (s *MongoDBSettings) hold(ctx context.Context, report func(probe.Observation)) {
+func (s *Settings) hold(ctx context.Context, report func(probe.Observation)) {
 	var sessions sync.Map // that are open
 	// What the driver sees by itself is a hint to look, and no more: its
 	// monitor cannot tell a slow server from one that is gone.
@@ -127,7 +128,7 @@ func (s *MongoDBSettings) hold(ctx context.Context, report func(probe.Observatio
 			return true
 		})
 	}
-	opts := mongodb.Options(s.Dialer, s.Server, s.Addr).SetHeartbeatInterval(500 * time.Millisecond).
+	opts := client.Options(s.Dialer, s.Server, s.Addr).SetHeartbeatInterval(500 * time.Millisecond).
 		SetMaxPoolSize(2). // a ping that has no answer takes one
 		SetServerMonitor(&event.ServerMonitor{ServerHeartbeatFailed: func(*event.ServerHeartbeatFailedEvent) { look() }}).
 		SetPoolMonitor(&event.PoolMonitor{Event: func(e *event.PoolEvent) {
@@ -136,18 +137,18 @@ func (s *MongoDBSettings) hold(ctx context.Context, report func(probe.Observatio
 			}
 		}})
 	opts.Auth = nil // hello is answered without
-	client, err := mongo.Connect(ctx, opts)
+	driver, err := mongo.Connect(ctx, opts)
 	if err != nil {
 		report(probe.Observation{Probe: probe.Connection, Verdict: probe.Unknown, Reason: "the driver does not take the settings of the URI", At: time.Now()})
 		<-ctx.Done()
 		return
 	}
 	probe.Sessions(ctx, s.Timing, report, func(ctx context.Context) (probe.Session, error) {
-		conn, err := mongodb.Dial(ctx, s.Dialer, s.Server, s.Addr)
+		conn, err := client.Dial(ctx, s.Dialer, s.Server, s.Addr)
 		if err != nil {
 			return nil, err
 		}
-		held := &mongoSession{Conn: conn, over: make(chan struct{}), look: make(chan struct{}), client: client, election: s.Election,
+		held := &mongoSession{Conn: conn, over: make(chan struct{}), look: make(chan struct{}), driver: driver, election: s.Election,
 			heard: func(h hello) { s.Members.heard(s.Addr, h) }}
 		held.hint = sync.OnceFunc(func() { close(held.look) })
 		sessions.Store(held, nil)
@@ -159,7 +160,7 @@ func (s *MongoDBSettings) hold(ctx context.Context, report func(probe.Observatio
 	})
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 300*time.Millisecond)
 	defer cancel()
-	_ = client.Disconnect(ctx)
+	_ = driver.Disconnect(ctx)
 }
 
 // mongoSession is a connection on which nothing more is said, beside the driver's.
@@ -168,7 +169,7 @@ type mongoSession struct {
 	over     chan struct{} // closed when the connection has ended
 	look     chan struct{} // closed when there is reason to make a new one
 	hint     func()        // closes look
-	client   *mongo.Client
+	driver   *mongo.Client
 	election time.Duration
 	heard    func(hello)
 }
@@ -201,7 +202,7 @@ func (m *mongoSession) Ping(ctx context.Context) (string, error) {
 		}
 	}()
 	var reply hello
-	err := m.client.Database("admin").RunCommand(asking, bson.D{{Key: "hello", Value: 1}}).Decode(&reply)
+	err := m.driver.Database("admin").RunCommand(asking, bson.D{{Key: "hello", Value: 1}}).Decode(&reply)
 	var said mongo.ServerError
 	switch {
 	case err == nil:

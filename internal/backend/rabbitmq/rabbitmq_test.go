@@ -1,6 +1,7 @@
-package watch
+package rabbitmq
 
 import (
+	"os"
 	"testing"
 	"time"
 
@@ -9,19 +10,24 @@ import (
 	"st2ha/internal/backendtest"
 	"st2ha/internal/probe"
 	"st2ha/internal/probe/probetest"
-	"st2ha/internal/rabbitmq"
+	client "st2ha/internal/rabbitmq"
 )
 
+var shared = &backendtest.Shared{Users: []string{"st2", "watched", "restricted"}}
+
+// TestMain ends the tests' servers.
+func TestMain(m *testing.M) { os.Exit(shared.Run(m)) }
+
 // guest is the login of a user of a test's own, with a vhost of its own.
-func guest(t testing.TB, name string) rabbitmq.Login {
+func guest(t testing.TB, name string) client.Login {
 	broker := shared.Broker(t)
-	return rabbitmq.Login{Addr: broker.Addr, User: name, Password: backendtest.Password, VHost: name}
+	return client.Login{Addr: broker.Addr, User: name, Password: backendtest.Password, VHost: name}
 }
 
 func TestRabbitMQAlarm(t *testing.T) {
 	broker := shared.Broker(t)
 	check := backendtest.NoLeaks(t)
-	w := probetest.Start(t, WatchRabbitMQ(RabbitMQSettings{Login: brokerLogin(broker.Addr), Timing: probe.Timing{LoginEvery: 300 * time.Millisecond}}))
+	w := probetest.Start(t, Watch(Settings{Login: probetest.BrokerLogin(broker.Addr), Timing: probe.Timing{LoginEvery: 300 * time.Millisecond}}))
 	w.Is(probe.Ping, probe.Good, "")
 	w.Is(probe.Login, probe.Good, "")
 	restore := func() { broker.MustCtl(t, "", "set_vm_memory_high_watermark", "0.8") }
@@ -48,7 +54,7 @@ func TestRabbitMQAccess(t *testing.T) {
 	broker := shared.Broker(t)
 	t.Parallel() // most of the time is rabbitmqctl's
 	l := guest(t, "watched")
-	w := probetest.Start(t, WatchRabbitMQ(RabbitMQSettings{Login: l, Timing: probe.Timing{LoginEvery: 300 * time.Millisecond}}))
+	w := probetest.Start(t, Watch(Settings{Login: l, Timing: probe.Timing{LoginEvery: 300 * time.Millisecond}}))
 	w.Is(probe.Login, probe.Good, "")
 	w.Is(probe.Ping, probe.Good, "")
 
@@ -71,7 +77,7 @@ func TestRabbitMQUserDeleted(t *testing.T) {
 	broker := shared.Broker(t)
 	t.Parallel() // most of the time is rabbitmqctl's
 	l := guest(t, "st2")
-	w := probetest.Start(t, WatchRabbitMQ(RabbitMQSettings{Login: l}))
+	w := probetest.Start(t, Watch(Settings{Login: l}))
 	w.Is(probe.Ping, probe.Good, "")
 	broker.MustCtl(t, "", "delete_user", l.User)
 	o := w.Is(probe.Login, probe.Bad, "login refused: user st2 deleted")
@@ -88,7 +94,7 @@ func TestRabbitMQRestricted(t *testing.T) {
 	t.Parallel() // most of the time is rabbitmqctl's
 	l := guest(t, "restricted")
 	broker.MustCtl(t, "", "set_permissions", "-p", l.VHost, l.User, `^st2\.`, `^st2\.`, `^st2\.`)
-	w := probetest.Start(t, WatchRabbitMQ(RabbitMQSettings{Login: l, Timing: probe.Timing{LoginEvery: 300 * time.Millisecond}}))
+	w := probetest.Start(t, Watch(Settings{Login: l, Timing: probe.Timing{LoginEvery: 300 * time.Millisecond}}))
 	for range 3 {
 		w.Is(probe.Ping, probe.Good, "")
 		w.Is(probe.Login, probe.Good, "")

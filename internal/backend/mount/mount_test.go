@@ -1,4 +1,4 @@
-package watch_test
+package mount_test
 
 import (
 	"os"
@@ -14,10 +14,10 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"st2ha/internal/backend/mount"
 	"st2ha/internal/probe"
 	"st2ha/internal/probe/probetest"
 	"st2ha/internal/testenv"
-	"st2ha/internal/watch"
 )
 
 // fuseMount is sshfs over a pipe to a real sftp-server: a file system whose
@@ -80,8 +80,8 @@ func signal(tb testing.TB, cmd *exec.Cmd, sig syscall.Signal) {
 }
 
 // settings are the defaults at the pace of a test; the child is the test binary.
-func settings() watch.MountSettings {
-	s := watch.DefaultMountSettings()
+func settings() mount.Settings {
+	s := mount.DefaultSettings()
 	s.Interval, s.Timeout = 400*time.Millisecond, 200*time.Millisecond
 	s.Stuck = new(atomic.Int64)
 	return s
@@ -89,7 +89,7 @@ func settings() watch.MountSettings {
 
 func TestMountHung(t *testing.T) {
 	m := mountFUSE(t)
-	w := probetest.Run(t, watch.NFSMount(m.point, settings()))
+	w := probetest.Run(t, mount.Watch(m.point, settings()))
 	good(t, w, 0, "mount")
 	from, at := w.Mark(), time.Now()
 	m.freezeClient(t)
@@ -109,7 +109,7 @@ func TestMountHung(t *testing.T) {
 func TestMountUnkillable(t *testing.T) {
 	m := mountFUSE(t)
 	s := settings()
-	w := probetest.Run(t, watch.NFSMount(m.point, s))
+	w := probetest.Run(t, mount.Watch(m.point, s))
 	good(t, w, 0, "mount")
 	m.freezeServer(t)
 	w.Next(t, w.Mark(), "mount", probe.Silent, "mount hung for 2.")
@@ -134,7 +134,7 @@ func TestMountTable(t *testing.T) {
 	require.NoError(t, os.Mkdir(point, 0o755))
 	s := settings()
 	s.Source = "192.168.0.100:/opt/stackstorm/packs"
-	w := probetest.Run(t, watch.NFSMount(point, s))
+	w := probetest.Run(t, mount.Watch(point, s))
 	o := w.Next(t, 0, "mount", probe.Bad, "not mounted")
 	require.Equal(t, probe.Limit{Suspect: 1, Down: 1}, o.Limit)
 
@@ -162,7 +162,7 @@ func TestMountDetached(t *testing.T) {
 	m := mountFUSE(t)
 	s := settings()
 	s.Timeout = time.Hour
-	w := probetest.Run(t, watch.NFSMount(m.point, s))
+	w := probetest.Run(t, mount.Watch(m.point, s))
 	good(t, w, 0, "mount")
 	m.freezeClient(t)
 	require.NoError(t, unix.Unmount(m.point, unix.MNT_DETACH))
@@ -177,7 +177,7 @@ func TestMountErrors(t *testing.T) {
 	closed := filepath.Dir(m.point)
 	require.NoError(t, os.Chmod(closed, 0o700))
 	s.Child = append([]string{"setpriv", "--reuid=65534", "--clear-groups"}, nobodysChild(t)...)
-	w := probetest.Run(t, watch.NFSMount(m.point, s))
+	w := probetest.Run(t, mount.Watch(m.point, s))
 	w.Next(t, 0, "mount", probe.Bad, "access denied: the export is withdrawn, or does not allow this node")
 	w.End()
 
@@ -187,7 +187,7 @@ func TestMountErrors(t *testing.T) {
 		"the mount point does not exist": {"sh", "-c", `exec "$0" statfs /nowhere`, os.Args[0]},
 	} {
 		s.Child = argv
-		w = probetest.Run(t, watch.NFSMount(m.point, s))
+		w = probetest.Run(t, mount.Watch(m.point, s))
 		require.Equal(t, probe.Limit{Suspect: 1, Down: 2}, w.Next(t, 0, "mount", probe.Bad, want).Limit)
 		w.End()
 	}
@@ -197,13 +197,13 @@ func TestMountErrors(t *testing.T) {
 		"statfs cannot be tried: exec: \"no-such-p": {"no-such-program"},
 	} {
 		s.Child = argv
-		w = probetest.Run(t, watch.NFSMount(m.point, s))
+		w = probetest.Run(t, mount.Watch(m.point, s))
 		w.Next(t, 0, "mount", probe.Unknown, want)
 		w.End()
 	}
 
 	s.Child = settings().Child
-	w = probetest.Run(t, watch.NFSMount(m.point, s))
+	w = probetest.Run(t, mount.Watch(m.point, s))
 	good(t, w, 0, "mount")
 	require.NoError(t, m.client.Process.Kill())
 	w.Next(t, 0, "mount", probe.Bad, "statfs: transport endpoint is not connected")
@@ -248,7 +248,7 @@ func TestMountLeavesNothing(t *testing.T) {
 	s := settings()
 	s.Timeout, s.Patience = 10*time.Millisecond, 1 // often before the child has come to statfs
 	hang := func(times int) {
-		w := probetest.Run(t, watch.NFSMount(m.point, s))
+		w := probetest.Run(t, mount.Watch(m.point, s))
 		require.Eventually(t, func() bool { return w.Mark() >= times }, 5*time.Minute, 10*time.Millisecond)
 		w.End()
 		silent := 0
@@ -272,7 +272,7 @@ func TestMountLeavesNothing(t *testing.T) {
 func TestMountSlowNode(t *testing.T) {
 	s := settings()
 	s.Child = []string{"sh", "-c", "exec sleep 60"}
-	w := probetest.Run(t, watch.NFSMount("/", s))
+	w := probetest.Run(t, mount.Watch("/", s))
 	w.Next(t, 0, "mount", probe.Unknown, "statfs cannot be tried: this node is too slow")
 	require.Len(t, w.Since(0), 1)
 	w.End()
@@ -291,7 +291,7 @@ func BenchmarkStatfs(b *testing.B) {
 // BenchmarkMountGone prints how long after umount(2) it is reported.
 func BenchmarkMountGone(b *testing.B) {
 	point := b.TempDir()
-	w := probetest.Run(b, watch.NFSMount(point, settings()))
+	w := probetest.Run(b, mount.Watch(point, settings()))
 	var took []time.Duration
 	for b.Loop() {
 		from := w.Mark()

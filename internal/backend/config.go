@@ -1,11 +1,10 @@
-package watch
+package backend
 
 import (
 	"encoding/json"
 	"errors"
 	"time"
 
-	"st2ha/internal/incident"
 	"st2ha/internal/probe"
 )
 
@@ -55,13 +54,7 @@ func (c Config) Timing() probe.Timing {
 		LoginEvery: seconds(c.LoginEvery), LoginDeadline: seconds(c.LoginDeadline)}
 }
 
-// Rules are DefaultRules with what is configured.
-func (c Config) Rules() incident.Rules {
-	rules := incident.DefaultRules()
-	if c.UpAfter > 0 {
-		rules.UpFor = seconds(c.UpAfter)
-	}
-	return rules
-}
+// UpFor is the time that good findings cover until a failed endpoint is up again; 0 is the default.
+func (c Config) UpFor() time.Duration { return seconds(c.UpAfter) }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

@@ -1,4 +1,4 @@
-package watch
+package mount
 
 import (
 	"context"
@@ -57,7 +57,7 @@ func watchMounts(ctx context.Context, point string, changed chan *confedit.Mount
 	return fault
 }
 
-// same compares what NFSMount looks at.
+// same compares what Watch looks at.
 func same(a, b *confedit.Mounted) bool {
 	if a == nil || b == nil {
 		return a == b

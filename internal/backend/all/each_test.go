@@ -1,30 +1,26 @@
-package watch
+package all_test
 
 import (
+	"os"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"st2ha/internal/backend/mongodb"
+	"st2ha/internal/backend/rabbitmq"
+	"st2ha/internal/backend/redis"
 	"st2ha/internal/backendtest"
-	"st2ha/internal/mongodb"
+	mongoclient "st2ha/internal/mongodb"
 	"st2ha/internal/probe"
 	"st2ha/internal/probe/probetest"
-	"st2ha/internal/rabbitmq"
-	"st2ha/internal/redis"
+	redisclient "st2ha/internal/redis"
 )
 
-var shared = &backendtest.Shared{Users: []string{"st2", "watched", "restricted"}}
+var shared = &backendtest.Shared{}
 
-// RunTests runs the tests, and ends their servers.
-func RunTests(m *testing.M) int { return shared.Run(m) }
-
-func newProxy(t testing.TB, to string) *backendtest.Proxy {
-	p, err := backendtest.NewProxy(to)
-	require.NoError(t, err)
-	t.Cleanup(p.Close)
-	return p
-}
+// TestMain ends the tests' servers.
+func TestMain(m *testing.M) { os.Exit(shared.Run(m)) }
 
 // backend is what the tests of all three have in common.
 type backend struct {
@@ -40,7 +36,7 @@ type backend struct {
 func rabbitBackend(t testing.TB) backend {
 	broker := shared.Broker(t)
 	return backend{"RabbitMQ", broker.Addr, func(addr string, timing probe.Timing) probe.Func {
-		return WatchRabbitMQ(RabbitMQSettings{Login: brokerLogin(addr), Timing: timing})
+		return rabbitmq.Watch(rabbitmq.Settings{Login: probetest.BrokerLogin(addr), Timing: timing})
 	}, broker.Freeze, broker.Thaw, broker.Kill, broker.Start}
 }
 
@@ -49,19 +45,15 @@ func redisBackend(t testing.TB) backend {
 	require.NoError(t, err)
 	t.Cleanup(func() { s.Kill() })
 	return backend{"Redis", s.Addr, func(addr string, timing probe.Timing) probe.Func {
-		return WatchRedis(RedisSettings{Server: redis.Server{Addr: addr, Password: backendtest.Password, DB: 1}, Timing: timing})
+		return redis.Watch(redis.Settings{Server: redisclient.Server{Addr: addr, Password: backendtest.Password, DB: 1}, Timing: timing})
 	}, s.Freeze, s.Thaw, s.Kill, s.Start}
 }
 
 func mongoBackend(t testing.TB) backend {
-	s := newMongod(t)
+	s := probetest.NewMongod(t, shared)
 	return backend{"MongoDB", s.Addr, func(addr string, timing probe.Timing) probe.Func {
-		return WatchMongoDB(MongoDBSettings{Server: mongodb.Server{URI: mongoURI(backendtest.User)}, Addr: addr, Timing: timing})
+		return mongodb.Watch(mongodb.Settings{Server: mongoclient.Server{URI: probetest.MongoURI(backendtest.User)}, Addr: addr, Timing: timing})
 	}, s.Freeze, s.Thaw, s.Kill, s.Start}
-}
-
-func brokerLogin(addr string) rabbitmq.Login {
-	return rabbitmq.Login{Addr: addr, User: backendtest.User, Password: backendtest.Password, VHost: "/"}
 }
 
 // forEach runs a test with each backend that is reached over TCP.
@@ -113,7 +105,7 @@ func TestFrozen(t *testing.T) {
 // accepted.
 func TestCutOff(t *testing.T) {
 	forEach(t, func(t *testing.T, b backend) {
-		p := newProxy(t, b.addr)
+		p := probetest.NewProxy(t, b.addr)
 		check := backendtest.NoLeaks(t)
 		w := probetest.Start(t, b.watch(p.Addr, probe.Timing{}))
 		w.Is(probe.Ping, probe.Good, "")
@@ -137,7 +129,7 @@ func TestCutOff(t *testing.T) {
 // not a server that is down.
 func TestConnectionLost(t *testing.T) {
 	forEach(t, func(t *testing.T, b backend) {
-		p := newProxy(t, b.addr)
+		p := probetest.NewProxy(t, b.addr)
 		check := backendtest.NoLeaks(t)
 		w := probetest.Start(t, b.watch(p.Addr, probe.Timing{}))
 		w.Is(probe.Ping, probe.Good, "")
@@ -159,7 +151,7 @@ func TestConnectionLost(t *testing.T) {
 // A server that answers late is not one that is away.
 func TestSlow(t *testing.T) {
 	forEach(t, func(t *testing.T, b backend) {
-		p := newProxy(t, b.addr)
+		p := probetest.NewProxy(t, b.addr)
 		w := probetest.Start(t, b.watch(p.Addr, probe.Timing{}))
 		w.Is(probe.Ping, probe.Good, "")
 		for range 3 {
@@ -177,7 +169,7 @@ func TestSlow(t *testing.T) {
 // Nothing is left of 50 dials that fail.
 func TestFailedDials(t *testing.T) {
 	forEach(t, func(t *testing.T, b backend) {
-		p := newProxy(t, "127.0.0.1:1") // accepts, and hangs up
+		p := probetest.NewProxy(t, "127.0.0.1:1") // accepts, and hangs up
 		check := backendtest.NoLeaks(t)
 		w := probetest.Start(t, b.watch(p.Addr, probe.Timing{PingEvery: 10 * time.Millisecond}))
 		w.Is(probe.Connection, probe.Bad, "…")
@@ -192,4 +184,11 @@ func TestFailedDials(t *testing.T) {
 		w.End()
 		check()
 	})
+}
+
+// What answers may be no Redis.
+func TestRedisIsAnother(t *testing.T) {
+	broker := shared.Broker(t)
+	w := probetest.Start(t, redis.Watch(redis.Settings{Server: redisclient.Server{Addr: broker.Addr}}))
+	w.Is(probe.Connection, probe.Bad, "…")
 }

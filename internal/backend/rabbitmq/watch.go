@@ -1,4 +1,4 @@
-package watch
+package rabbitmq
 
 import (
 	"context"
@@ -10,20 +10,20 @@ import (
 	"github.com/streadway/amqp"
 
 	"st2ha/internal/probe"
-	"st2ha/internal/rabbitmq"
+	client "st2ha/internal/rabbitmq"
 	"st2ha/internal/secure"
 )
 
-// RabbitMQSettings is one node of a broker, and how it is watched.
-type RabbitMQSettings struct {
-	Login  rabbitmq.Login
+// Settings is one node of a broker, and how it is watched.
+type Settings struct {
+	Login  client.Login
 	Dialer secure.ContextDialer // from where; this machine if nil
 	probe.Timing
 }
 
-// WatchRabbitMQ watches a node by a held connection, on which it publishes
+// Watch watches a node by a held connection, on which it publishes
 // canaries, and by fresh logins that use the user's permissions.
-func WatchRabbitMQ(s RabbitMQSettings) probe.Func {
+func Watch(s Settings) probe.Func {
 	s.Timing = s.WithDefaults()
 	if s.Dialer == nil {
 		s.Dialer = &net.Dialer{}
@@ -43,26 +43,26 @@ func WatchRabbitMQ(s RabbitMQSettings) probe.Func {
 
 // login uses the permissions too: an open connection keeps on being served
 // after they have been withdrawn.
-func (s *RabbitMQSettings) login(ctx context.Context, allowed *bool) error {
-	err := rabbitmq.Works(ctx, s.Dialer, s.Login)
-	var blocked *rabbitmq.BlockedError
+func (s *Settings) login(ctx context.Context, allowed *bool) error {
+	err := client.Works(ctx, s.Dialer, s.Login)
+	var blocked *client.BlockedError
 	switch {
 	case err == nil:
 		*allowed = true
 	case errors.As(err, &blocked):
 		return nil // the alarm is told by the canary
-	case errors.Is(err, rabbitmq.ErrForbidden) && !*allowed:
+	case errors.Is(err, client.ErrForbidden) && !*allowed:
 		return nil // the user may be restricted to the names that StackStorm uses
-	case errors.Is(err, rabbitmq.ErrRefused):
+	case errors.Is(err, client.ErrRefused):
 		return s.Refused(err.Error())
 	}
 	return err
 }
 
 // open opens the connection that canaries are published on.
-func (s *RabbitMQSettings) open(ctx context.Context, farewell *atomic.Value) (probe.Session, error) {
-	conn, err := rabbitmq.Dial(ctx, s.Dialer, s.Login)
-	if errors.Is(err, rabbitmq.ErrRefused) {
+func (s *Settings) open(ctx context.Context, farewell *atomic.Value) (probe.Session, error) {
+	conn, err := client.Dial(ctx, s.Dialer, s.Login)
+	if errors.Is(err, client.ErrRefused) {
 		said, _ := farewell.Load().(string)
 		return nil, s.whyRefused(err, said)
 	}
@@ -73,7 +73,7 @@ func (s *RabbitMQSettings) open(ctx context.Context, farewell *atomic.Value) (pr
 	farewell.Store("")
 	go held.read()
 	held.canary, err = conn.NewCanary(ctx)
-	if err != nil && !errors.Is(err, rabbitmq.ErrForbidden) {
+	if err != nil && !errors.Is(err, client.ErrForbidden) {
 		held.Close()
 		return nil, err
 	}
@@ -82,16 +82,16 @@ func (s *RabbitMQSettings) open(ctx context.Context, farewell *atomic.Value) (pr
 
 // whyRefused knows of a user who was deleted: that the broker tells only to
 // connections that are open, when it ends them. Then there is no doubt.
-func (s *RabbitMQSettings) whyRefused(err error, farewell string) *probe.Finding {
+func (s *Settings) whyRefused(err error, farewell string) *probe.Finding {
 	if !strings.Contains(farewell, "user") || !strings.Contains(farewell, "deleted") {
 		return s.Refused(err.Error())
 	}
-	return &probe.Finding{Probe: probe.Login, Reason: rabbitmq.ErrRefused.Error() + ": user " + s.Login.User + " deleted", Limit: probe.Limit{Suspect: 1, Down: 1}}
+	return &probe.Finding{Probe: probe.Login, Reason: client.ErrRefused.Error() + ": user " + s.Login.User + " deleted", Limit: probe.Limit{Suspect: 1, Down: 1}}
 }
 
 type rabbitSession struct {
-	conn     *rabbitmq.Connection
-	canary   *rabbitmq.Canary // nil if the user may not have its queue
+	conn     *client.Connection
+	canary   *client.Canary // nil if the user may not have its queue
 	over     chan struct{}
 	farewell *atomic.Value // written before over is closed
 }
@@ -100,7 +100,7 @@ type rabbitSession struct {
 func (r *rabbitSession) read() {
 	defer close(r.over)
 	if err := <-r.conn.Closed; err != nil && err.Server {
-		r.farewell.Store(rabbitmq.Words(err))
+		r.farewell.Store(client.Words(err))
 	}
 }
 
@@ -119,13 +119,13 @@ func (r *rabbitSession) Ping(ctx context.Context) (string, error) {
 		return "", r.conn.Ask(ctx)
 	}
 	err := r.canary.Publish(ctx)
-	var blocked *rabbitmq.BlockedError
+	var blocked *client.BlockedError
 	var said *amqp.Error
 	switch {
 	case errors.As(err, &blocked):
 		return "", &probe.Finding{Probe: probe.Alarm, Reason: blocked.Error(), Limit: probe.Limit{Suspect: 1, Down: 1}}
 	case errors.As(err, &said) && said.Server:
-		return "", errors.New("the broker ended the connection: " + rabbitmq.Words(said))
+		return "", errors.New("the broker ended the connection: " + client.Words(said))
 	}
 	return "", err
 }

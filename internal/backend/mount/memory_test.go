@@ -1,4 +1,4 @@
-package watch_test
+package mount_test
 
 import (
 	"bufio"

@@ -1,4 +1,6 @@
-package watch
+// Package mount is the NFS mounts of a node, which are watched one by one. A
+// mount has no unit to restart: what is missing is mounted, and what hangs heals itself.
+package mount
 
 import (
 	"context"
@@ -7,12 +9,42 @@ import (
 	"sync/atomic"
 	"time"
 
+	"st2ha/internal/backend"
 	"st2ha/internal/confedit"
+	"st2ha/internal/nfs"
 	"st2ha/internal/probe"
 )
 
-// MountSettings are what is expected of a mount, and the paces of its probes.
-type MountSettings struct {
+// Name is the backend's.
+const Name = "mount"
+
+// New describes NFS mounts.
+func New() backend.Backend { return backend.Backend{Name: Name, Endpoints: endpoints} }
+
+// endpoints are the mounts of the pack's configuration, or of /etc/fstab.
+func endpoints(ctx context.Context, n *backend.Node) {
+	sources := map[string]string{} // by mount point
+	for _, point := range n.Config.Mounts {
+		sources[point] = ""
+	}
+	for _, m := range n.Mounts(ctx) {
+		if _, given := sources[m.Target]; given || len(n.Config.Mounts) == 0 && !m.ByHand() {
+			sources[m.Target] = m.Source
+		}
+	}
+	for point, source := range sources {
+		s := DefaultSettings()
+		s.Source = source
+		e := probe.Endpoint{Backend: Name, Name: point, Watch: Watch(point, s)}
+		if source != "" {
+			e.Host = n.Machine(ctx, nfs.Server(source))
+		}
+		n.Endpoints = append(n.Endpoints, e)
+	}
+}
+
+// Settings are what is expected of a mount, and the paces of its probes.
+type Settings struct {
 	Source   string        // host:/path as /etc/fstab has it; empty: any
 	Interval time.Duration // from one statfs to the next, as long as they are answered
 	Timeout  time.Duration // for the answer, then it is missed; also the pace after a fault
@@ -28,11 +60,11 @@ const NotMounted = "not mounted"
 // errorLimit is that of a mount that gives errors.
 var errorLimit = probe.Limit{Suspect: 1, Down: 2}
 
-// DefaultMountSettings run this program again, as "PROGRAM statfs MOUNTPOINT".
+// DefaultSettings run this program again, as "PROGRAM statfs MOUNTPOINT".
 // A mount that hangs is down after 3 s without an answer, as its server is: within
 // 7 s, the interval, three time-outs, and what a process takes to start.
-func DefaultMountSettings() MountSettings {
-	return MountSettings{
+func DefaultSettings() Settings {
+	return Settings{
 		Interval: 3 * time.Second,
 		Timeout:  time.Second,
 		Patience: 3,
@@ -41,25 +73,25 @@ func DefaultMountSettings() MountSettings {
 	}
 }
 
-// NFSMount watches an NFS mount of this node. It reports as the probe "mount":
+// Watch watches an NFS mount of this node. It reports as the probe "mount":
 // whether it is mounted, and from where, the moment this changes; and whether
 // statfs(2) is answered there, which is always asked of the server, where
 // stat(2) may be answered from a cache. That is done in a process of its own:
 // on a mount that hangs nothing less can be given up. An answer that comes late
 // is one. Where even SIGKILL does not end the process, no other is started for
 // this mount until it is gone.
-func NFSMount(point string, s MountSettings) probe.Func {
+func Watch(point string, s Settings) probe.Func {
 	return func(ctx context.Context, report func(probe.Observation)) {
 		if s.Stuck == nil {
 			s.Stuck = new(atomic.Int64)
 		}
-		w := &nfsMount{MountSettings: s, point: point, report: report}
+		w := &nfsMount{Settings: s, point: point, report: report}
 		w.run(ctx)
 	}
 }
 
 type nfsMount struct {
-	MountSettings
+	Settings
 	point  string
 	report func(probe.Observation)
 

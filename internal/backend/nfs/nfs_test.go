@@ -1,4 +1,4 @@
-package watch_test
+package nfs_test
 
 import (
 	"net"
@@ -11,10 +11,10 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"st2ha/internal/backend/nfs"
 	"st2ha/internal/probe"
 	"st2ha/internal/probe/probetest"
 	"st2ha/internal/rpcping/nfstest"
-	"st2ha/internal/watch"
 )
 
 const (
@@ -31,7 +31,7 @@ func good(tb testing.TB, w *probetest.Record, from int, probes ...string) {
 
 func TestNFSServer(t *testing.T) {
 	server := nfstest.Start(t, packs, venvs)
-	w := probetest.Run(t, watch.NFSServer(server.Addr, []string{packs, venvs}, watch.DefaultNFSSettings()))
+	w := probetest.Run(t, nfs.Watch(server.Addr, []string{packs, venvs}, nfs.DefaultSettings()))
 	good(t, w, 0, "ping", "export "+packs, "export "+venvs)
 
 	t.Run("withdrawn", func(t *testing.T) {
@@ -84,9 +84,9 @@ func TestNFSServer(t *testing.T) {
 func TestNFSServerOtherRoot(t *testing.T) {
 	server := nfstest.Start(t, "/elsewhere")
 	for version3, want := range map[bool]probe.Verdict{true: probe.Unknown, false: probe.Bad} {
-		s := watch.DefaultNFSSettings()
+		s := nfs.DefaultSettings()
 		s.Version3 = func(export string) bool { return version3 && export == packs }
-		w := probetest.Run(t, watch.NFSServer(server.Addr, []string{packs, "/elsewhere", "/elsewhere/deeper"}, s))
+		w := probetest.Run(t, nfs.Watch(server.Addr, []string{packs, "/elsewhere", "/elsewhere/deeper"}, s))
 		good(t, w, 0, "ping", "export /elsewhere")
 		w.Next(t, 0, "export "+packs, want, "export "+packs)
 		w.Next(t, 0, "export /elsewhere/deeper", probe.Bad, "export /elsewhere/deeper withdrawn")
@@ -98,7 +98,7 @@ func TestNFSServerOtherRoot(t *testing.T) {
 // the end of a long cut much too late.
 func TestNFSServerCut(t *testing.T) {
 	server := nfstest.StartAway(t, packs)
-	w := probetest.Run(t, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings()))
+	w := probetest.Run(t, nfs.Watch(server.Addr, []string{packs}, nfs.DefaultSettings()))
 	good(t, w, 0, "ping", "export "+packs)
 	from, at := w.Mark(), time.Now()
 	server.Cut()
@@ -117,18 +117,18 @@ func TestNFSServerCut(t *testing.T) {
 
 func TestNFSServerLeavesNothing(t *testing.T) {
 	server := nfstest.Start(t, packs)
-	first := probetest.Run(t, watch.NFSServer(server.Addr, nil, watch.DefaultNFSSettings()))
+	first := probetest.Run(t, nfs.Watch(server.Addr, nil, nfs.DefaultSettings()))
 	good(t, first, 0, "ping")
 	first.End()
 	before := probetest.NowLeft(t)
 	for range 20 {
-		w := probetest.Run(t, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings()))
+		w := probetest.Run(t, nfs.Watch(server.Addr, []string{packs}, nfs.DefaultSettings()))
 		good(t, w, 0, "ping", "export "+packs)
 		w.End()
 	}
 	server.Freeze()
 	for range 5 {
-		w := probetest.Run(t, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings()))
+		w := probetest.Run(t, nfs.Watch(server.Addr, []string{packs}, nfs.DefaultSettings()))
 		at := time.Now()
 		w.Next(t, 0, "ping", probe.Silent, "no answer for")
 		w.End()
@@ -153,7 +153,7 @@ func TestNFSServerEnds(t *testing.T) {
 			conn.Close()
 		}
 	}()
-	w := probetest.Run(t, watch.NFSServer(l.Addr().String(), []string{packs}, watch.DefaultNFSSettings()))
+	w := probetest.Run(t, nfs.Watch(l.Addr().String(), []string{packs}, nfs.DefaultSettings()))
 	o := w.Next(t, 0, "ping", probe.Bad, "the server ended the connection")
 	require.Equal(t, 2, o.Limit.Suspect)
 	time.Sleep(time.Second)
@@ -163,21 +163,21 @@ func TestNFSServerEnds(t *testing.T) {
 }
 
 func TestNFSServerElsewhere(t *testing.T) {
-	w := probetest.Run(t, watch.NFSServer("no-such-host.invalid:2049", nil, watch.DefaultNFSSettings()))
+	w := probetest.Run(t, nfs.Watch("no-such-host.invalid:2049", nil, nfs.DefaultSettings()))
 	require.Eventually(t, func() bool { return w.Mark() > 0 }, probetest.Soon, time.Millisecond)
 	require.NotEqual(t, probe.Bad, w.Since(0)[0].Verdict, "%+v", w.Since(0)[0])
 
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	require.NoError(t, l.Close())
-	w = probetest.Run(t, watch.NFSServer(l.Addr().String(), nil, watch.DefaultNFSSettings()))
+	w = probetest.Run(t, nfs.Watch(l.Addr().String(), nil, nfs.DefaultSettings()))
 	w.Next(t, 0, "ping", probe.Bad, "connection refused")
 }
 
 // BenchmarkNFSServerKilled prints how long after SIGKILL the end is reported.
 func BenchmarkNFSServerKilled(b *testing.B) {
 	server := nfstest.Start(b, packs)
-	w := probetest.Run(b, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings()))
+	w := probetest.Run(b, nfs.Watch(server.Addr, []string{packs}, nfs.DefaultSettings()))
 	var took []time.Duration
 	for b.Loop() {
 		good(b, w, w.Mark(), "ping")
@@ -192,7 +192,7 @@ func BenchmarkNFSServerKilled(b *testing.B) {
 // BenchmarkNFSServerWithdrawn prints how long after exportfs the loss is reported, with the second finding.
 func BenchmarkNFSServerWithdrawn(b *testing.B) {
 	server := nfstest.Start(b, packs, venvs)
-	w := probetest.Run(b, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings()))
+	w := probetest.Run(b, nfs.Watch(server.Addr, []string{packs}, nfs.DefaultSettings()))
 	var took []time.Duration
 	for b.Loop() {
 		good(b, w, w.Mark(), "export "+packs)
@@ -218,7 +218,7 @@ func BenchmarkNFSServers(b *testing.B) {
 		b.Run(strconv.Itoa(n), func(b *testing.B) {
 			var all []*probetest.Record
 			for range n {
-				all = append(all, probetest.Run(b, watch.NFSServer(server.Addr, []string{packs}, watch.DefaultNFSSettings())))
+				all = append(all, probetest.Run(b, nfs.Watch(server.Addr, []string{packs}, nfs.DefaultSettings())))
 			}
 			for _, w := range all {
 				good(b, w, 0, "ping", "export "+packs)
