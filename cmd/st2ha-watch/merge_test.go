@@ -17,6 +17,7 @@ import (
 	"st2ha/internal/backend"
 	"st2ha/internal/backendtest"
 	"st2ha/internal/incident"
+	"st2ha/internal/output"
 	"st2ha/internal/probe"
 	"st2ha/internal/watch"
 )
@@ -29,7 +30,7 @@ func TestGivesOneEventAFault(t *testing.T) {
 	var given []string
 	out := writerFunc(func(line []byte) (int, error) {
 		given = append(given, string(line))
-		acks <- watch.MessageID(bytes.TrimSuffix(line, []byte("\n")))
+		acks <- output.LineID(bytes.TrimSuffix(line, []byte("\n")))
 		return len(line), nil
 	})
 	metrics := watch.NewProber("n1", backend.Config{}, slog.New(slog.DiscardHandler)).Metrics
@@ -41,13 +42,11 @@ func TestGivesOneEventAFault(t *testing.T) {
 			line, err := json.Marshal(incident.Event{Event: incident.Changed, ID: fmt.Sprint("incident", i), Backend: "rabbitmq", Endpoint: "10.0.0.1:5672",
 				Node: node, Source: source, State: state, Probe: probe.Connection, Reason: "connection refused", DetectedAt: incident.Time{Time: at}})
 			require.NoError(t, err)
-			_, err = g.Write(append(line, '\n'))
-			require.NoError(t, err)
+			require.NoError(t, g.Put(output.Message{JSON: line}))
 		}
 		at = at.Add(3 * time.Second)
 	}
-	_, err := g.Write([]byte(`{"event":"backend_healed","target":"rabbitmq-server.service"}` + "\n"))
-	require.NoError(t, err)
+	require.NoError(t, g.Put(output.Message{JSON: []byte(`{"event":"backend_healed","target":"rabbitmq-server.service"}`)}))
 	require.Len(t, given, 3)
 	assert.Contains(t, given[0], `"state":"down"`)
 	assert.Contains(t, given[1], `"state":"up"`)

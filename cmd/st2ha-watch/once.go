@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"st2ha/internal/incident"
+	"st2ha/internal/wait"
 	"st2ha/internal/watch"
 )
 
@@ -28,10 +29,7 @@ func once(ctx context.Context, p *watch.Prober, out io.Writer) (int, error) {
 	started := time.Now()
 	members := p.Heard()
 	for ctx.Err() == nil && (time.Since(started) < onceAtLeast || !settled(p.Watcher.Statuses())) {
-		select {
-		case <-ctx.Done():
-		case <-time.After(50 * time.Millisecond):
-		}
+		_ = wait.Sleep(ctx, 50*time.Millisecond)
 		// A replica set has named its members: they are part of the table.
 		if said := p.Heard(); said != members && ctx.Err() == nil {
 			members = said

@@ -17,15 +17,18 @@ import (
 	"golang.org/x/sys/unix"
 
 	"st2ha/internal/incident"
+	"st2ha/internal/output"
 	"st2ha/internal/relay"
 	"st2ha/internal/spool"
+	"st2ha/internal/step"
+	"st2ha/internal/wait"
 	"st2ha/internal/watch"
 	"st2ha/internal/watchdog"
 )
 
 const (
-	lockTime = 10 * time.Second // for a sensor that was killed to let its spool go
-	lockLook = 100 * time.Millisecond
+	lockTime  = 10 * time.Second // for a sensor that was killed to let its spool go
+	lockEvery = 100 * time.Millisecond
 )
 
 // sensor hands changes of state, and those that watchdogs report, to its parent
@@ -43,7 +46,7 @@ func sensor(ctx context.Context, p *watch.Prober, proc process) error {
 		giver.merger = incident.NewMerger()
 	}
 	var spooled *spool.Spool
-	var keeper *watch.Keeper
+	var keeper *output.Keeper
 	var open []incident.Incident
 	if dir := proc.getenv("ST2HA_STATE_DIR"); dir == "" {
 		p.Log.Warn("there is no directory to keep events in: what waits is lost when the sensor ends; " +
@@ -52,10 +55,10 @@ func sensor(ctx context.Context, p *watch.Prober, proc process) error {
 		p.Log.Warn("events cannot be kept: what waits is lost when the sensor ends", "error", err)
 	} else {
 		defer spooled.Close()
-		keeper = watch.NewKeeper(ctx, spooled, dir, p.Log)
+		keeper = output.NewKeeper(ctx, spooled, dir, p.Log)
 		open = keeper.Open()
 	}
-	own, relayed := watch.NewQueue(watch.QueueSize), watch.NewQueue(watch.QueueSize)
+	own, relayed := output.NewQueue(output.QueueSize), output.NewQueue(output.QueueSize)
 	put := p.Filter(open, own.Put)
 	p.Begin("sensor", open, func(e incident.Event) {
 		p.Log.Debug("state", "backend", e.Backend, "endpoint", e.Endpoint, "state", e.State, "previous", e.Previous, "reason", e.Reason, "id", e.ID)
@@ -70,12 +73,12 @@ func sensor(ctx context.Context, p *watch.Prober, proc process) error {
 		}
 		roles <- standby
 	}, Dial: p.Dial, Log: p.Log, Take: relayed.PutLine, Refused: func(err error) {
-		watchdog.RelayRefused(own, p.Log, p.Watcher.Node(), "sensor", err)
+		watchdog.RelayRefused(own, p.Watcher.Node(), "sensor", err)
 	}}
 	go inbox.Run(ctx)
 	// Each of these ends early only if the parent reads no more, or the machine ends.
 	pass := func(f func() error) <-chan struct{} {
-		return watch.Ending(func() {
+		return wait.Ending(func() {
 			defer cancel()
 			if err := f(); err != nil && ctx.Err() == nil {
 				p.Log.Error("print a change of state", "error", err)
@@ -100,8 +103,8 @@ func sensor(ctx context.Context, p *watch.Prober, proc process) error {
 		pass(giver.late)
 	}
 	<-ctx.Done()
-	watch.Wait(watched, watch.StopTime)
-	watch.Wait(kept, watch.FlushTime)
+	wait.For(watched, watch.StopTime)
+	wait.For(kept, output.FlushTime)
 	return nil
 }
 
@@ -130,22 +133,20 @@ func takeTurns(ctx context.Context, roles <-chan bool, give, standBy func(contex
 }
 
 // openSpool opens the spool, also while a sensor that was killed still has it.
-func openSpool(ctx context.Context, dir string) (*spool.Spool, error) {
-	for end := time.Now().Add(lockTime); ; {
-		s, err := spool.Open(dir, watchdog.SpoolLimit)
-		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) {
-			return s, err
+func openSpool(ctx context.Context, dir string) (s *spool.Spool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, lockTime)
+	defer cancel()
+	err = step.Await(ctx, lockEvery, func(context.Context) (busy, err error) {
+		if s, err = spool.Open(dir, watchdog.SpoolLimit); errors.Is(err, unix.EWOULDBLOCK) {
+			return err, nil
 		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(lockLook):
-		}
-	}
+		return nil, err
+	}, func(seen error) error { return seen })
+	return s, err
 }
 
 // giver gives lines to the parent, one at a time and in order: the next one when
-// the parent has said that one is taken, by a line with its watch.MessageID.
+// the parent has said that one is taken, by a line with its output.LineID.
 type giver struct {
 	ctx  context.Context
 	mu   sync.Mutex
@@ -157,19 +158,34 @@ type giver struct {
 	merged prometheus.Counter
 }
 
-// Write gives one line, and returns when it is taken. What another observer has
-// told of already is taken without.
-func (g *giver) Write(line []byte) (int, error) {
+// Put gives one message, and returns when it is taken. What another observer has
+// reported already is taken without.
+func (g *giver) Put(m output.Message) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	var e incident.Event
-	if g.merger != nil && json.Unmarshal(line, &e) == nil && e.Event == incident.Changed && !g.merger.Take(e, bytes.Clone(line), time.Now()) {
+	line, err := m.Line()
+	if err != nil {
+		return err
+	}
+	if e := change(m); g.merger != nil && e != nil && !g.merger.Take(*e, bytes.Clone(line), time.Now()) {
 		g.merged.Inc()
-		g.log.Info("an event is another observer's, too, and is merged with it", "backend", e.Backend, "endpoint", e.Endpoint, "state", e.State,
-			"node", e.Node, "source", e.Source, "id", e.ID, "so_far", g.merger.Merged())
-		return len(line), nil
+		g.log.Info("an event is another observer's, too, and is merged with it", "backend", e.Backend, "endpoint", e.Endpoint,
+			"state", e.State, "node", e.Node, "source", e.Source, "id", e.ID, "so_far", g.merger.Merged())
+		return nil
 	}
 	return g.give(line)
+}
+
+// change is the change of state that a message is, if it is one.
+func change(m output.Message) *incident.Event {
+	if m.JSON == nil {
+		return m.Change
+	}
+	var e incident.Event
+	if json.Unmarshal(m.JSON, &e) != nil || e.Event != incident.Changed {
+		return nil
+	}
+	return &e
 }
 
 // late gives what was held back as another observer's, and is not, for ever.
@@ -184,7 +200,7 @@ func (g *giver) late() error {
 		}
 		g.mu.Lock()
 		for _, line := range g.merger.Due(time.Now()) {
-			if _, err := g.give(line); err != nil {
+			if err := g.give(line); err != nil {
 				g.mu.Unlock()
 				return err
 			}
@@ -193,21 +209,21 @@ func (g *giver) late() error {
 	}
 }
 
-func (g *giver) give(line []byte) (int, error) {
+func (g *giver) give(line []byte) error {
 	if err := g.ctx.Err(); err != nil {
-		return 0, err
+		return err
 	}
-	if n, err := g.out.Write(line); err != nil {
-		return n, fmt.Errorf("the reader of stdout: %w", err)
+	if _, err := g.out.Write(append(bytes.Clone(line), '\n')); err != nil {
+		return fmt.Errorf("the reader of stdout: %w", err)
 	}
-	id := watch.MessageID(bytes.TrimSuffix(line, []byte("\n")))
+	id := output.LineID(line)
 	for {
 		select {
 		case <-g.ctx.Done():
-			return 0, g.ctx.Err()
+			return g.ctx.Err()
 		case said := <-g.acks:
 			if said == id {
-				return len(line), nil
+				return nil
 			}
 			g.log.Warn("the reader has taken what it was not given", "id", said)
 		}
@@ -217,7 +233,7 @@ func (g *giver) give(line []byte) (int, error) {
 // feed gives what the spool holds, until ctx ends.
 func (g *giver) feed(ctx context.Context, s *spool.Spool) error {
 	for {
-		records, err := s.Read(watch.QueueSize)
+		records, err := s.Read(output.QueueSize)
 		if err != nil {
 			g.log.Error("read events that wait", "error", err)
 		}
@@ -225,7 +241,7 @@ func (g *giver) feed(ctx context.Context, s *spool.Spool) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			if _, err := g.Write(append(r.Data, '\n')); err != nil {
+			if err := g.Put(output.Message{JSON: r.Data}); err != nil {
 				return err
 			}
 			if err := s.Taken(r); err != nil {

@@ -23,10 +23,10 @@ import (
 	"st2ha/internal/backendtest"
 	"st2ha/internal/heal"
 	"st2ha/internal/incident"
+	"st2ha/internal/output"
 	"st2ha/internal/rabbitmq"
 	"st2ha/internal/relay"
 	"st2ha/internal/spool"
-	"st2ha/internal/watch"
 )
 
 // shim stands in for sensors/backend_sensor.py: it is given lines, and may
@@ -54,7 +54,7 @@ func (s *shim) next(t *testing.T) string {
 	return s.lines.Text()
 }
 
-func (s *shim) ack(line string) { _, _ = fmt.Fprintln(s.stdin, watch.MessageID([]byte(line))) }
+func (s *shim) ack(line string) { _, _ = fmt.Fprintln(s.stdin, output.LineID([]byte(line))) }
 
 // await takes lines until Redis is in that state, and leaves that line without
 // an acknowledgement.

@@ -27,6 +27,7 @@ import (
 	"st2ha/internal/backendtest"
 	"st2ha/internal/host"
 	"st2ha/internal/incident"
+	"st2ha/internal/output"
 	"st2ha/internal/watch"
 )
 
@@ -101,7 +102,7 @@ func start(t *testing.T, cmd *exec.Cmd) *watcher {
 			if json.Unmarshal(s.Bytes(), &e) == nil {
 				w.lines <- e
 			}
-			_, _ = fmt.Fprintln(w.stdin, watch.MessageID(s.Bytes()))
+			_, _ = fmt.Fprintln(w.stdin, output.LineID(s.Bytes()))
 		}
 	}()
 	return w

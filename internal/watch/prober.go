@@ -18,6 +18,7 @@ import (
 	"st2ha/internal/host"
 	"st2ha/internal/incident"
 	"st2ha/internal/rabbitmq"
+	"st2ha/internal/wait"
 )
 
 const (
@@ -123,10 +124,8 @@ func (p *Prober) loop(ctx context.Context) {
 		p.Watcher.Watch(ctx, found.Node, found.Endpoints)
 		tried := time.Now()
 		for p.fingerprint(ctx) == before {
-			select {
-			case <-ctx.Done():
+			if wait.Sleep(ctx, lookEvery) != nil {
 				return
-			case <-time.After(lookEvery):
 			}
 			if len(found.Problems) > 0 && time.Since(tried) >= retryEvery {
 				if tried = time.Now(); fmt.Sprint(p.Find(ctx).Problems) != fmt.Sprint(found.Problems) {

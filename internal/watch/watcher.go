@@ -7,6 +7,7 @@ import (
 
 	"st2ha/internal/incident"
 	"st2ha/internal/probe"
+	"st2ha/internal/wait"
 )
 
 // The prober looks every beatEvery whether it runs at all; a timer is late by
@@ -15,6 +16,9 @@ const (
 	beatEvery = 100 * time.Millisecond
 	beatSlack = 20 * time.Millisecond
 )
+
+// StopTime is what the watch functions may take to end.
+const StopTime = 400 * time.Millisecond
 
 // again is when a watch function that ended by itself is started again.
 const again = time.Second
@@ -75,10 +79,8 @@ func (w *Watcher) run(ctx context.Context, e probe.Endpoint) {
 	}
 	for {
 		e.Watch(ctx, report)
-		select {
-		case <-ctx.Done():
+		if wait.Sleep(ctx, again) != nil {
 			return
-		case <-time.After(again):
 		}
 		report(probe.Observation{Probe: "watch", Verdict: probe.Unknown, Reason: "the watch function ended by itself", At: time.Now()})
 	}
@@ -86,19 +88,12 @@ func (w *Watcher) run(ctx context.Context, e probe.Endpoint) {
 
 // beats has time pass until ctx ends.
 func (w *Watcher) beats(ctx context.Context) {
-	ticks := time.NewTicker(beatEvery)
-	defer ticks.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticks.C:
-			w.do(func(*incident.Set) []incident.Event {
-				w.beat = time.Now()
-				return nil
-			})
-		}
-	}
+	wait.Every(ctx, beatEvery, func(context.Context) {
+		w.do(func(*incident.Set) []incident.Event {
+			w.beat = time.Now()
+			return nil
+		})
+	})
 }
 
 // late takes the time that the prober did not run from what is silent. Whatever

@@ -5,11 +5,9 @@ package watchdog
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -17,8 +15,10 @@ import (
 	"st2ha/internal/fault"
 	"st2ha/internal/heal"
 	"st2ha/internal/incident"
+	"st2ha/internal/output"
 	"st2ha/internal/relay"
 	"st2ha/internal/spool"
+	"st2ha/internal/wait"
 	"st2ha/internal/watch"
 )
 
@@ -46,8 +46,8 @@ func (w *Watchdog) Run(ctx context.Context) error {
 		return fault.Failed("spool", "systemctl status st2ha-watchdog shows another one that runs", "%s: %w", p.Host.Name(), err)
 	}
 	defer s.Close()
-	queue := watch.NewQueue(watch.QueueSize)
-	keeper := watch.NewKeeper(ctx, s, w.Dir, log)
+	queue := output.NewQueue(output.QueueSize)
+	keeper := output.NewKeeper(ctx, s, w.Dir, log)
 	put := p.Filter(keeper.Open(), queue.Put)
 	kicked := make(chan struct{}, 1)
 	p.Begin(source, keeper.Open(), func(e incident.Event) {
@@ -61,37 +61,27 @@ func (w *Watchdog) Run(ctx context.Context) error {
 	})
 	h := newHealer(p.Host, p.Watcher, log)
 	h.count = p.Metrics.Healed
-	h.report = func(e heal.Event) { putEvent(queue, log, e) }
+	h.report = queue.PutHeal
 	h.mender.ruleTime(w.RuleTime)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	watched := p.Follow(ctx)
 	outbox := &relay.Outbox{Spool: s, Dial: p.Dial, Log: log, Refused: func(err error) {
-		RelayRefused(queue, log, p.Watcher.Node(), source, err)
+		RelayRefused(queue, p.Watcher.Node(), source, err)
 	}}
-	sent := watch.Ending(func() { outbox.Run(ctx) })
-	healed := watch.Ending(func() { h.run(ctx, kicked) })
-	written := watch.Ending(func() { _ = queue.Write(ctx, keeper) })
+	sent := wait.Ending(func() { outbox.Run(ctx) })
+	healed := wait.Ending(func() { h.run(ctx, kicked) })
+	written := wait.Ending(func() { _ = queue.Write(ctx, keeper) })
 	<-ctx.Done()
-	watch.Wait(watched, watch.StopTime)
-	watch.Wait(written, watch.FlushTime)
-	watch.Wait(sent, watch.FlushTime)
-	watch.Wait(healed, watch.FlushTime)
+	wait.For(watched, watch.StopTime)
+	wait.For(written, output.FlushTime)
+	wait.For(sent, output.FlushTime)
+	wait.For(healed, output.FlushTime)
 	return nil
 }
 
 // RelayRefused has people know that events cannot be relayed, and why.
-func RelayRefused(queue *watch.Queue, log *slog.Logger, node, by string, reason error) {
-	putEvent(queue, log, heal.Event{Event: heal.EventGaveUp, Target: relay.Queue, Node: node, By: by, At: time.Now(),
+func RelayRefused(queue *output.Queue, node, by string, reason error) {
+	queue.PutHeal(heal.Event{Event: heal.EventGaveUp, Target: relay.Queue, Node: node, By: by, At: time.Now(),
 		Reason: "events cannot be relayed: " + reason.Error()})
-}
-
-// putEvent puts an event about healing beside the changes of state.
-func putEvent(queue *watch.Queue, log *slog.Logger, e heal.Event) {
-	line, err := json.Marshal(e)
-	if err != nil {
-		log.Error("write an event as JSON", "error", err)
-		return
-	}
-	queue.PutLine(line, nil)
 }

@@ -1,4 +1,4 @@
-package watch
+package output
 
 import (
 	"encoding/json"

@@ -1,4 +1,4 @@
-package watch
+package output
 
 import (
 	"bytes"
@@ -22,13 +22,24 @@ func change(endpoint string, state incident.State, seq int) incident.Event {
 	return incident.Event{Event: incident.Changed, ID: endpoint, Seq: seq, Endpoint: endpoint, State: state, DetectedAt: incident.Time{Time: time.Unix(1e9, 5e6)}}
 }
 
+// lines writes messages as lines.
+type lines struct{ io.Writer }
+
+func (l lines) Put(m Message) error {
+	line, err := m.Line()
+	if err == nil {
+		_, err = l.Write(append(line, '\n'))
+	}
+	return err
+}
+
 // drained is what a queue holds, as "endpoint state seq (dropped)".
 func drained(t *testing.T, q *Queue) string {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	var out bytes.Buffer
-	require.NoError(t, q.Write(ctx, &out))
+	require.NoError(t, q.Write(ctx, lines{&out}))
 	var all []string
 	for line := range strings.Lines(out.String()) {
 		var e struct {
@@ -69,7 +80,7 @@ func TestQueueTellsWhenALineWasTaken(t *testing.T) {
 	q.Put(change("a", incident.Down, 1))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	require.ErrorIs(t, q.Write(ctx, failing{}), errFull)
+	require.ErrorIs(t, q.Write(ctx, lines{failing{}}), errFull)
 	assert.Zero(t, taken, "not written: not taken")
 	drained(t, q)
 	assert.Equal(t, 4, taken)
@@ -89,7 +100,7 @@ func TestQueueNeverBlocksOnItsReader(t *testing.T) {
 	ended := make(chan error, 1)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	go func() { ended <- q.Write(ctx, write) }()
+	go func() { ended <- q.Write(ctx, lines{write}) }()
 	start := time.Now()
 	for i := range 5000 {
 		q.Put(change(fmt.Sprint("e", i%10), []incident.State{incident.Suspect, incident.Down, incident.Up}[i%3], i))

@@ -1,10 +1,7 @@
-package watch
+package output
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -16,14 +13,15 @@ import (
 	"st2ha/internal/host"
 	"st2ha/internal/incident"
 	"st2ha/internal/spool"
+	"st2ha/internal/wait"
 )
 
 const (
-	incidentsName = "incidents.json" // beside the spool
-	diskPause     = 2 * time.Second  // until a disk that took no event is tried again
+	incidentsName = "incidents.json"
+	diskPause     = 2 * time.Second // until a disk that took no event is tried again
 )
 
-// Keeper keeps lines in the spool, and which incidents are open.
+// Keeper keeps messages in a spool, and which incidents are open beside it.
 type Keeper struct {
 	ctx   context.Context
 	spool *spool.Spool
@@ -50,7 +48,7 @@ func (k *Keeper) load() {
 		err = json.Unmarshal(data, &k.open)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		k.log.Warn("incidents of before are not known, and are told anew", "error", err)
+		k.log.Warn("incidents of before are not known, and are reported anew", "error", err)
 		k.open = nil
 	}
 	for i, now := 0, time.Now(); i < len(k.open); i++ {
@@ -60,39 +58,39 @@ func (k *Keeper) load() {
 	}
 }
 
-// Write keeps one line. It waits for a disk that is full.
-func (k *Keeper) Write(line []byte) (int, error) {
-	var e incident.Event
-	id := MessageID(line)
-	isEvent := json.Unmarshal(line, &e) == nil && e.Event == incident.Changed
-	if isEvent {
-		id = e.MessageID()
+// Put keeps a message. It waits for a disk that is full.
+func (k *Keeper) Put(m Message) error {
+	line, err := m.Line()
+	if err != nil {
+		return err
 	}
-	for told := false; ; told = true {
-		lost, err := k.spool.Append(id, bytes.TrimSuffix(line, []byte("\n")))
+	id := LineID(line)
+	if m.Change != nil {
+		id = m.Change.MessageID()
+	}
+	for logged := false; ; logged = true {
+		lost, err := k.spool.Append(id, line)
 		if lost > 0 {
 			k.log.Error("the spool is full: the oldest events had to go", "lost", lost)
 		}
 		if err == nil {
 			break
 		}
-		if !told {
+		if !logged {
 			k.log.Error("an event cannot be kept yet", "error", err)
 		}
-		select {
-		case <-k.ctx.Done():
-			return 0, err
-		case <-time.After(diskPause):
+		if wait.Sleep(k.ctx, diskPause) != nil {
+			return err
 		}
 	}
-	if isEvent {
-		k.note(e)
+	if m.Change != nil {
+		k.note(*m.Change)
 	}
-	return len(line), nil
+	return nil
 }
 
 // note writes the open incidents down, after the event: a kill in between has
-// the next run tell it again, under the same id.
+// the next run report it again, under the same id.
 func (k *Keeper) note(e incident.Event) {
 	before := len(k.open)
 	k.open = incident.Note(k.open, e)
@@ -106,10 +104,4 @@ func (k *Keeper) note(e incident.Event) {
 	if err != nil {
 		k.log.Error("note the open incidents", "error", err)
 	}
-}
-
-// MessageID is the name of a line that is no change of state.
-func MessageID(line []byte) string {
-	sum := sha256.Sum256(line)
-	return hex.EncodeToString(sum[:12])
 }
