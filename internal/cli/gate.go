@@ -15,6 +15,7 @@ import (
 	"st2ha/internal/host"
 	"st2ha/internal/join"
 	"st2ha/internal/stackstorm"
+	"st2ha/internal/wait"
 )
 
 const (
@@ -77,7 +78,7 @@ func (g *gate) close(ctx context.Context, name string, back func(context.Context
 	g.away[name] = back
 	stored := g.last.Add(storeTime)
 	g.mu.Unlock()
-	pause(ctx, time.Until(stored))
+	_ = wait.Sleep(ctx, time.Until(stored))
 }
 
 // open waits until all that was away is back, and prints what was kept. What
@@ -92,21 +93,14 @@ func (g *gate) open(ctx context.Context) {
 	defer cancel()
 	for _, back := range g.away {
 		for back(ctx) != nil && ctx.Err() == nil {
-			pause(ctx, 200*time.Millisecond)
+			_ = wait.Sleep(ctx, 200*time.Millisecond)
 		}
 	}
-	pause(ctx, quiet)
+	_ = wait.Sleep(ctx, quiet)
 	g.shut = false
 	_, _ = g.kept.WriteTo(g.to)
 	if g.dropped > 0 {
 		fmt.Fprintf(g.to, "st2ha: %d more lines were not kept while a backend was away\n", g.dropped)
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
 	}
 }
 

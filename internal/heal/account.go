@@ -1,6 +1,7 @@
 package heal
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -25,22 +26,21 @@ func locked(ctx context.Context, h host.Host, f func() error) error {
 			return err
 		}
 	}
-	for end := time.Now().Add(lockTime); ; {
-		release, err := h.Lock(ctx, lockFile, "a decision on healing")
+	waiting, cancel := context.WithTimeout(ctx, lockTime)
+	defer cancel()
+	var release func()
+	err := step.Await(waiting, 20*time.Millisecond, func(context.Context) (busy, err error) {
 		var held *host.LockedError
-		switch {
-		case err == nil:
-			defer release()
-			return f()
-		case !errors.As(err, &held) || time.Now().After(end):
-			return err
+		if release, err = h.Lock(ctx, lockFile, "a decision on healing"); errors.As(err, &held) {
+			return err, nil
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(20 * time.Millisecond):
-		}
+		return nil, err
+	}, func(seen error) error { return cmp.Or(ctx.Err(), seen) })
+	if err != nil {
+		return err
 	}
+	defer release()
+	return f()
 }
 
 // file is where a target's account lies. A name has 255 bytes at most.

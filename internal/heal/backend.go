@@ -12,6 +12,7 @@ import (
 	"st2ha/internal/reach"
 	"st2ha/internal/service"
 	"st2ha/internal/step"
+	"st2ha/internal/wait"
 )
 
 // RestartBackend is the step restart_backend: the unit of a backend is
@@ -46,10 +47,8 @@ func (s *RestartBackend) Plan(ctx context.Context, h host.Host) ([]step.Change, 
 	var err error
 	for i := range 2 {
 		if i > 0 {
-			select {
-			case <-ctx.Done():
-				return nil, ctx.Err()
-			case <-time.After(time.Second):
+			if err := wait.Sleep(ctx, time.Second); err != nil {
+				return nil, err
 			}
 		}
 		if err = all.Get(s.Backend).Answers(ctx, h, s.addr(h)); err == nil {

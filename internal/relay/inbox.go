@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/streadway/amqp"
+
+	"st2ha/internal/wait"
 )
 
 const (
@@ -23,8 +25,8 @@ const (
 	maxFields   = 64          // of an event
 	unreadPause = time.Minute // between two reports of messages that are no events
 
-	standbyLook = 5 * time.Second // whether the queue is free
-	takeOver    = longestWait * 2 // after a connection was lost: the other one's pauses are shorter
+	standbyPause = 5 * time.Second // whether the queue is free
+	takeOver     = longestWait * 2 // after a connection was lost: the other one's pauses are shorter
 )
 
 var fieldName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
@@ -64,7 +66,7 @@ func (i *Inbox) Run(ctx context.Context) {
 		case taken(err):
 			i.alone = false
 			i.stand(true)
-			rest(ctx, standbyLook)
+			_ = wait.Sleep(ctx, standbyPause)
 		default:
 			i.alone = true
 			if isRefused(err) { // for good: nobody is known to read what would be sent there
@@ -89,13 +91,6 @@ func (i *Inbox) stand(by bool) {
 func taken(err error) bool {
 	var said *amqp.Error
 	return errors.As(err, &said) && said.Code == amqp.AccessRefused && strings.Contains(said.Reason, "in exclusive use")
-}
-
-func rest(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
-	}
 }
 
 func (i *Inbox) patience() time.Duration { return cmp.Or(i.takeOver, takeOver) }

@@ -13,6 +13,7 @@ import (
 	"github.com/streadway/amqp"
 
 	"st2ha/internal/rabbitmq"
+	"st2ha/internal/wait"
 )
 
 // Queue is the durable queue that holds them.
@@ -100,10 +101,7 @@ func (p *pause) wait(ctx context.Context, err error) {
 			}
 		}
 	}
-	select {
-	case <-ctx.Done():
-	case <-time.After(p.next):
-	}
+	_ = wait.Sleep(ctx, p.next)
 }
 
 func (p *pause) reset() { p.next, p.said = 0, "" }

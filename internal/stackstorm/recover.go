@@ -14,6 +14,7 @@ import (
 	"st2ha/internal/rabbitmq"
 	"st2ha/internal/service"
 	"st2ha/internal/step"
+	"st2ha/internal/wait"
 )
 
 // Recoverer is the step recover_st2_services: it restarts exactly those st2
@@ -215,10 +216,8 @@ func (s *Recoverer) stuck(ctx context.Context, h host.Host, login rabbitmq.Login
 			}
 			return stuck, nil
 		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(time.Second):
+		if err := wait.Sleep(ctx, time.Second); err != nil {
+			return nil, err
 		}
 	}
 }

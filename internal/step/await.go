@@ -3,6 +3,8 @@ package step
 import (
 	"context"
 	"time"
+
+	"st2ha/internal/wait"
 )
 
 // Await looks again and again until there is nothing left to wait for, or ctx
@@ -26,10 +28,8 @@ func Await(ctx context.Context, every time.Duration, look func(context.Context) 
 		case seen == nil:
 			seen = err
 		}
-		select {
-		case <-ctx.Done():
+		if wait.Sleep(ctx, every) != nil {
 			return gaveUp(seen)
-		case <-time.After(every):
 		}
 	}
 }

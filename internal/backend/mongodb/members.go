@@ -13,6 +13,7 @@ import (
 	"st2ha/internal/host"
 	"st2ha/internal/probe"
 	"st2ha/internal/secure"
+	"st2ha/internal/wait"
 )
 
 // Members are those of a replica set that its servers name and the URI does
@@ -134,13 +135,11 @@ func resolved(addr string, watch func(secure.ContextDialer) probe.Func) probe.Fu
 	}
 	return func(ctx context.Context, report func(probe.Observation)) {
 		d := &namedDialer{port: port}
-		for !d.look(ctx, name) {
+		for !d.resolve(ctx, name) {
 			report(probe.Observation{Probe: probe.Connection, Verdict: probe.Unknown, At: time.Now(),
 				Reason: "the replica set names it, and its name is not known here: " + name})
-			select {
-			case <-ctx.Done():
+			if wait.Sleep(ctx, unresolvedFor) != nil {
 				return
-			case <-time.After(unresolvedFor):
 			}
 		}
 		looking := make(chan struct{})
@@ -148,27 +147,22 @@ func resolved(addr string, watch func(secure.ContextDialer) probe.Func) probe.Fu
 		defer func() { cancel(); <-looking }()
 		go func() {
 			defer close(looking)
-			for {
-				select {
-				case <-ctx.Done():
-					return
-				case <-time.After(resolveEvery):
-					d.look(ctx, name)
-				}
+			for wait.Sleep(ctx, resolveEvery) == nil {
+				d.resolve(ctx, name)
 			}
 		}()
 		watch(d)(ctx, report)
 	}
 }
 
-// namedDialer dials the addresses that a name had at the last look.
+// namedDialer dials the addresses that a name had when it was last resolved.
 type namedDialer struct {
 	port string
 	mu   sync.Mutex
 	ips  []string
 }
 
-func (d *namedDialer) look(ctx context.Context, name string) bool {
+func (d *namedDialer) resolve(ctx context.Context, name string) bool {
 	ctx, cancel := context.WithTimeout(ctx, resolveTime)
 	defer cancel()
 	ips, err := net.DefaultResolver.LookupHost(ctx, name)

@@ -15,6 +15,7 @@ import (
 	"st2ha/internal/secure"
 	"st2ha/internal/service"
 	"st2ha/internal/stackstorm"
+	"st2ha/internal/wait"
 )
 
 // The probes of a StackStorm unit.
@@ -118,11 +119,11 @@ func (u *units) join(unit string, report func(probe.Observation)) {
 	go func() {
 		defer close(stopped)
 		var both sync.WaitGroup
-		both.Go(func() { every(ctx, u.Every, u.look) })
-		both.Go(func() { every(ctx, u.JournalEvery, u.read) })
+		both.Go(func() { wait.Every(ctx, u.Every, u.look) })
+		both.Go(func() { wait.Every(ctx, u.JournalEvery, u.read) })
 		if u.Login.Addr != "" {
 			c := &consumers{units: u, stuck: map[string]time.Time{}}
-			both.Go(func() { every(ctx, u.Every, c.look); c.hangUp() })
+			both.Go(func() { wait.Every(ctx, u.Every, c.look); c.hangUp() })
 		}
 		both.Wait()
 	}()
@@ -138,20 +139,6 @@ func (u *units) leave(unit string) {
 	if last {
 		u.stop()
 		<-u.stopped
-	}
-}
-
-// every calls f at once and then again and again until ctx ends.
-func every(ctx context.Context, interval time.Duration, f func(ctx context.Context)) {
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
-	for {
-		f(ctx)
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
 	}
 }
 
