@@ -72,7 +72,7 @@ func sensor(ctx context.Context, p *watch.Prober, proc process) error {
 		default:
 		}
 		roles <- standby
-	}, Dial: p.Dial, Log: p.Log, Take: relayed.PutLine, Refused: func(err error) {
+	}, Dial: p.Dial, Log: p.Log, Handle: relayed.PutLine, Refused: func(err error) {
 		watchdog.RelayRefused(own, p.Watcher.Node(), "sensor", err)
 	}}
 	go inbox.Run(ctx)
@@ -167,7 +167,7 @@ func (g *giver) Put(m output.Message) error {
 	if err != nil {
 		return err
 	}
-	if e := change(m); g.merger != nil && e != nil && !g.merger.Take(*e, bytes.Clone(line), time.Now()) {
+	if e := change(m); g.merger != nil && e != nil && !g.merger.Pass(*e, bytes.Clone(line), time.Now()) {
 		g.merged.Inc()
 		g.log.Info("an event is another observer's, too, and is merged with it", "backend", e.Backend, "endpoint", e.Endpoint,
 			"state", e.State, "node", e.Node, "source", e.Source, "id", e.ID, "so_far", g.merger.Merged())

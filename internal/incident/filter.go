@@ -20,8 +20,8 @@ const (
 // of those stay in log and metrics. It has no clock, and is not safe for concurrent use.
 type Filter struct {
 	All     bool                         // suspect, unknown and each up, too
-	LeftOut func(Event)                  // is told of what was too many, if set
-	told    map[probe.Key]incidentStates // of the incident that was passed on
+	LeftOut func(Event)                  // gets what was too many, if set
+	open    map[probe.Key]incidentStates // of the incident that was passed on
 	passed  map[probe.Key][]time.Time    // when
 	total   []time.Time
 	dropped int // since the last event that passed
@@ -35,10 +35,10 @@ type incidentStates struct {
 
 // NewFilter knows of the incidents of a former run that were passed on.
 func NewFilter(all bool, open []Incident) *Filter {
-	f := &Filter{All: all, told: map[probe.Key]incidentStates{}, passed: map[probe.Key][]time.Time{}}
+	f := &Filter{All: all, open: map[probe.Key]incidentStates{}, passed: map[probe.Key][]time.Time{}}
 	for _, o := range open {
 		if o.State == Down || o.State == Flapping {
-			f.told[probe.Key{Backend: o.Backend, Name: o.Endpoint}] = incidentStates{o.ID, map[State]bool{o.State: true}}
+			f.open[probe.Key{Backend: o.Backend, Name: o.Endpoint}] = incidentStates{o.ID, map[State]bool{o.State: true}}
 		}
 	}
 	return f
@@ -51,10 +51,10 @@ func (f *Filter) Pass(e Event) (Event, bool) {
 		return e, true
 	}
 	key := e.Key()
-	told := f.told[key]
+	known := f.open[key]
 	switch e.State {
 	case Down, Flapping, CutOff:
-		if e.Slow || told.id == e.ID && told.states[e.State] {
+		if e.Slow || known.id == e.ID && known.states[e.State] {
 			return e, false
 		}
 		if f.tooMany(key, e.DetectedAt.Time) {
@@ -64,17 +64,17 @@ func (f *Filter) Pass(e Event) (Event, bool) {
 			}
 			return e, false
 		}
-		if told.id != e.ID {
-			told = incidentStates{e.ID, map[State]bool{}}
+		if known.id != e.ID {
+			known = incidentStates{e.ID, map[State]bool{}}
 		}
-		told.states[e.State] = true
-		f.told[key] = told
+		known.states[e.State] = true
+		f.open[key] = known
 	case Up, Unknown: // unknown: not watched any more
 		// It has no limit of its own: it ends what passed the limit.
-		if told.id != e.ID {
+		if known.id != e.ID {
 			return e, false
 		}
-		delete(f.told, key)
+		delete(f.open, key)
 	default:
 		return e, false
 	}

@@ -89,14 +89,14 @@ func (p *history) remember(good bool, at time.Time, rules Rules) {
 }
 
 // state is what this probe alone says of the endpoint at the time of a finding.
-func (p *history) state(at time.Time, held bool, rules Rules) State {
+func (p *history) state(at time.Time, cutOff bool, rules Rules) State {
 	suspect := p.limit.Suspect > 0 && p.failed >= p.limit.Suspect
 	down := p.limit.Down > 0 && p.failed >= p.limit.Down ||
 		p.limit.DownAfter > 0 && suspect && at.Sub(p.since)-p.missed >= p.limit.DownAfter
 	switch {
 	case p.flapping && at.Sub(p.changed) < rules.FlapCalm:
 		return Flapping
-	case down && held && p.verdict != probe.Bad:
+	case down && cutOff && p.verdict != probe.Bad:
 		return Suspect
 	case down:
 		return Down

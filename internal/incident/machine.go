@@ -15,7 +15,7 @@ type machine struct {
 	probes   map[string]*history
 	incident *Incident // nil while all is well
 	down     bool      // it was, in this incident
-	held     bool      // silence does not lead to down: the prober is cut off
+	cutOff   bool      // silence does not lead to down: the prober is cut off
 
 	now       time.Time // of the newest finding; time does not run backwards
 	goods     run       // findings in a row, of all probes, that were Good
@@ -100,7 +100,7 @@ func rank(s State) int {
 func (m *machine) worst() (State, string) {
 	state, by := Up, ""
 	for name, p := range m.probes {
-		s := p.state(m.now, m.held, m.rules)
+		s := p.state(m.now, m.cutOff, m.rules)
 		switch {
 		case rank(s) < rank(state), s == Up:
 			continue
@@ -109,15 +109,15 @@ func (m *machine) worst() (State, string) {
 		}
 		state, by = s, name
 	}
-	if state == Unknown && m.told() {
+	if state == Unknown && m.informed() {
 		return Up, ""
 	}
 	return state, by
 }
 
-// told says whether the newest finding of any probe says anything of the
+// informed says whether the newest finding of any probe says anything of the
 // endpoint, if only that one answer was missed.
-func (m *machine) told() bool {
+func (m *machine) informed() bool {
 	for _, p := range m.probes {
 		if p.verdict != probe.Unknown {
 			return true
@@ -126,8 +126,8 @@ func (m *machine) told() bool {
 	return false
 }
 
-// known says whether the newest finding of any probe was good.
-func (m *machine) known() bool {
+// anyGood says whether the newest finding of any probe was good.
+func (m *machine) anyGood() bool {
 	for _, p := range m.probes {
 		if p.verdict == probe.Good {
 			return true
@@ -141,7 +141,7 @@ func (m *machine) known() bool {
 func (m *machine) next() (State, string) {
 	worst, by := m.worst()
 	switch {
-	case worst == Up && m.wellAgain():
+	case worst == Up && m.recovered():
 		return Up, ""
 	case worst == Up:
 		return m.state, ""
@@ -151,15 +151,15 @@ func (m *machine) next() (State, string) {
 	return m.state, ""
 }
 
-// wellAgain says whether what is known is enough to call the endpoint up.
-func (m *machine) wellAgain() bool {
+// recovered says whether what is known is enough to call the endpoint up.
+func (m *machine) recovered() bool {
 	for _, p := range m.probes {
 		if p.failed > 0 || p.verdict == probe.Silent {
 			return false
 		}
 	}
 	// One that was never in trouble needs no row of good findings.
-	return m.known() && (m.incident == nil || m.goods.enough(m.rules, m.now))
+	return m.anyGood() && (m.incident == nil || m.goods.enough(m.rules, m.now))
 }
 
 // change enters a state.
@@ -231,15 +231,15 @@ func (m *machine) late(by time.Duration) {
 	}
 }
 
-// hold keeps silence from leading to down, or lets it again: then the silence
+// setCutOff keeps silence from leading to down, or lets it again: then the silence
 // so far does not count, for it was the prober's own.
-func (m *machine) hold(on bool) {
-	if m.held && !on {
+func (m *machine) setCutOff(on bool) {
+	if m.cutOff && !on {
 		for _, p := range m.probes {
 			if p.failed > 0 && p.verdict != probe.Bad {
 				p.failed = 0
 			}
 		}
 	}
-	m.held = on
+	m.cutOff = on
 }

@@ -14,8 +14,8 @@ const MergeWithin = time.Minute
 // mostFaults bounds what a Merger remembers: what events name may be anybody's.
 const mostFaults = 4096
 
-// Merger makes one event of a fault that several observers see: the first one
-// to tell of it is passed on, with its end. A fault is what is in trouble and
+// Merger makes one event of a fault that several observers see: the first
+// report of it is passed on, with its end. A fault is what is in trouble and
 // how, whoever sees it: a broker that three watchers find refusing connections
 // within a minute is one fault.
 //
@@ -38,10 +38,10 @@ const mostFaults = 4096
 //
 // It has no clock, and is not safe for concurrent use.
 type Merger struct {
-	told    map[trouble]*telling
-	begun   map[string]bool      // incidents that were passed on, and have not ended
-	also    map[string]*follower // incidents that are another's fault
-	dropped int
+	reported map[trouble]*report
+	begun    map[string]bool      // incidents that were passed on, and have not ended
+	also     map[string]*follower // incidents that are another's fault
+	dropped  int
 }
 
 // trouble is what is in trouble, and how.
@@ -51,8 +51,8 @@ type trouble struct {
 	kind  string // of the finding
 }
 
-// telling is the newest event of a fault that was passed on.
-type telling struct {
+// report is the newest event of a fault that was passed on.
+type report struct {
 	id, observer string
 	at           time.Time // detected
 	ended        time.Time // detected; zero while it goes on
@@ -62,7 +62,7 @@ type telling struct {
 type follower struct {
 	trouble
 	observer string
-	of       *telling
+	of       *report
 	at       time.Time // detected
 	line     []byte    // what is held back; nil if nothing is
 	due      time.Time // when that is passed on all the same; zero: not while the other goes on
@@ -71,14 +71,14 @@ type follower struct {
 
 // NewMerger knows of no fault.
 func NewMerger() *Merger {
-	return &Merger{told: map[trouble]*telling{}, begun: map[string]bool{}, also: map[string]*follower{}}
+	return &Merger{reported: map[trouble]*report{}, begun: map[string]bool{}, also: map[string]*follower{}}
 }
 
 // Merged is how many events were not passed on.
 func (m *Merger) Merged() int { return m.dropped }
 
-// Take says whether an event is passed on now; line is how it is written.
-func (m *Merger) Take(e Event, line []byte, now time.Time) bool {
+// Pass says whether an event is passed on now; line is how it is written.
+func (m *Merger) Pass(e Event, line []byte, now time.Time) bool {
 	pass := true
 	switch e.State {
 	case Suspect, Flapping, Down, CutOff:
@@ -94,7 +94,7 @@ func (m *Merger) Take(e Event, line []byte, now time.Time) bool {
 
 func (m *Merger) begin(e Event, line []byte, now time.Time) bool {
 	f := trouble{what(e), e.State, kind(e)}
-	t, observer := m.told[f], e.Node+" "+e.Source
+	t, observer := m.reported[f], e.Node+" "+e.Source
 	if t != nil && t.id != e.ID && t.observer != observer && e.DetectedAt.Sub(t.at).Abs() <= MergeWithin &&
 		(t.ended.IsZero() || !e.DetectedAt.After(t.ended)) {
 		also := &follower{trouble: f, observer: observer, of: t, at: e.DetectedAt.Time, line: line}
@@ -104,16 +104,16 @@ func (m *Merger) begin(e Event, line []byte, now time.Time) bool {
 		m.also[e.ID] = also
 		return false
 	}
-	if len(m.told)+len(m.also)+len(m.begun) > mostFaults { // as after a restart: what comes twice is passed on twice
-		*m = Merger{told: map[trouble]*telling{}, begun: map[string]bool{}, also: m.held(), dropped: m.dropped}
+	if len(m.reported)+len(m.also)+len(m.begun) > mostFaults { // as after a restart: what comes twice is passed on twice
+		*m = Merger{reported: map[trouble]*report{}, begun: map[string]bool{}, also: m.heldBack(), dropped: m.dropped}
 	}
-	m.told[f] = &telling{id: e.ID, observer: observer, at: e.DetectedAt.Time}
+	m.reported[f] = &report{id: e.ID, observer: observer, at: e.DetectedAt.Time}
 	m.begun[e.ID] = true
 	return true
 }
 
-// held are the followers of which something is held back, due at once.
-func (m *Merger) held() map[string]*follower {
+// heldBack are the followers of which something is held back, due at once.
+func (m *Merger) heldBack() map[string]*follower {
 	held := map[string]*follower{}
 	for id, also := range m.also {
 		if also.line != nil {
@@ -127,12 +127,12 @@ func (m *Merger) held() map[string]*follower {
 func (m *Merger) end(e Event, line []byte, now time.Time) bool {
 	if m.begun[e.ID] {
 		delete(m.begun, e.ID)
-		for f, t := range m.told {
+		for f, t := range m.reported {
 			switch {
 			case t.id == e.ID:
 				t.ended = e.DetectedAt.Time
 			case !t.ended.IsZero() && e.DetectedAt.Sub(t.ended) > 2*MergeWithin:
-				delete(m.told, f)
+				delete(m.reported, f)
 			}
 		}
 		for id, also := range m.also {
@@ -172,7 +172,7 @@ func (m *Merger) Due(now time.Time) (lines [][]byte) {
 		m.dropped--
 		delete(m.also, id)
 		if !also.up {
-			m.told[also.trouble] = &telling{id: id, observer: also.observer, at: also.at}
+			m.reported[also.trouble] = &report{id: id, observer: also.observer, at: also.at}
 			m.begun[id] = true
 		}
 	}

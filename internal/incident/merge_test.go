@@ -28,7 +28,7 @@ func (m *merging) says(node, source, id string, s State, change ...func(*Event))
 	for _, f := range change {
 		f(&e)
 	}
-	return m.Take(e, []byte(fmt.Sprint(id, " ", s)), m.now)
+	return m.Pass(e, []byte(fmt.Sprint(id, " ", s)), m.now)
 }
 
 func (m *merging) after(d time.Duration) []string {
@@ -149,7 +149,7 @@ func TestMergerBounded(t *testing.T) {
 	require.False(t, m.says("10.0.0.3", "watchdog", "b", Down))
 	for i := range 3 * mostFaults {
 		require.True(t, m.says("10.0.0.2", "sensor", fmt.Sprint(i), Down, func(e *Event) { e.Endpoint = fmt.Sprintf("h%d:1", i) }))
-		require.LessOrEqual(t, len(m.told)+len(m.also)+len(m.begun), mostFaults+2)
+		require.LessOrEqual(t, len(m.reported)+len(m.also)+len(m.begun), mostFaults+2)
 	}
 	require.Equal(t, []string{"b down"}, m.after(0))
 }

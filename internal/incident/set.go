@@ -63,7 +63,7 @@ func (s *Set) Replace(node string, endpoints []probe.Endpoint, now time.Time) []
 		}
 		m.host = e.Host
 		m.restart()
-		m.hold(s.cut != nil && m.host != "")
+		m.setCutOff(s.cut != nil && m.host != "")
 		next[e.Key()] = m
 	}
 	var events []Event
@@ -169,7 +169,7 @@ func (s *Set) connection(now time.Time) []Event {
 			return nil
 		}
 		s.cut = &cut{id: newID(), since: since, at: now}
-		s.hold(true)
+		s.setCutOff(true)
 		return []Event{s.ofNode(Up, CutOff, 1, now, fmt.Sprintf("none of %d other hosts answers any more: this node is cut off", len(hosts)))}
 	}
 	for _, h := range hosts {
@@ -188,7 +188,7 @@ func (s *Set) rejoin(now time.Time, reason string) []Event {
 	e := s.ofNode(CutOff, Up, 2, now, reason)
 	e.LastedMS = now.Sub(s.cut.since).Milliseconds()
 	s.cut = nil
-	s.hold(false)
+	s.setCutOff(false)
 	return []Event{e}
 }
 
@@ -198,9 +198,10 @@ func (s *Set) ofNode(from, to State, seq int, now time.Time, reason string) Even
 		DetectedAt: Time{now}, Since: Time{s.cut.since}, AfterMS: now.Sub(s.cut.since).Milliseconds()})
 }
 
-func (s *Set) hold(on bool) {
+// setCutOff has the endpoints on other hosts know of it.
+func (s *Set) setCutOff(on bool) {
 	for _, m := range s.members {
-		m.hold(on && m.host != "")
+		m.setCutOff(on && m.host != "")
 	}
 }
 

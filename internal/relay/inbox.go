@@ -35,13 +35,13 @@ var fieldName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
 type Inbox struct {
 	Dial Dial
 	Log  *slog.Logger
-	// Take is given each event once, as one line of JSON. It calls taken, which
+	// Handle is given each event once, as one line of JSON. It calls taken, which
 	// does not block, when the event is in safe hands; until then the broker has it.
-	Take func(line []byte, taken func())
-	// Refused, if it is there, is told once why the broker will never give them.
+	Handle func(line []byte, taken func())
+	// Refused, if it is there, is called once with the reason why the broker will never give them.
 	Refused func(error)
 	// Standby, if it is there, has one reader at a time have the queue, of all
-	// that set it, and is told when this one is not it (true), and when it is
+	// that set it, and is called when this one is not it (true), and when it is
 	// again. What the others see belongs into the queue then: so whatever the
 	// nodes see comes together in one place.
 	Standby func(bool)
@@ -52,7 +52,7 @@ type Inbox struct {
 	takeOver time.Duration // a test's; takeOver if 0
 
 	unread int       // messages that were no events
-	told   time.Time // of them
+	warned time.Time // of them
 }
 
 // Run reads until ctx ends.
@@ -65,20 +65,20 @@ func (i *Inbox) Run(ctx context.Context) {
 		case ctx.Err() != nil:
 		case taken(err):
 			i.alone = false
-			i.stand(true)
+			i.setStandby(true)
 			_ = wait.Sleep(ctx, standbyPause)
 		default:
 			i.alone = true
 			if isRefused(err) { // for good: nobody is known to read what would be sent there
-				i.stand(false)
+				i.setStandby(false)
 			}
 			p.wait(ctx, err)
 		}
 	}
 }
 
-// stand notes whether another one has the queue.
-func (i *Inbox) stand(by bool) {
+// setStandby notes whether another one has the queue.
+func (i *Inbox) setStandby(by bool) {
 	if i.standby == by || i.Standby == nil {
 		return
 	}
@@ -125,7 +125,7 @@ func (i *Inbox) consume(ctx context.Context, known *known, p *pause) error {
 		return err
 	}
 	p.reset()
-	i.stand(false)
+	i.setStandby(false)
 	acks := make(chan uint64, batch) // no more are under way
 	for {
 		select {
@@ -143,7 +143,7 @@ func (i *Inbox) consume(ctx context.Context, known *known, p *pause) error {
 			if !ok {
 				return errEnded
 			}
-			if err := i.take(l, known, d, acks); err != nil {
+			if err := i.handle(l, known, d, acks); err != nil {
 				return err
 			}
 		}
@@ -154,14 +154,14 @@ func (l *link) ack(tag uint64) error {
 	return l.within(func() error { return l.channel.Ack(tag, false) })
 }
 
-// take hands an event on, unless it is a repetition. What is none is rejected:
+// handle hands an event on, unless it is a repetition. What is none is rejected:
 // the broker drops it, or has it where a policy names a dead letter exchange.
-func (i *Inbox) take(l *link, known *known, d amqp.Delivery, acks chan<- uint64) error {
+func (i *Inbox) handle(l *link, known *known, d amqp.Delivery, acks chan<- uint64) error {
 	line, err := event(d.Body)
 	if err != nil {
 		i.unread++
-		if time.Since(i.told) > unreadPause {
-			i.told = time.Now()
+		if time.Since(i.warned) > unreadPause {
+			i.warned = time.Now()
 			i.Log.Warn("a message in the queue is no event, and is set aside", "queue", Queue, "message_id", d.MessageId,
 				"bytes", len(d.Body), "error", err, "so_far", i.unread)
 		}
@@ -173,7 +173,7 @@ func (i *Inbox) take(l *link, known *known, d amqp.Delivery, acks chan<- uint64)
 		id = string(sum[:])
 	}
 	if known.add(id, d.DeliveryTag, acks) {
-		i.Take(line, func() { known.taken(id) })
+		i.Handle(line, func() { known.taken(id) })
 	}
 	return nil
 }

@@ -17,7 +17,7 @@ type Outbox struct {
 	Spool *spool.Spool
 	Dial  Dial
 	Log   *slog.Logger
-	// Refused, if it is there, is told once why the broker will never take them.
+	// Refused, if it is there, is called once with the reason why the broker will never take them.
 	Refused func(error)
 }
 

@@ -80,7 +80,7 @@ type reader struct {
 func read(t *testing.T, addr string) *reader {
 	ctx, cancel := context.WithCancel(t.Context())
 	r := &reader{seen: map[string]int{}}
-	in := &Inbox{Dial: dialer(addr), Log: slog.New(slog.DiscardHandler), Take: func(line []byte, taken func()) {
+	in := &Inbox{Dial: dialer(addr), Log: slog.New(slog.DiscardHandler), Handle: func(line []byte, taken func()) {
 		var event struct{ ID string }
 		if json.Unmarshal(line, &event) == nil {
 			r.mu.Lock()
@@ -179,7 +179,7 @@ func TestAckOnlyWhenTaken(t *testing.T) {
 	wait.Go(func() { (&Outbox{Spool: s, Dial: dialer(broker.Addr), Log: log}).Run(ctx) })
 	lines := make(chan string, 1000)
 	wait.Go(func() {
-		(&Inbox{Dial: dialer(broker.Addr), Log: log, Take: func(line []byte, _ func()) { lines <- string(line) }}).Run(ctx)
+		(&Inbox{Dial: dialer(broker.Addr), Log: log, Handle: func(line []byte, _ func()) { lines <- string(line) }}).Run(ctx)
 	})
 	require.Eventually(t, func() bool { return len(lines) == batch }, 20*time.Second, 20*time.Millisecond)
 	time.Sleep(200 * time.Millisecond)
@@ -209,7 +209,7 @@ func TestRepetitionBeforeTaken(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wait sync.WaitGroup
 	wait.Go(func() {
-		(&Inbox{Dial: dialer(broker.Addr), Log: slog.New(slog.DiscardHandler), Take: func(_ []byte, taken func()) { given <- taken }}).Run(ctx)
+		(&Inbox{Dial: dialer(broker.Addr), Log: slog.New(slog.DiscardHandler), Handle: func(_ []byte, taken func()) { given <- taken }}).Run(ctx)
 	})
 	defer wait.Wait()
 	defer cancel()
@@ -261,7 +261,7 @@ func TestWhatIsNoEvent(t *testing.T) {
 	in := &Inbox{Dial: dialer(broker.Addr), Log: slog.New(slog.NewTextHandler(&log, nil))}
 	var got []string
 	ctx, cancel := context.WithCancel(t.Context())
-	in.Take = func(line []byte, taken func()) {
+	in.Handle = func(line []byte, taken func()) {
 		got = append(got, string(line))
 		go taken()
 	}
@@ -311,7 +311,7 @@ func TestRefused(t *testing.T) {
 			var running sync.WaitGroup
 			running.Go(func() { (&Outbox{Spool: s, Dial: dial, Log: logger, Refused: refused}).Run(ctx) })
 			running.Go(func() {
-				(&Inbox{Dial: dial, Log: slog.New(slog.DiscardHandler), Take: func([]byte, func()) {}, Refused: refused}).Run(ctx)
+				(&Inbox{Dial: dial, Log: slog.New(slog.DiscardHandler), Handle: func([]byte, func()) {}, Refused: refused}).Run(ctx)
 			})
 			for range 2 {
 				assert.True(t, isRefused(<-told))

@@ -181,7 +181,7 @@ func events(t *testing.T, broker string) (<-chan incident.Event, <-chan heal.Eve
 		Dial: func(ctx context.Context) (*rabbitmq.Connection, error) {
 			return rabbitmq.Dial(ctx, &net.Dialer{}, rabbitmq.Login{Addr: broker, User: backendtest.User, Password: backendtest.Password, VHost: "/"})
 		},
-		Take: func(line []byte, taken func()) {
+		Handle: func(line []byte, taken func()) {
 			var e incident.Event
 			var h heal.Event
 			if json.Unmarshal(line, &e) == nil && e.Event == incident.Changed {

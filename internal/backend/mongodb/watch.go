@@ -29,7 +29,7 @@ type Settings struct {
 	Election      time.Duration        // without a primary until that is down: its set elects one within that time; 15 s
 	Dialer        secure.ContextDialer // from where; this machine if nil
 	Arbiter       bool                 // it holds no data, so no user can log in there
-	Members       *Members             // are told what the server says of its set; may be nil
+	Members       *Members             // learn what the server says of its set; may be nil
 	probe.Timing
 }
 
@@ -94,7 +94,7 @@ func Watch(s Settings) probe.Func {
 			<-ctx.Done()
 			return
 		}
-		probes := []func(report func(probe.Observation)){func(report func(probe.Observation)) { s.hold(ctx, report) }}
+		probes := []func(report func(probe.Observation)){func(report func(probe.Observation)) { s.ping(ctx, report) }}
 		if !s.Arbiter {
 			probes = append(probes, func(report func(probe.Observation)) { probe.Logins(ctx, s.Timing, report, s.login) })
 		}
@@ -116,13 +116,13 @@ func (s *Settings) login(ctx context.Context) error {
 	return err
 }
 
-// hold watches by one client of the driver, which lives as long as the watch,
+// ping watches by one client of the driver, which lives as long as the watch,
 // and one connection of its own after the other.
-func (s *Settings) hold(ctx context.Context, report func(probe.Observation)) {
+func (s *Settings) ping(ctx context.Context, report func(probe.Observation)) {
 	var sessions sync.Map // that are open
 	// What the driver sees by itself is a hint to look, and no more: its
 	// monitor cannot tell a slow server from one that is gone.
-	look := func() {
+	hintAll := func() {
 		sessions.Range(func(held, _ any) bool {
 			held.(*mongoSession).hint()
 			return true
@@ -130,10 +130,10 @@ func (s *Settings) hold(ctx context.Context, report func(probe.Observation)) {
 	}
 	opts := client.Options(s.Dialer, s.Server, s.Addr).SetHeartbeatInterval(500 * time.Millisecond).
 		SetMaxPoolSize(2). // a ping that has no answer takes one
-		SetServerMonitor(&event.ServerMonitor{ServerHeartbeatFailed: func(*event.ServerHeartbeatFailedEvent) { look() }}).
+		SetServerMonitor(&event.ServerMonitor{ServerHeartbeatFailed: func(*event.ServerHeartbeatFailedEvent) { hintAll() }}).
 		SetPoolMonitor(&event.PoolMonitor{Event: func(e *event.PoolEvent) {
 			if e.Type == event.PoolCleared {
-				look()
+				hintAll()
 			}
 		}})
 	opts.Auth = nil // hello is answered without
@@ -148,9 +148,9 @@ func (s *Settings) hold(ctx context.Context, report func(probe.Observation)) {
 		if err != nil {
 			return nil, err
 		}
-		held := &mongoSession{Conn: conn, over: make(chan struct{}), look: make(chan struct{}), driver: driver, election: s.Election,
+		held := &mongoSession{Conn: conn, over: make(chan struct{}), renew: make(chan struct{}), driver: driver, election: s.Election,
 			heard: func(h hello) { s.Members.heard(s.Addr, h) }}
-		held.hint = sync.OnceFunc(func() { close(held.look) })
+		held.hint = sync.OnceFunc(func() { close(held.renew) })
 		sessions.Store(held, nil)
 		go func() {
 			held.read()
@@ -167,8 +167,8 @@ func (s *Settings) hold(ctx context.Context, report func(probe.Observation)) {
 type mongoSession struct {
 	net.Conn
 	over     chan struct{} // closed when the connection has ended
-	look     chan struct{} // closed when there is reason to make a new one
-	hint     func()        // closes look
+	renew    chan struct{} // closed when there is reason to make a new connection
+	hint     func()        // closes renew
 	driver   *mongo.Client
 	election time.Duration
 	heard    func(hello)
@@ -181,7 +181,7 @@ func (m *mongoSession) read() {
 }
 
 // Ended is closed when there is reason to make a new connection.
-func (m *mongoSession) Ended() <-chan struct{} { return m.look }
+func (m *mongoSession) Ended() <-chan struct{} { return m.renew }
 
 // Close ends the connection.
 func (m *mongoSession) Close() {

@@ -76,7 +76,7 @@ func (w *nfsServer) run(ctx context.Context) {
 			pause = 0
 			continue
 		}
-		w.hold(ctx, conn)
+		w.probeOver(ctx, conn)
 		conn.Close()
 		// One that was held is dialled anew at once. A process that is being
 		// killed may take that for a moment still, so the next try is soon; but
@@ -99,8 +99,8 @@ func (w *nfsServer) dial(ctx context.Context) (*rpcping.Conn, error) {
 	return rpcping.Dial(ctx, w.addr)
 }
 
-// hold probes over conn until it or ctx ends.
-func (w *nfsServer) hold(ctx context.Context, conn *rpcping.Conn) {
+// probeOver probes over conn until it or ctx ends.
+func (w *nfsServer) probeOver(ctx context.Context, conn *rpcping.Conn) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()

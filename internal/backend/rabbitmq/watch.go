@@ -50,7 +50,7 @@ func (s *Settings) login(ctx context.Context, allowed *bool) error {
 	case err == nil:
 		*allowed = true
 	case errors.As(err, &blocked):
-		return nil // the alarm is told by the canary
+		return nil // the canary reports the alarm
 	case errors.Is(err, client.ErrForbidden) && !*allowed:
 		return nil // the user may be restricted to the names that StackStorm uses
 	case errors.Is(err, client.ErrRefused):

@@ -34,7 +34,7 @@ type Settings struct {
 	Dialer secure.ContextDialer // to the broker from where; this machine if nil
 
 	Every        time.Duration // between two looks at all units; 1 s
-	Deadline     time.Duration // of one look; 4 s
+	Deadline     time.Duration // of one question; 4 s
 	StartTime    time.Duration // that a unit may take to start or stop until it is down; 90 s, systemd's own
 	DeafAfter    time.Duration // without consumers until a unit is down: a service that starts has none yet; 10 s
 	DeafFindings int           // without consumers in a row until a unit is suspect; 3
@@ -119,11 +119,11 @@ func (u *units) join(unit string, report func(probe.Observation)) {
 	go func() {
 		defer close(stopped)
 		var both sync.WaitGroup
-		both.Go(func() { wait.Every(ctx, u.Every, u.look) })
-		both.Go(func() { wait.Every(ctx, u.JournalEvery, u.read) })
+		both.Go(func() { wait.Every(ctx, u.Every, u.askSystemd) })
+		both.Go(func() { wait.Every(ctx, u.JournalEvery, u.readJournal) })
 		if u.Login.Addr != "" {
 			c := &consumers{units: u, stuck: map[string]time.Time{}}
-			both.Go(func() { wait.Every(ctx, u.Every, c.look); c.hangUp() })
+			both.Go(func() { wait.Every(ctx, u.Every, c.askBroker); c.hangUp() })
 		}
 		both.Wait()
 	}()
@@ -142,8 +142,8 @@ func (u *units) leave(unit string) {
 	}
 }
 
-// tell reports to whoever watches the unit.
-func (u *units) tell(unit string, o probe.Observation) {
+// report goes to whoever watches the unit.
+func (u *units) report(unit string, o probe.Observation) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if report := u.reports[unit]; report != nil {
@@ -152,8 +152,8 @@ func (u *units) tell(unit string, o probe.Observation) {
 	}
 }
 
-// look asks systemd.
-func (u *units) look(ctx context.Context) {
+// askSystemd looks at all units at once.
+func (u *units) askSystemd(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, u.Deadline)
 	defer cancel()
 	ask := slices.Clone(u.Units)
@@ -174,13 +174,13 @@ func (u *units) look(ctx context.Context) {
 		u.mu.Lock()
 		u.active[unit] = o.Verdict == probe.Good
 		u.mu.Unlock()
-		u.tell(unit, o)
+		u.report(unit, o)
 	}
 }
 
-// read looks for units that say that they cannot publish. Nobody but root, and
+// readJournal looks for units that say that they cannot publish. Nobody but root, and
 // who is in the journal's groups, can read that: the others find nothing.
-func (u *units) read(ctx context.Context) {
+func (u *units) readJournal(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, u.JournalEvery)
 	defer cancel()
 	mute, err := stackstorm.Mute(ctx, u.Host, stackstorm.MuteWithin)
@@ -196,7 +196,7 @@ func (u *units) read(ctx context.Context) {
 			o.Verdict, o.Limit = probe.Bad, probe.Certain() // it does not pass by itself
 			o.Reason = mute[i] + " is active but publishes nothing any more"
 		}
-		u.tell(unit, o)
+		u.report(unit, o)
 	}
 }
 
@@ -249,7 +249,8 @@ func (c *consumers) hangUp() {
 	}
 }
 
-func (c *consumers) look(ctx context.Context) {
+// askBroker asks who consumes the queues of the active units.
+func (c *consumers) askBroker(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, c.Deadline)
 	defer cancel()
 	c.mu.Lock()
@@ -288,7 +289,7 @@ func (c *consumers) look(ctx context.Context) {
 			o.Verdict, o.Limit = probe.Bad, probe.Certain() // it was seen for long enough
 			o.Reason = fmt.Sprintf("%s is active but takes none of %s for %s", unit, stackstorm.Waits(unit, c.Prefix, count), probe.Span(idle[unit]))
 		}
-		c.tell(unit, o)
+		c.report(unit, o)
 	}
 }
 
