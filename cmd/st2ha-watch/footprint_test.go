@@ -35,18 +35,22 @@ const (
 // took: the time on a CPU in the end, and memory.
 func footprintMain() {
 	n, _ := strconv.Atoi(os.Getenv("ST2HA_TEST_ENDPOINTS"))
-	coordinator, broker, mongod := os.Getenv("ST2HA_TEST_REDIS"), os.Getenv("ST2HA_TEST_BROKER"), os.Getenv("ST2HA_TEST_MONGOD")
+	coordinator, broker, mongod := os.Getenv("ST2HA_TEST_REDIS"), os.Getenv("ST2HA_TEST_BROKER"),
+		os.Getenv("ST2HA_TEST_MONGOD")
 	p := watch.NewProber("n1", backend.Config{}, slog.New(slog.DiscardHandler))
 	p.Begin("sensor", nil, func(incident.Event) {})
 	var endpoints []probe.Endpoint
 	for i := range n {
-		e := probe.Endpoint{Backend: "redis", Name: fmt.Sprint(i), Watch: redis.Watch(redis.Settings{Server: redisclient.Server{Addr: coordinator}})}
+		e := probe.Endpoint{Backend: "redis", Name: fmt.Sprint(i),
+			Watch: redis.Watch(redis.Settings{Server: redisclient.Server{Addr: coordinator}})}
 		switch { // a mix if there are others
 		case broker != "" && i%3 == 0:
 			e.Backend = "rabbitmq"
-			e.Watch = rabbitmq.Watch(rabbitmq.Settings{Login: rabbitclient.Login{Addr: broker, User: backendtest.User, Password: backendtest.Password, VHost: "/"}})
+			e.Watch = rabbitmq.Watch(rabbitmq.Settings{Login: rabbitclient.Login{Addr: broker, User: backendtest.User,
+				Password: backendtest.Password, VHost: "/"}})
 		case mongod != "" && i%3 == 1:
-			e.Backend, e.Watch = "mongodb", mongodb.Watch(mongodb.Settings{Server: mongoclient.Server{URI: "mongodb://" + mongod + "/"}, Addr: mongod})
+			e.Backend, e.Watch = "mongodb", mongodb.Watch(mongodb.Settings{Server: mongoclient.Server{URI: "mongodb://" +
+				mongod + "/"}, Addr: mongod})
 		}
 		endpoints = append(endpoints, e)
 	}
@@ -120,6 +124,7 @@ func BenchmarkFootprint(b *testing.B) {
 	require.NoError(b, err)
 	defer mongod.Kill()
 	b.Run("mixed=10", func(b *testing.B) {
-		footprint(b, 10, "ST2HA_TEST_REDIS="+coordinator.Addr, "ST2HA_TEST_BROKER="+broker.Addr, "ST2HA_TEST_MONGOD="+mongod.Addr)
+		footprint(b, 10, "ST2HA_TEST_REDIS="+coordinator.Addr, "ST2HA_TEST_BROKER="+broker.Addr,
+			"ST2HA_TEST_MONGOD="+mongod.Addr)
 	})
 }

@@ -34,13 +34,16 @@ func TestGivesOneEventAFault(t *testing.T) {
 		return len(line), nil
 	})
 	metrics := watch.NewProber("n1", backend.Config{}, slog.New(slog.DiscardHandler)).Metrics
-	g := &giver{ctx: ctx, out: out, acks: acks, log: slog.New(slog.DiscardHandler), merger: incident.NewMerger(), merged: metrics.Merged}
+	g := &giver{ctx: ctx, out: out, acks: acks, log: slog.New(slog.DiscardHandler), merger: incident.NewMerger(),
+		merged: metrics.Merged}
 	at := time.Now()
 	for _, state := range []incident.State{incident.Down, incident.Up} {
 		for i, observer := range []string{"10.0.0.1 sensor", "10.0.0.2 sensor", "10.0.0.1 watchdog", "10.0.0.2 watchdog"} {
 			node, source, _ := strings.Cut(observer, " ")
-			line, err := json.Marshal(incident.Event{Event: incident.Changed, ID: fmt.Sprint("incident", i), Backend: "rabbitmq", Endpoint: "10.0.0.1:5672",
-				Node: node, Source: source, State: state, Probe: probe.Connection, Reason: "connection refused", DetectedAt: incident.Time{Time: at}})
+			line, err := json.Marshal(incident.Event{Event: incident.Changed, ID: fmt.Sprint("incident", i), Backend: "rabbitmq",
+				Endpoint: "10.0.0.1:5672",
+				Node:     node, Source: source, State: state, Probe: probe.Connection, Reason: "connection refused",
+				DetectedAt: incident.Time{Time: at}})
 			require.NoError(t, err)
 			require.NoError(t, g.Put(output.Message{JSON: line}))
 		}
@@ -61,7 +64,8 @@ func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 func TestTwoSensors(t *testing.T) {
 	t.Parallel()
 	redis, broker := newRedis(t), newBroker(t)
-	login := &url.URL{Scheme: "amqp", User: url.UserPassword(backendtest.User, backendtest.Password), Host: broker.Addr, Path: "/"}
+	login := &url.URL{Scheme: "amqp", User: url.UserPassword(backendtest.User, backendtest.Password), Host: broker.Addr,
+		Path: "/"}
 	run := func() *watcher {
 		c := redisConfig(redis)
 		c["watch_rabbitmq_urls"], c["watch_suspect_events"] = login.String(), false
@@ -70,13 +74,16 @@ func TestTwoSensors(t *testing.T) {
 		return start(t, cmd)
 	}
 	first := run()
-	require.Eventually(t, func() bool { return strings.Contains(broker.MustCtl(t, "", "list_consumers"), "st2ha.events") }, 20*time.Second, 100*time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(broker.MustCtl(t, "", "list_consumers"), "st2ha.events") },
+		20*time.Second, 100*time.Millisecond)
 	second := run()
-	require.Eventually(t, func() bool { return strings.Contains(second.said.String(), "this_one=false") }, 20*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(second.said.String(), "this_one=false") }, 20*time.Second,
+		50*time.Millisecond)
 	time.Sleep(time.Second)
 
 	redis.Kill()
-	ids := map[string]bool{await(t, first.lines, "redis", incident.Down).ID: true, await(t, first.lines, "redis", incident.Down).ID: true}
+	ids := map[string]bool{await(t, first.lines, "redis", incident.Down).ID: true,
+		await(t, first.lines, "redis", incident.Down).ID: true}
 	assert.Len(t, ids, 2, "what both see, by the first")
 	assert.Empty(t, second.lines)
 	require.NoError(t, first.stdin.Close())

@@ -47,11 +47,12 @@ func once(ctx context.Context, p *watch.Prober, out io.Writer) (int, error) {
 		if s.State != incident.Up {
 			code = 1
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Backend, printable(s.Name), s.State, p.Metrics.Latency(s.Key), printable(s.Reason))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Backend, printable(s.Name), s.State, p.Metrics.Latency(s.Key),
+			printable(s.Reason))
 	}
 	if len(found.Endpoints) == 0 {
 		code = 1
-		fmt.Fprintln(w, "nothing is found to be watched")
+		fmt.Fprintln(w, "nothing to watch was found")
 	}
 	return code, w.Flush()
 }

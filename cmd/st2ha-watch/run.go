@@ -38,7 +38,8 @@ func run(ctx context.Context, args []string, p process) int {
 	set := pflag.NewFlagSet("st2ha-watch", pflag.ContinueOnError)
 	set.SortFlags = false
 	set.BoolVar(&o.once, "once", false, "print one table of all endpoints and end: 0 if all are up, else 1")
-	set.BoolVar(&o.heal, "heal", false, "be this node's watchdog: heal its own backends, and keep events in a spool until the broker takes them")
+	set.BoolVar(&o.heal, "heal", false,
+		"be this node's watchdog: heal its own backends, and keep events in a spool until the broker takes them")
 	set.StringVar(&o.metrics, "metrics", "", "serve Prometheus metrics at this address, for example 127.0.0.1:9912")
 	set.BoolVar(&o.verbose, "verbose", false, "log more to stderr")
 	set.SetOutput(p.stderr)
@@ -48,9 +49,9 @@ func run(ctx context.Context, args []string, p process) int {
 	case errors.Is(err, pflag.ErrHelp):
 		return fault.ExitDone
 	case err == nil && set.NArg() > 0:
-		err = fault.Usage("%q is one word too many", set.Arg(0))
+		err = fault.Usage("unexpected argument %q", set.Arg(0))
 	case err == nil && o.once && o.heal:
-		err = fault.Usage("--once and --heal exclude each other")
+		err = fault.Usage("--once and --heal cannot be used together")
 	case err != nil:
 		err = fault.Usage("%w", err)
 	}
@@ -105,8 +106,10 @@ func usage(w io.Writer, set *pflag.FlagSet) {
 
 Watches what this node's StackStorm uses, and prints one JSON object a line for each change of state, until stdin is
 closed or SIGTERM comes. The next line comes when the one before is acknowledged, by a line on stdin: the first 24
-hexadecimal digits of its SHA-256. Until then events wait in the directory ST2HA_STATE_DIR. What is watched comes from the pack's configuration, one JSON object in the environment
-variable ST2HA_WATCH_CONFIG, and as far as that says nothing from /etc/st2/st2.conf, /etc/fstab and /etc/exports.
+hexadecimal digits of its SHA-256. Until then events wait in the directory ST2HA_STATE_DIR.
+
+What is watched comes from the pack's configuration, one JSON object in the environment variable ST2HA_WATCH_CONFIG,
+and as far as that says nothing from /etc/st2/st2.conf, /etc/fstab and /etc/exports.
 
 `)
 	fmt.Fprint(w, set.FlagUsages())

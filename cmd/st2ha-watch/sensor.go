@@ -61,7 +61,8 @@ func sensor(ctx context.Context, p *watch.Prober, proc process) error {
 	own, relayed := output.NewQueue(output.QueueSize), output.NewQueue(output.QueueSize)
 	put := p.Filter(open, own.Put)
 	p.Begin("sensor", open, func(e incident.Event) {
-		p.Log.Debug("state", "backend", e.Backend, "endpoint", e.Endpoint, "state", e.State, "previous", e.Previous, "reason", e.Reason, "id", e.ID)
+		p.Log.Debug("state", "backend", e.Backend, "endpoint", e.Endpoint, "state", e.State, "previous", e.Previous, "reason",
+			e.Reason, "id", e.ID)
 		put(e)
 	})
 	watched := p.Follow(ctx)
@@ -225,7 +226,7 @@ func (g *giver) give(line []byte) error {
 			if said == id {
 				return nil
 			}
-			g.log.Warn("the reader has taken what it was not given", "id", said)
+			g.log.Warn("the reader has acknowledged what it was not given", "id", said)
 		}
 	}
 }

@@ -127,13 +127,16 @@ func TestRelayedKilledAtAnyPoint(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var sending sync.WaitGroup
 	sending.Go(func() {
-		(&relay.Outbox{Spool: s, Log: slog.New(slog.DiscardHandler), Dial: func(ctx context.Context) (*rabbitmq.Connection, error) {
-			return rabbitmq.Dial(ctx, &net.Dialer{}, rabbitmq.Login{Addr: broker.Addr, User: backendtest.User, Password: backendtest.Password, VHost: "/"})
-		}}).Run(ctx)
+		(&relay.Outbox{Spool: s, Log: slog.New(slog.DiscardHandler),
+			Dial: func(ctx context.Context) (*rabbitmq.Connection, error) {
+				return rabbitmq.Dial(ctx, &net.Dialer{}, rabbitmq.Login{Addr: broker.Addr, User: backendtest.User,
+					Password: backendtest.Password, VHost: "/"})
+			}}).Run(ctx)
 	})
 	defer sending.Wait()
 	defer cancel()
-	broke := &url.URL{Scheme: "amqp", User: url.UserPassword(backendtest.User, backendtest.Password), Host: broker.Addr, Path: "/"}
+	broke := &url.URL{Scheme: "amqp", User: url.UserPassword(backendtest.User, backendtest.Password), Host: broker.Addr,
+		Path: "/"}
 	config := map[string]any{"watch_rabbitmq_urls": broke.String()}
 	state := t.TempDir()
 	seen := map[int]int{}
@@ -176,14 +179,16 @@ func TestRefusedForGood(t *testing.T) {
 	broker, err := backendtest.NewBroker(t, t.TempDir())
 	require.NoError(t, err)
 	t.Cleanup(broker.Close)
-	conn, err := rabbitmq.Dial(t.Context(), &net.Dialer{}, rabbitmq.Login{Addr: broker.Addr, User: backendtest.User, Password: backendtest.Password, VHost: "/"})
+	conn, err := rabbitmq.Dial(t.Context(), &net.Dialer{},
+		rabbitmq.Login{Addr: broker.Addr, User: backendtest.User, Password: backendtest.Password, VHost: "/"})
 	require.NoError(t, err)
 	channel, err := conn.Channel()
 	require.NoError(t, err)
 	_, err = channel.QueueDeclare(relay.Queue, false, false, false, false, nil)
 	require.NoError(t, err)
 	defer conn.Close()
-	broke := &url.URL{Scheme: "amqp", User: url.UserPassword(backendtest.User, backendtest.Password), Host: broker.Addr, Path: "/"}
+	broke := &url.URL{Scheme: "amqp", User: url.UserPassword(backendtest.User, backendtest.Password), Host: broker.Addr,
+		Path: "/"}
 	r := startShim(t, command(t, map[string]any{"watch_rabbitmq_urls": broke.String()}))
 	for {
 		line := r.next(t)

@@ -279,9 +279,9 @@ func TestMetrics(t *testing.T) {
 
 func TestUsage(t *testing.T) {
 	for args, want := range map[string]string{
-		"--once --heal":   "exclude each other",
+		"--once --heal":   "cannot be used together",
 		"--nonsense":      "unknown flag",
-		"more":            "one word too many",
+		"more":            "unexpected argument",
 		"--metrics=x:y:z": "serve metrics",
 		"--help":          "",
 	} {
@@ -309,7 +309,8 @@ func TestConfigurationChanges(t *testing.T) {
 	conf := filepath.Join(root, "etc/st2/st2.conf")
 	require.NoError(t, os.MkdirAll(filepath.Dir(conf), 0o755))
 	use := func(s *backendtest.Server) {
-		text := "[database]\nhost = 127.0.0.1\nport = 1\n[messaging]\nurl = amqp://127.0.0.1:1/\n[coordination]\nurl = redis://" + s.Addr + "\n"
+		text := "[database]\nhost = 127.0.0.1\nport = 1\n[messaging]\nurl = amqp://127.0.0.1:1/\n[coordination]\nurl = " +
+			"redis://" + s.Addr + "\n"
 		require.NoError(t, os.WriteFile(conf, []byte(text), 0o644))
 	}
 	use(one)

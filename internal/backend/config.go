@@ -38,11 +38,14 @@ func ParseConfig(text string) (Config, error) {
 		return c, nil
 	}
 	if err := json.Unmarshal([]byte(text), &c); err != nil {
-		return c, errors.New("the pack's configuration for watching is no JSON object with the types of config.schema.yaml") // err may hold a secret
+		// err may hold a secret
+		return c, errors.New("the pack's configuration for watching must be a JSON object with the types of " +
+			"config.schema.yaml")
 	}
-	for _, v := range []float64{c.PingEvery, c.PingDeadline, float64(c.PingMisses), c.DownAfter, c.LoginEvery, c.LoginDeadline, c.UpAfter} {
+	for _, v := range []float64{c.PingEvery, c.PingDeadline, float64(c.PingMisses), c.DownAfter, c.LoginEvery,
+		c.LoginDeadline, c.UpAfter} {
 		if v < 0 {
-			return c, errors.New("the pack's configuration for watching holds a negative number")
+			return c, errors.New("the pack's configuration for watching has a negative number: all must be 0 or more")
 		}
 	}
 	return c, nil
@@ -50,7 +53,8 @@ func ParseConfig(text string) (Config, error) {
 
 // Timing is that of backends that are reached over TCP.
 func (c Config) Timing() probe.Timing {
-	return probe.Timing{PingEvery: seconds(c.PingEvery), PingDeadline: seconds(c.PingDeadline), PingMisses: c.PingMisses, DownAfter: seconds(c.DownAfter),
+	return probe.Timing{PingEvery: seconds(c.PingEvery), PingDeadline: seconds(c.PingDeadline), PingMisses: c.PingMisses,
+		DownAfter:  seconds(c.DownAfter),
 		LoginEvery: seconds(c.LoginEvery), LoginDeadline: seconds(c.LoginDeadline)}
 }
 

@@ -38,7 +38,8 @@ func (n *Node) Problem(err error) {
 
 // Add adds an endpoint at host:port.
 func (n *Node) Add(ctx context.Context, backend, addr string, watch probe.Func) {
-	n.Endpoints = append(n.Endpoints, probe.Endpoint{Backend: backend, Name: addr, Host: n.Machine(ctx, addr), Watch: watch})
+	n.Endpoints = append(n.Endpoints, probe.Endpoint{Backend: backend, Name: addr, Host: n.Machine(ctx, addr),
+		Watch: watch})
 }
 
 // Machine is the host of host:port; empty for this node.

@@ -55,7 +55,8 @@ func (s *RestartBackend) Plan(ctx context.Context, h host.Host) ([]step.Change, 
 			return nil, nil
 		}
 		if verdict, why := reach.Classify(err); verdict == reach.Unknown {
-			return nil, fault.Preflight("unknown", "mend that first; if "+s.Backend+" does not answer either, restart its unit by hand",
+			return nil, fault.Preflight("unknown",
+				"mend that first; if "+s.Backend+" does not answer either, restart its unit by hand",
 				"%s: whether %s answers at %s cannot be found out, so it is not restarted: %s", h.Name(), s.Backend, s.addr(h), why)
 		}
 	}
@@ -63,7 +64,8 @@ func (s *RestartBackend) Plan(ctx context.Context, h host.Host) ([]step.Change, 
 	if unitErr != nil {
 		return nil, unitErr
 	}
-	return []step.Change{&mend{Restart: service.Restart{Unit: unit}, why: fmt.Sprintf("%s at %s: %v", s.Backend, s.addr(h), err)}}, nil
+	return []step.Change{&mend{Restart: service.Restart{Unit: unit},
+		why: fmt.Sprintf("%s at %s: %v", s.Backend, s.addr(h), err)}}, nil
 }
 
 // Verify waits until it answers.
@@ -73,7 +75,8 @@ func (s *RestartBackend) Verify(ctx context.Context, h host.Host) error {
 	return step.Await(ctx, 500*time.Millisecond, func(ctx context.Context) (waiting, err error) {
 		return all.Get(s.Backend).Answers(ctx, h, s.addr(h)), nil
 	}, func(seen error) error {
-		return fault.Failed("silent", "its log says more", "%s: %s does not answer at %s: %w", h.Name(), s.Backend, s.addr(h), seen)
+		return fault.Failed("silent", "its log says more", "%s: %s does not answer at %s: %w", h.Name(), s.Backend, s.addr(h),
+			seen)
 	})
 }
 

@@ -120,7 +120,8 @@ func TestTargets(t *testing.T) {
 	h, root := node(t)
 	l := heal.Ledger{Heals: 1, Window: time.Minute}
 	long := "mount /" + strings.Repeat("a", 400)
-	for _, e := range []string{target, "mount /opt/stackstorm/packs", "mount ../../etc", "mount /a%2Fb", "mount /a/b", "..", long + "1", long + "2"} {
+	for _, e := range []string{target, "mount /opt/stackstorm/packs", "mount ../../etc", "mount /a%2Fb", "mount /a/b",
+		"..", long + "1", long + "2"} {
 		d, err := l.Allow(t.Context(), h, e, noon)
 		require.NoError(t, err, e)
 		require.Equal(t, heal.GoAhead, d.Verdict, e)
@@ -258,7 +259,8 @@ func TestTogether(t *testing.T) {
 func TestFinding(t *testing.T) {
 	h, _ := node(t)
 	require.Nil(t, heal.Decision{Verdict: heal.GoAhead}.Finding(h, target))
-	for verdict, check := range map[heal.Verdict]string{heal.Wait: "healing_waits", heal.GaveUp: "healing_gave_up", heal.InMaintenance: "maintenance"} {
+	for verdict, check := range map[heal.Verdict]string{heal.Wait: "healing_waits", heal.GaveUp: "healing_gave_up",
+		heal.InMaintenance: "maintenance"} {
 		f := heal.Decision{Verdict: verdict, Reason: "because"}.Finding(h, target)
 		require.Equal(t, check, f.Check)
 		require.Equal(t, verdict == heal.GaveUp, f.Severity == step.Error)
@@ -285,7 +287,8 @@ func TestMaintenanceOfARun(t *testing.T) {
 		return now.String()
 	}
 	of := func(run string, minutes int) heal.Maintenance {
-		return heal.Maintenance{On: true, Since: noon, Until: noon.Add(time.Duration(minutes) * time.Minute), Reason: run, Run: run}
+		return heal.Maintenance{On: true, Since: noon, Until: noon.Add(time.Duration(minutes) * time.Minute), Reason: run,
+			Run: run}
 	}
 	off := func(run string) heal.Maintenance { return heal.Maintenance{Since: noon, Run: run} }
 	people := heal.Maintenance{On: true, Since: noon, Reason: "new disk"}

@@ -138,7 +138,8 @@ func (s *SetMaintenance) Plan(ctx context.Context, h host.Host) ([]step.Change, 
 func (s *SetMaintenance) Verify(ctx context.Context, h host.Host) error {
 	now, err := ReadMaintenance(ctx, h, s.To.Since)
 	if err == nil && now.On != s.To.On && !s.another(now) {
-		err = fault.Failed("maintenance", "run it again", "%s: somebody else has switched maintenance meanwhile: %s", h.Name(), now)
+		err = fault.Failed("maintenance", "run it again", "%s: somebody else has switched maintenance meanwhile: %s",
+			h.Name(), now)
 	}
 	return err
 }

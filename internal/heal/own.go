@@ -33,12 +33,13 @@ func (s *RestartBackend) own(ctx context.Context, h host.Host) error {
 		return err
 	}
 	foreign := func(why string) error {
-		return fault.Preflight("foreign_endpoint", "give the host that the endpoint is on, or restart by hand what runs at it",
-			"%s: %s %s is none of this host's own: %s; nothing is restarted", h.Name(), s.Backend, s.Endpoint, why)
+		return fault.Preflight("foreign_endpoint",
+			"give the host that the endpoint is on, or restart by hand what runs there",
+			"%s: %s at %s does not belong to this host: %s; nothing is restarted", h.Name(), s.Backend, s.Endpoint, why)
 	}
 	at, ok := mine.own(ctx, name)
 	if !ok {
-		return foreign(name + " is none of its addresses")
+		return foreign(name + " is not one of its addresses")
 	}
 	b := all.Get(s.Backend)
 	for _, addr := range named(ctx, h, b) {
@@ -57,7 +58,8 @@ func (s *RestartBackend) own(ctx context.Context, h host.Host) error {
 			continue
 		}
 		bound, parseErr := netip.ParseAddr(strings.Trim(l.Address, "[]"))
-		if l.Address == "" || l.Address == name || parseErr == nil && (bound.IsUnspecified() || slices.Contains(at, bound.Unmap())) ||
+		if l.Address == "" || l.Address == name || parseErr == nil &&
+			(bound.IsUnspecified() || slices.Contains(at, bound.Unmap())) ||
 			parseErr != nil && mine.same(ctx, l.Address, at) {
 			return nil
 		}

@@ -27,7 +27,7 @@ func Backends() []string {
 func Unit(ctx context.Context, h host.Host, backend string) (string, error) {
 	candidates := all.Get(backend).Units
 	if candidates == nil {
-		return "", fault.Usage("backend %q has no unit to restart: it is one of %s", backend, strings.Join(Backends(), ", "))
+		return "", fault.Usage("backend must be one of %s, not %q", strings.Join(Backends(), ", "), backend)
 	}
 	unit, err := service.First(ctx, h, candidates...)
 	if err == nil && unit == "" {

@@ -48,7 +48,8 @@ func WatchProgram() ([]byte, error) {
 	program := dir + "st2ha-watch" + strings.TrimPrefix(base, "st2ha")
 	data, err := os.ReadFile(program)
 	if err != nil {
-		return nil, fault.Preflight("no_watcher", "install the pack anew: it brings or builds both programs", "read the watchdog's program: %w", err)
+		return nil, fault.Preflight("no_watcher", "install the pack anew: it brings or builds both programs",
+			"read the watchdog's program: %w", err)
 	}
 	return data, nil
 }
@@ -70,8 +71,9 @@ func (s *InstallWatchdog) Check(ctx context.Context, h host.Host) ([]step.Findin
 		return nil, nil
 	}
 	return []step.Finding{{Severity: step.Error, Host: h.Name(), Check: "machine",
-		Message: fmt.Sprintf("it is a %s machine, and the program is one for %s", strings.TrimSpace(string(theirs)), strings.TrimSpace(string(ours))),
-		Fix:     "run install_watchdog on " + h.Name() + " itself"}}, nil
+		Message: fmt.Sprintf("it is a %s machine, and the program is one for %s", strings.TrimSpace(string(theirs)),
+			strings.TrimSpace(string(ours))),
+		Fix: "run install_watchdog on " + h.Name() + " itself"}}, nil
 }
 
 // Plan copies the program and the unit, and has systemd run it.
@@ -101,7 +103,8 @@ func (s *InstallWatchdog) Plan(ctx context.Context, h host.Host) ([]step.Change,
 
 // run appends what makes systemd run the program as it is on disk. reload and
 // changed say whether its unit, and any of its files, are changed.
-func (s *InstallWatchdog) run(ctx context.Context, h host.Host, changes []step.Change, reload, changed bool) ([]step.Change, error) {
+func (s *InstallWatchdog) run(ctx context.Context, h host.Host, changes []step.Change,
+	reload, changed bool) ([]step.Change, error) {
 	start, err := service.PlanStart(ctx, h, WatchdogUnit)
 	if err != nil {
 		return nil, err

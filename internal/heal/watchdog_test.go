@@ -65,7 +65,8 @@ func (s *init1) Run(_ context.Context, _ []byte, argv ...string) ([]byte, error)
 }
 
 func options(run string) step.Options {
-	return step.Options{Run: run, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Mask: step.NewMasker(), Started: time.Now()}
+	return step.Options{Run: run, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Mask: step.NewMasker(),
+		Started: time.Now()}
 }
 
 func TestInstallWatchdog(t *testing.T) {
@@ -118,8 +119,9 @@ func TestInstallWatchdog(t *testing.T) {
 	require.Equal(t, "systemctl restart st2ha-watchdog.service", r.Changes[1].Diff)
 	kindsOf := step.Kinds{
 		"file": func() step.Change { return &step.FileChange{} }, "directory": func() step.Change { return &step.MakeDir{} },
-		"daemon_reload": func() step.Change { return &service.Reload{} }, "start": func() step.Change { return &service.Start{} },
-		"restart": func() step.Change { return &service.Restart{} },
+		"daemon_reload": func() step.Change { return &service.Reload{} },
+		"start":         func() step.Change { return &service.Start{} },
+		"restart":       func() step.Change { return &service.Restart{} },
 	}
 	undo := func(only string) {
 		t.Helper()
@@ -143,11 +145,13 @@ func TestUnitFile(t *testing.T) {
 	program := filepath.Join(dir, "st2ha-watch")
 	require.NoError(t, os.WriteFile(program, nil, 0o755))
 	unit := filepath.Join(dir, "st2ha-watchdog.service")
-	require.NoError(t, os.WriteFile(unit, []byte(strings.ReplaceAll(string(data), "/usr/local/lib/st2ha/st2ha-watch", program)), 0o644))
+	require.NoError(t, os.WriteFile(unit, []byte(strings.ReplaceAll(string(data), "/usr/local/lib/st2ha/st2ha-watch",
+		program)), 0o644))
 	out, err := exec.Command("systemd-analyze", "verify", "--man=no", unit).CombinedOutput()
 	require.NoError(t, err, string(out))
 	require.NotContains(t, string(out), "st2ha-watchdog")
-	for _, option := range []string{"ProtectSystem", "ProtectHome", "PrivateTmp", "PrivateDevices", "ProtectKernelModules", "ReadOnlyPaths", "ReadWritePaths", "InaccessiblePaths"} {
+	for _, option := range []string{"ProtectSystem", "ProtectHome", "PrivateTmp", "PrivateDevices", "ProtectKernelModules",
+		"ReadOnlyPaths", "ReadWritePaths", "InaccessiblePaths"} {
 		require.NotContains(t, string(data), option+"=", "it would give it mounts of its own, and hide the host's")
 	}
 }

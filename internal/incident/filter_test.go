@@ -26,7 +26,8 @@ func TestFilter(t *testing.T) {
 	require.Empty(t, pass(f, "slow", Suspect, Up))
 	require.Empty(t, pass(f, "dark", Unknown, Up))
 	require.Equal(t, []State{Down, Up}, pass(f, "outage", Suspect, Down, Up))
-	require.Equal(t, []State{Flapping, Down, Up}, pass(f, "loose", Suspect, Flapping, Down, Flapping, Down, Up), "each once")
+	require.Equal(t, []State{Flapping, Down, Up}, pass(f, "loose", Suspect, Flapping, Down, Flapping, Down, Up),
+		"each once")
 	slow := event("slow", Flapping)
 	slow.Slow = true
 	_, ok := f.Pass(slow)
@@ -36,7 +37,8 @@ func TestFilter(t *testing.T) {
 	require.Equal(t, []State{Suspect, Up, Unknown}, pass(&Filter{All: true}, "all", Suspect, Up, Unknown))
 
 	// What a former run said to be down is said to be up.
-	f = NewFilter(false, []Incident{{ID: "old", Backend: "mongodb", Endpoint: "10.0.0.1:27017", State: Down}, {ID: "doubt", Backend: "redis", Endpoint: "x", State: Suspect}})
+	f = NewFilter(false, []Incident{{ID: "old", Backend: "mongodb", Endpoint: "10.0.0.1:27017", State: Down},
+		{ID: "doubt", Backend: "redis", Endpoint: "x", State: Suspect}})
 	require.Equal(t, []State{Up}, pass(f, "old", Up))
 
 	// Too many are left out, counted, and said with the next that passes; what passed has its end.

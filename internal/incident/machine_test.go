@@ -23,7 +23,8 @@ var (
 // play has a machine observe findings, written as "PROBE VERDICTS" with one
 // letter a finding (g, s, b, u) every step, and returns "TIME STATE" for each
 // change of state, in seconds.
-func play(t *testing.T, m *machine, clock *time.Time, step time.Duration, name string, limit probe.Limit, verdicts string) []string {
+func play(t *testing.T, m *machine, clock *time.Time, step time.Duration, name string, limit probe.Limit,
+	verdicts string) []string {
 	t.Helper()
 	start := time.Unix(1e9, 0)
 	var changes []string
@@ -74,11 +75,13 @@ func TestMachine(t *testing.T) {
 		"3 s of misses are down": {
 			[]part{{quarter, "ping", pingLimit, "g" + strings.Repeat("s", 14)}}, "0.00 up, 0.50 suspect, 3.25 down"},
 		"a miss in between starts the 3 s anew": {
-			[]part{{quarter, "ping", pingLimit, "g" + strings.Repeat("s", 11) + "g" + strings.Repeat("s", 13)}}, "0.00 up, 0.50 suspect, 6.25 down"},
+			[]part{{quarter, "ping", pingLimit, "g" + strings.Repeat("s", 11) + "g" + strings.Repeat("s", 13)}},
+			"0.00 up, 0.50 suspect, 6.25 down"},
 		"a refused connection is down at once": {
 			[]part{{quarter, "connection", heldLimit, "gb"}}, "0.00 up, 0.25 down"},
 		"down goes to up, never back to suspect": {
-			[]part{{quarter, "connection", heldLimit, "gbggg"}, {quarter, "ping", pingLimit, "ssss"}, {quarter, "ping", pingLimit, strings.Repeat("g", 9)}},
+			[]part{{quarter, "connection", heldLimit, "gbggg"}, {quarter, "ping", pingLimit, "ssss"},
+				{quarter, "ping", pingLimit, strings.Repeat("g", 9)}},
 			"0.00 up, 0.25 down, 4.25 up"},
 		"a row of three answers has to cover 2 s": {
 			[]part{{time.Second, "connection", heldLimit, "gbggg"}}, "0.00 up, 1.00 down, 4.00 up"},
@@ -89,27 +92,34 @@ func TestMachine(t *testing.T) {
 		"at its third time-out it is": {
 			[]part{{time.Second, "mount", mount.DefaultSettings().Limit, "gsss"}}, "0.00 up, 1.00 suspect, 3.00 down"},
 		"one probe's good findings don't outweigh another's failure": {
-			[]part{{quarter, "login", loginLimit, "gbb"}, {quarter, "ping", pingLimit, strings.Repeat("g", 30)}, {quarter, "login", loginLimit, "g"}},
+			[]part{{quarter, "login", loginLimit, "gbb"}, {quarter, "ping", pingLimit, strings.Repeat("g", 30)},
+				{quarter, "login", loginLimit, "g"}},
 			"0.00 up, 0.25 suspect, 0.50 down, 8.25 up"},
 		"a probe that cannot be made is told, and never is down": {
 			[]part{{quarter, "ping", pingLimit, "gsuuuuuuuuuuuuuuuug"}}, "0.00 up, 0.75 unknown"},
 		"beside one that can be made it is nothing, also after trouble": {
-			[]part{{quarter, "ping", pingLimit, "g"}, {quarter, "export /a", loginLimit, "uuu"}, {quarter, "connection", heldLimit, "bg"},
-				{quarter, "ping", pingLimit, "gggg"}, {quarter, "export /a", loginLimit, "u"}, {quarter, "ping", pingLimit, "gggg"}},
+			[]part{{quarter, "ping", pingLimit, "g"}, {quarter, "export /a", loginLimit, "uuu"},
+				{quarter, "connection", heldLimit, "bg"},
+				{quarter, "ping", pingLimit, "gggg"}, {quarter, "export /a", loginLimit, "u"},
+				{quarter, "ping", pingLimit, "gggg"}},
 			"0.00 up, 1.00 down, 3.25 up"},
 		"also where that one is missed once": {
-			[]part{{quarter, "ping", pingLimit, "g"}, {quarter, "export /a", loginLimit, "uu"}, {quarter, "ping", pingLimit, "s"},
+			[]part{{quarter, "ping", pingLimit, "g"}, {quarter, "export /a", loginLimit, "uu"},
+				{quarter, "ping", pingLimit, "s"},
 				{quarter, "export /a", loginLimit, "u"}, {quarter, "ping", pingLimit, "gg"}}, "0.00 up"},
 		"nor does it interrupt a row of misses": {
 			[]part{{quarter, "ping", pingLimit, "gsus"}}, "0.00 up, 0.75 suspect"},
 		"down from the start": {
 			[]part{{quarter, "connection", heldLimit, "b"}}, "0.00 down"},
 		"every other finding fails: flapping, and up again when it has calmed down": {
-			[]part{{quarter, "ping", pingLimit, strings.Repeat("gs", 11) + strings.Repeat("g", 20)}}, "0.00 up, 5.00 slow flapping, 9.75 up"},
+			[]part{{quarter, "ping", pingLimit, strings.Repeat("gs", 11) + strings.Repeat("g", 20)}},
+			"0.00 up, 5.00 slow flapping, 9.75 up"},
 		"of the flapping that ends in silence": {
-			[]part{{quarter, "ping", pingLimit, strings.Repeat("gs", 11) + strings.Repeat("s", 20)}}, "0.00 up, 5.00 slow flapping, 9.50 down"},
+			[]part{{quarter, "ping", pingLimit, strings.Repeat("gs", 11) + strings.Repeat("s", 20)}},
+			"0.00 up, 5.00 slow flapping, 9.50 down"},
 		"a probe that finds something only in trouble flaps no more once that is over": {
-			[]part{{time.Second, "connection", heldLimit, strings.Repeat("gb", 11) + "g"}, {quarter, "ping", pingLimit, strings.Repeat("g", 130)}},
+			[]part{{time.Second, "connection", heldLimit, strings.Repeat("gb", 11) + "g"},
+				{quarter, "ping", pingLimit, strings.Repeat("g", 130)}},
 			"0.00 up, 1.00 down, 20.00 flapping, 52.00 up"},
 		"a fault now and then is no flapping": {
 			[]part{{40 * time.Second, "connection", heldLimit, "g" + strings.Repeat("bg", 15)}}, "0.00 up, 40.00 down"},
@@ -152,7 +162,8 @@ func TestIncidentKeepsItsID(t *testing.T) {
 	m, at := newMachine(DefaultRules()), time.Unix(1e9, 0)
 	var events []Event
 	see := func(v probe.Verdict, reason string) {
-		if e, changed := m.observe(probe.Observation{Probe: "ping", Verdict: v, Reason: reason, At: at, Limit: pingLimit}); changed {
+		if e, changed := m.observe(probe.Observation{Probe: "ping", Verdict: v, Reason: reason, At: at,
+			Limit: pingLimit}); changed {
 			events = append(events, e)
 		}
 		at = at.Add(250 * time.Millisecond)
@@ -224,7 +235,8 @@ func FuzzMachine(f *testing.F) {
 			previous = e.State
 			if e.State == Down {
 				l, n := limits[e.Probe], failed[e.Probe]
-				require.True(t, l.Down > 0 && n >= l.Down || l.DownAfter > 0 && n >= l.Suspect && at.Sub(since[e.Probe]) >= l.DownAfter, "down by %s after %d", e.Probe, n)
+				require.True(t, l.Down > 0 && n >= l.Down || l.DownAfter > 0 && n >= l.Suspect &&
+					at.Sub(since[e.Probe]) >= l.DownAfter, "down by %s after %d", e.Probe, n)
 			}
 			if open == nil {
 				require.False(t, ids[e.ID], "an incident's id is used again")

@@ -204,9 +204,11 @@ func kind(e Event) string {
 		return false
 	}
 	switch {
-	case e.Probe == probe.Connection && begins("connection refused", "connection reset", "broken pipe", "the connection was closed"):
+	case e.Probe == probe.Connection && begins("connection refused", "connection reset", "broken pipe",
+		"the connection was closed"):
 		return "gone"
-	case (e.Probe == probe.Connection || e.Probe == probe.Ping) && begins("no answer", "no route", "network is unreachable", "connection timed out", "host is down"):
+	case (e.Probe == probe.Connection || e.Probe == probe.Ping) &&
+		begins("no answer", "no route", "network is unreachable", "connection timed out", "host is down"):
 		return "silent"
 	}
 	return e.Probe + ": " + strings.Map(func(r rune) rune {

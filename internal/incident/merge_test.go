@@ -23,7 +23,8 @@ func newMerging(t *testing.T) *merging {
 
 // says passes an event of an observer, and returns whether it was passed on.
 func (m *merging) says(node, source, id string, s State, change ...func(*Event)) bool {
-	e := Event{Event: Changed, ID: id, Backend: "rabbitmq", Endpoint: "10.0.0.1:5672", Node: node, Source: source, State: s,
+	e := Event{Event: Changed, ID: id, Backend: "rabbitmq", Endpoint: "10.0.0.1:5672", Node: node, Source: source,
+		State: s,
 		Probe: probe.Connection, Reason: "connection refused", DetectedAt: Time{m.now}}
 	for _, f := range change {
 		f(&e)
@@ -46,7 +47,8 @@ func TestOneEventAFault(t *testing.T) {
 	require.True(t, m.says("10.0.0.2", "sensor", "a", Down))
 	require.False(t, m.says("10.0.0.2", "watchdog", "b", Down))
 	m.now = m.now.Add(time.Second)
-	require.False(t, m.says("10.0.0.1", "watchdog", "c", Down, func(e *Event) { e.Endpoint = "127.0.0.1:5672" }), "the node's own, on loopback")
+	require.False(t, m.says("10.0.0.1", "watchdog", "c", Down, func(e *Event) { e.Endpoint = "127.0.0.1:5672" }),
+		"the node's own, on loopback")
 	m.now = m.now.Add(20 * time.Minute)
 	require.False(t, m.says("10.0.0.1", "watchdog", "c", Up), "the first that told of it tells its end")
 	require.True(t, m.says("10.0.0.2", "sensor", "a", Up))
@@ -127,7 +129,8 @@ func TestFaultOfOneObserver(t *testing.T) {
 func TestMergedOnOneNode(t *testing.T) {
 	for _, change := range []func(*Event){
 		func(e *Event) {
-			e.Backend, e.Endpoint, e.Probe, e.Reason = "mount", "/opt/a", "mount", "mount hung for "+fmt.Sprint(len(e.Source))+" s"
+			e.Backend, e.Endpoint, e.Probe, e.Reason = "mount", "/opt/a", "mount",
+				"mount hung for "+fmt.Sprint(len(e.Source))+" s"
 		},
 		func(e *Event) { e.Backend, e.Endpoint, e.Probe, e.Reason = "st2", "st2api", "unit", "inactive" },
 		func(e *Event) { e.Endpoint = "localhost:5672" },
@@ -148,7 +151,8 @@ func TestMergerBounded(t *testing.T) {
 	require.True(t, m.says("10.0.0.2", "sensor", "a", Down))
 	require.False(t, m.says("10.0.0.3", "watchdog", "b", Down))
 	for i := range 3 * mostFaults {
-		require.True(t, m.says("10.0.0.2", "sensor", fmt.Sprint(i), Down, func(e *Event) { e.Endpoint = fmt.Sprintf("h%d:1", i) }))
+		require.True(t, m.says("10.0.0.2", "sensor", fmt.Sprint(i), Down,
+			func(e *Event) { e.Endpoint = fmt.Sprintf("h%d:1", i) }))
 		require.LessOrEqual(t, len(m.reported)+len(m.also)+len(m.begun), mostFaults+2)
 	}
 	require.Equal(t, []string{"b down"}, m.after(0))

@@ -16,7 +16,8 @@ func TestOwnTroubleIsNeverDown(t *testing.T) {
 	s.Replace("n1", []probe.Endpoint{{Backend: "redis", Name: key.Name, Host: "10.0.0.1"}}, now)
 	see := func(v probe.Verdict) State {
 		now = now.Add(250 * time.Millisecond)
-		s.Observe(key, probe.Observation{Probe: probe.Connection, Verdict: v, Reason: "x", At: now, Limit: probe.Limit{Suspect: 2}})
+		s.Observe(key, probe.Observation{Probe: probe.Connection, Verdict: v, Reason: "x", At: now,
+			Limit: probe.Limit{Suspect: 2}})
 		return s.Statuses()[0].State
 	}
 	require.Equal(t, Unknown, see(probe.Unknown), "one at the start does not make it up")

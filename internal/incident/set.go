@@ -170,7 +170,8 @@ func (s *Set) connection(now time.Time) []Event {
 		}
 		s.cut = &cut{id: newID(), since: since, at: now}
 		s.setCutOff(true)
-		return []Event{s.ofNode(Up, CutOff, 1, now, fmt.Sprintf("none of %d other hosts answers any more: this node is cut off", len(hosts)))}
+		return []Event{s.ofNode(Up, CutOff, 1, now,
+			fmt.Sprintf("none of %d other hosts answers any more: this node is cut off", len(hosts)))}
 	}
 	for _, h := range hosts {
 		if h.back && h.answered.After(s.cut.at) {
@@ -194,8 +195,9 @@ func (s *Set) rejoin(now time.Time, reason string) []Event {
 
 // ofNode is an event about this node.
 func (s *Set) ofNode(from, to State, seq int, now time.Time, reason string) Event {
-	return s.sign(probe.Key{Backend: Node, Name: s.node}, Event{Event: Changed, ID: s.cut.id, Seq: seq, State: to, Previous: from, Reason: reason,
-		DetectedAt: Time{now}, Since: Time{s.cut.since}, AfterMS: now.Sub(s.cut.since).Milliseconds()})
+	return s.sign(probe.Key{Backend: Node, Name: s.node},
+		Event{Event: Changed, ID: s.cut.id, Seq: seq, State: to, Previous: from, Reason: reason,
+			DetectedAt: Time{now}, Since: Time{s.cut.since}, AfterMS: now.Sub(s.cut.since).Milliseconds()})
 }
 
 // setCutOff has the endpoints on other hosts know of it.

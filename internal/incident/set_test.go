@@ -42,7 +42,8 @@ func (w *world) pass(d time.Duration, verdicts map[string]probe.Verdict) {
 		for i, h := range w.hosts {
 			v := verdicts[h]
 			at := w.at.Add(time.Duration(i) * 10 * time.Millisecond)
-			w.events = append(w.events, w.set.Observe(w.endpoint(h).Key(), probe.Observation{Probe: "ping", Verdict: v, At: at, Limit: pingLimit, Reason: "x"})...)
+			w.events = append(w.events, w.set.Observe(w.endpoint(h).Key(),
+				probe.Observation{Probe: "ping", Verdict: v, At: at, Limit: pingLimit, Reason: "x"})...)
 		}
 	}
 }
@@ -87,10 +88,14 @@ func TestNotCutOff(t *testing.T) {
 		verdicts map[string]probe.Verdict
 		want     string
 	}{
-		"one host of two is silent":    {[]string{"a", "b"}, map[string]probe.Verdict{"a": probe.Silent}, "a suspect, a down"},
-		"one is silent, one refuses":   {[]string{"a", "b"}, map[string]probe.Verdict{"a": probe.Silent, "b": probe.Bad}, "a suspect, b suspect, a down, b down"},
-		"a third one answers":          {[]string{"c", "a", "b"}, map[string]probe.Verdict{"a": probe.Silent, "b": probe.Silent}, "a suspect, b suspect, a down, b down"},
-		"only one host is another one": {[]string{"a", "local"}, map[string]probe.Verdict{"a": probe.Silent}, "a suspect, a down"},
+		"one host of two is silent": {[]string{"a", "b"}, map[string]probe.Verdict{"a": probe.Silent},
+			"a suspect, a down"},
+		"one is silent, one refuses": {[]string{"a", "b"}, map[string]probe.Verdict{"a": probe.Silent, "b": probe.Bad},
+			"a suspect, b suspect, a down, b down"},
+		"a third one answers": {[]string{"c", "a", "b"},
+			map[string]probe.Verdict{"a": probe.Silent, "b": probe.Silent}, "a suspect, b suspect, a down, b down"},
+		"only one host is another one": {[]string{"a", "local"}, map[string]probe.Verdict{"a": probe.Silent},
+			"a suspect, a down"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(c.hosts...)
@@ -114,7 +119,8 @@ func TestTimeOfTheProbersOwnIsNobodysSilence(t *testing.T) {
 	assert.Empty(t, w.said())
 	w.pass(500*time.Millisecond, map[string]probe.Verdict{"a": probe.Silent})
 	assert.Equal(t, "a down", w.said())
-	assert.Greater(t, w.set.members[w.endpoint("a").Key()].now.Sub(w.set.members[w.endpoint("a").Key()].silent), 12*time.Second)
+	assert.Greater(t, w.set.members[w.endpoint("a").Key()].now.Sub(w.set.members[w.endpoint("a").Key()].silent),
+		12*time.Second)
 	w.pass(4*time.Second, nil)
 	w.said()
 	w.pass(4*time.Second, map[string]probe.Verdict{"a": probe.Silent}) // what was is over

@@ -99,7 +99,8 @@ func (k *Keeper) note(e incident.Event) {
 	}
 	data, err := json.Marshal(k.open)
 	if err == nil {
-		err = host.NewLocal("").WriteFile(context.WithoutCancel(k.ctx), host.File{Path: k.file, Data: data, Mode: 0o600, UID: os.Getuid(), GID: os.Getgid()})
+		err = host.NewLocal("").WriteFile(context.WithoutCancel(k.ctx),
+			host.File{Path: k.file, Data: data, Mode: 0o600, UID: os.Getuid(), GID: os.Getgid()})
 	}
 	if err != nil {
 		k.log.Error("note the open incidents", "error", err)

@@ -19,7 +19,8 @@ import (
 )
 
 func change(endpoint string, state incident.State, seq int) incident.Event {
-	return incident.Event{Event: incident.Changed, ID: endpoint, Seq: seq, Endpoint: endpoint, State: state, DetectedAt: incident.Time{Time: time.Unix(1e9, 5e6)}}
+	return incident.Event{Event: incident.Changed, ID: endpoint, Seq: seq, Endpoint: endpoint, State: state,
+		DetectedAt: incident.Time{Time: time.Unix(1e9, 5e6)}}
 }
 
 // lines writes messages as lines.
@@ -126,9 +127,11 @@ func TestQueueNeverBlocksOnItsReader(t *testing.T) {
 }
 
 func TestEventAsJSON(t *testing.T) {
-	line, err := json.Marshal(incident.Event{Event: incident.Changed, ID: "5e1f", Seq: 2, Backend: "rabbitmq", Endpoint: "10.0.0.1:5672", Node: "n2", Source: "watchdog",
+	line, err := json.Marshal(incident.Event{Event: incident.Changed, ID: "5e1f", Seq: 2, Backend: "rabbitmq",
+		Endpoint: "10.0.0.1:5672", Node: "n2", Source: "watchdog",
 		State: incident.Down, Previous: incident.Up, Probe: "connection", Reason: "connection refused",
-		DetectedAt: incident.Time{Time: time.UnixMilli(1700000000123)}, Since: incident.Time{Time: time.UnixMilli(1700000000100)}, AfterMS: 23})
+		DetectedAt: incident.Time{Time: time.UnixMilli(1700000000123)},
+		Since:      incident.Time{Time: time.UnixMilli(1700000000100)}, AfterMS: 23})
 	require.NoError(t, err)
 	assert.JSONEq(t, `{"event":"backend_changed","id":"5e1f","seq":2,"backend":"rabbitmq","endpoint":"10.0.0.1:5672","node":"n2","source":"watchdog",
 		"state":"down","previous":"up","probe":"connection","reason":"connection refused",

@@ -82,7 +82,8 @@ type Session interface {
 // Sessions watches one endpoint by a session until ctx ends: it pings, and has
 // open make a new session when the old one has ended. An error of open or Ping
 // that is no *Finding is of the connection.
-func Sessions(ctx context.Context, t Timing, report func(Observation), open func(ctx context.Context) (Session, error)) {
+func Sessions(ctx context.Context, t Timing, report func(Observation),
+	open func(ctx context.Context) (Session, error)) {
 	p := &pinger{Timing: t, report: report, open: open}
 	p.run(ctx)
 }

@@ -29,13 +29,15 @@ func TestDeadline(t *testing.T) {
 // A member's part goes with what is reported of it.
 func TestFactsGoWithReasons(t *testing.T) {
 	var got []Observation
-	p := &pinger{Timing: Timing{}.WithDefaults(), trouble: map[string]bool{}, report: func(o Observation) { got = append(got, o) }}
+	p := &pinger{Timing: Timing{}.WithDefaults(), trouble: map[string]bool{},
+		report: func(o Observation) { got = append(got, o) }}
 	p.conclude(outcome{fact: "secondary of rs0"}, time.Now())
 	p.miss(time.Now().Add(-250 * time.Millisecond))
 	p.conclude(outcome{err: &Finding{Probe: "primary", Reason: "no primary", Limit: Limit{Suspect: 2}}}, time.Now())
 	for i, want := range []Observation{
 		{Probe: Ping, Verdict: Good, Reason: "secondary of rs0"},
-		{Probe: Ping, Verdict: Silent, Reason: "no answer for 250ms (secondary of rs0)", Limit: Limit{Suspect: 2, DownAfter: 2750 * time.Millisecond}},
+		{Probe: Ping, Verdict: Silent, Reason: "no answer for 250ms (secondary of rs0)",
+			Limit: Limit{Suspect: 2, DownAfter: 2750 * time.Millisecond}},
 		{Probe: Ping, Verdict: Good, Reason: "secondary of rs0"}, // any answer ends a silence
 		{Probe: "primary", Verdict: Bad, Reason: "no primary (secondary of rs0)", Limit: Limit{Suspect: 2}},
 	} {

@@ -68,7 +68,8 @@ func Classify(err error) (Verdict, string) {
 		return Silent, NoAnswer
 	case errors.Is(err, rpcping.ErrClosed):
 		return Bad, rpcping.ErrClosed.Error()
-	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.ECONNABORTED), errors.Is(err, syscall.EPIPE):
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.ECONNABORTED),
+		errors.Is(err, syscall.EPIPE):
 		errors.As(err, &number)
 		return Bad, number.Error()
 	case errors.As(err, &number):

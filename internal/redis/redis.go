@@ -23,7 +23,7 @@ const Port = "6379"
 const answerTime = 3 * time.Second
 
 // errNoRedis is a reply that no Redis gives to what is asked here.
-var errNoRedis = errors.New("what answers is no Redis")
+var errNoRedis = errors.New("the server that answers is not Redis")
 
 // Server is one server, and how to log in there.
 type Server struct {
@@ -63,7 +63,8 @@ func ParseURL(text string) (Server, error) {
 	}
 	if on(options.Get("ssl")) || u.Scheme == "rediss" {
 		// redis-py verifies both by itself (redis/connection.py, SSLConnection).
-		s.TLS = &secure.TLS{CA: options.Get("ssl_ca_certs"), Cert: options.Get("ssl_certfile"), Key: options.Get("ssl_keyfile"),
+		s.TLS = &secure.TLS{CA: options.Get("ssl_ca_certs"), Cert: options.Get("ssl_certfile"),
+			Key:    options.Get("ssl_keyfile"),
 			Verify: true, Hostname: true}
 	}
 	return s, nil

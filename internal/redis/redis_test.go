@@ -29,7 +29,8 @@ func TestParseURL(t *testing.T) {
 		require.NoError(t, err, text)
 		require.Equal(t, want, got, text)
 	}
-	for _, text := range []string{"", "redis://", "zookeeper://h", "redis://h/x", "redis://:" + backendtest.Password + "@h"} {
+	for _, text := range []string{"", "redis://", "zookeeper://h", "redis://h/x", "redis://:" + backendtest.Password +
+		"@h"} {
 		_, err := ParseURL(text)
 		require.Error(t, err, text)
 		require.NotContains(t, err.Error(), "p@ss")
@@ -39,7 +40,8 @@ func TestParseURL(t *testing.T) {
 // FuzzRedis is a server that says anything: the session ends, or goes on with
 // what it asked for, and keeps no more than a line.
 func FuzzRedis(f *testing.F) {
-	for _, said := range []string{"+PONG\r\n", "-NOAUTH x\r\n+OK\r\n", "$-1\r\n", "*1000000000\r\n", "\r\n\r\n\r\n", "-MISCONF", "+OK", strings.Repeat("x", 5000)} {
+	for _, said := range []string{"+PONG\r\n", "-NOAUTH x\r\n+OK\r\n", "$-1\r\n", "*1000000000\r\n", "\r\n\r\n\r\n",
+		"-MISCONF", "+OK", strings.Repeat("x", 5000)} {
 		f.Add([]byte(said))
 	}
 	f.Fuzz(func(t *testing.T, said []byte) {

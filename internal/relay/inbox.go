@@ -162,7 +162,7 @@ func (i *Inbox) handle(l *link, known *known, d amqp.Delivery, acks chan<- uint6
 		i.unread++
 		if time.Since(i.warned) > unreadPause {
 			i.warned = time.Now()
-			i.Log.Warn("a message in the queue is no event, and is set aside", "queue", Queue, "message_id", d.MessageId,
+			i.Log.Warn("a message in the queue is not an event, and is set aside", "queue", Queue, "message_id", d.MessageId,
 				"bytes", len(d.Body), "error", err, "so_far", i.unread)
 		}
 		return l.within(func() error { return l.channel.Reject(d.DeliveryTag, false) })

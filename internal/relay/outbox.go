@@ -89,10 +89,12 @@ func (o *Outbox) deliver(ctx context.Context, p *pause) error {
 }
 
 // send publishes records and waits until the broker has confirmed them all.
-func (o *Outbox) send(ctx context.Context, l *link, records []spool.Record, confirmed <-chan amqp.Confirmation, returned <-chan amqp.Return) error {
+func (o *Outbox) send(ctx context.Context, l *link, records []spool.Record, confirmed <-chan amqp.Confirmation,
+	returned <-chan amqp.Return) error {
 	err := l.within(func() error {
 		for _, r := range records {
-			message := amqp.Publishing{MessageId: r.ID, DeliveryMode: amqp.Persistent, ContentType: "application/json", Timestamp: time.Now(), Body: r.Data}
+			message := amqp.Publishing{MessageId: r.ID, DeliveryMode: amqp.Persistent, ContentType: "application/json",
+				Timestamp: time.Now(), Body: r.Data}
 			if err := l.channel.Publish("", Queue, true, false, message); err != nil {
 				return err
 			}

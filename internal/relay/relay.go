@@ -90,7 +90,7 @@ type pause struct {
 func (p *pause) wait(ctx context.Context, err error) {
 	p.next = min(max(p.next*2, firstPause), longestWait)
 	if !isRefused(err) {
-		p.log.Debug("no events go over the broker for now", "error", err)
+		p.log.Debug("events cannot be sent or read for now", "error", err)
 	} else {
 		p.next = longestWait
 		if text := err.Error(); text != p.said {
@@ -113,5 +113,6 @@ func isRefused(err error) bool {
 		return true
 	}
 	var said *amqp.Error
-	return errors.As(err, &said) && slices.Contains([]int{amqp.AccessRefused, amqp.PreconditionFailed, amqp.NotAllowed, amqp.ResourceLocked}, said.Code)
+	return errors.As(err, &said) && slices.Contains([]int{amqp.AccessRefused, amqp.PreconditionFailed, amqp.NotAllowed,
+		amqp.ResourceLocked}, said.Code)
 }

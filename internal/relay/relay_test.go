@@ -51,7 +51,8 @@ func spoolAndSend(dir, addr, prefix string) {
 
 func dialer(addr string) Dial {
 	return func(ctx context.Context) (*rabbitmq.Connection, error) {
-		return rabbitmq.Dial(ctx, &net.Dialer{}, rabbitmq.Login{Addr: addr, User: backendtest.User, Password: backendtest.Password, VHost: "/"})
+		return rabbitmq.Dial(ctx, &net.Dialer{}, rabbitmq.Login{Addr: addr, User: backendtest.User,
+			Password: backendtest.Password, VHost: "/"})
 	}
 }
 
@@ -119,7 +120,8 @@ func TestKill(t *testing.T) {
 	var said []string
 	for round := range 20 {
 		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), "ST2HA_TEST_SPOOL="+dir, "ST2HA_TEST_ADDR="+broker.Addr, fmt.Sprintf("ST2HA_TEST_PREFIX=r%d", round))
+		cmd.Env = append(os.Environ(), "ST2HA_TEST_SPOOL="+dir, "ST2HA_TEST_ADDR="+broker.Addr,
+			fmt.Sprintf("ST2HA_TEST_PREFIX=r%d", round))
 		out, err := cmd.StdoutPipe()
 		require.NoError(t, err)
 		require.NoError(t, cmd.Start())
@@ -148,7 +150,8 @@ func TestKill(t *testing.T) {
 	require.Eventually(t, func() bool { return r.has(said) }, time.Minute, 50*time.Millisecond)
 	left, err := s.Read(1)
 	require.NoError(t, err)
-	for end := time.Now().Add(10 * time.Second); len(left) > 0 && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(10 * time.Second); len(left) > 0 &&
+		time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		left, _ = s.Read(1)
 	}
 	assert.Empty(t, left)
@@ -209,7 +212,8 @@ func TestRepetitionBeforeTaken(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wait sync.WaitGroup
 	wait.Go(func() {
-		(&Inbox{Dial: dialer(broker.Addr), Log: slog.New(slog.DiscardHandler), Handle: func(_ []byte, taken func()) { given <- taken }}).Run(ctx)
+		(&Inbox{Dial: dialer(broker.Addr), Log: slog.New(slog.DiscardHandler),
+			Handle: func(_ []byte, taken func()) { given <- taken }}).Run(ctx)
 	})
 	defer wait.Wait()
 	defer cancel()
@@ -239,7 +243,8 @@ func TestWhatIsNoEvent(t *testing.T) {
 		_, err := event([]byte(body))
 		assert.ErrorContains(t, err, want, "%.40s", body)
 	}
-	line, err := event([]byte("{\"id\": \"\\ud800<\",\n\"seq\": 5, \"x\": null, \"after_ms\": 1.5, \"big\": 9007199254740992}"))
+	line, err := event([]byte("{\"id\": \"\\ud800<\",\n\"seq\": 5, \"x\": null, \"after_ms\": 1.5, \"big\": " +
+		"9007199254740992}"))
 	require.NoError(t, err)
 	assert.JSONEq(t, "{\"id\":\"\ufffd<\",\"seq\":5,\"x\":null,\"after_ms\":1.5,\"big\":9007199254740992}", string(line))
 	assert.NotContains(t, string(line), "\n")
@@ -255,7 +260,8 @@ func TestWhatIsNoEvent(t *testing.T) {
 		require.NoError(t, l.channel.Publish("", Queue, false, false, amqp.Publishing{Body: []byte(`{"id":[[1]]}`)}))
 	}
 	for _, id := range []string{"a", "b", "a"} { // without a message id the content tells repetitions
-		require.NoError(t, l.channel.Publish("", Queue, false, false, amqp.Publishing{Body: fmt.Appendf(nil, `{"id":%q}`, id)}))
+		require.NoError(t, l.channel.Publish("", Queue, false, false,
+			amqp.Publishing{Body: fmt.Appendf(nil, `{"id":%q}`, id)}))
 	}
 	var log strings.Builder
 	in := &Inbox{Dial: dialer(broker.Addr), Log: slog.New(slog.NewTextHandler(&log, nil))}
@@ -282,10 +288,12 @@ func TestRefused(t *testing.T) {
 	broker := start(t)
 	dials := map[string]Dial{
 		"login": func(ctx context.Context) (*rabbitmq.Connection, error) {
-			return rabbitmq.Dial(ctx, &net.Dialer{}, rabbitmq.Login{Addr: broker.Addr, User: backendtest.User, Password: "wrong", VHost: "/"})
+			return rabbitmq.Dial(ctx, &net.Dialer{}, rabbitmq.Login{Addr: broker.Addr, User: backendtest.User, Password: "wrong",
+				VHost: "/"})
 		},
 		"vhost": func(ctx context.Context) (*rabbitmq.Connection, error) {
-			return rabbitmq.Dial(ctx, &net.Dialer{}, rabbitmq.Login{Addr: broker.Addr, User: backendtest.User, Password: backendtest.Password, VHost: "none"})
+			return rabbitmq.Dial(ctx, &net.Dialer{}, rabbitmq.Login{Addr: broker.Addr, User: backendtest.User,
+				Password: backendtest.Password, VHost: "none"})
 		},
 		"queue": dialer(broker.Addr),
 	}
@@ -323,7 +331,8 @@ func TestRefused(t *testing.T) {
 			assert.Equal(t, 1, strings.Count(log.String(), "level=WARN"), log.String())
 		})
 	}
-	p := pause{log: slog.New(slog.DiscardHandler), refused: func(error) { t.Error("a broker that is away refuses nothing") }}
+	p := pause{log: slog.New(slog.DiscardHandler),
+		refused: func(error) { t.Error("a broker that is away refuses nothing") }}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	p.wait(ctx, errEnded)

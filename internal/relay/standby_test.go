@@ -24,7 +24,8 @@ func readAlone(t *testing.T, broker *backendtest.Broker) *sensorOf {
 	t.Helper()
 	s := &sensorOf{}
 	ctx, cancel := context.WithCancel(t.Context())
-	in := &Inbox{Dial: dialer(broker.Addr), Log: slog.New(slog.DiscardHandler), Handle: func(_ []byte, taken func()) { taken() },
+	in := &Inbox{Dial: dialer(broker.Addr), Log: slog.New(slog.DiscardHandler),
+		Handle:  func(_ []byte, taken func()) { taken() },
 		Standby: s.standby.Store, takeOver: 15 * time.Second}
 	ended := make(chan struct{})
 	go func() { defer close(ended); in.Run(ctx) }()

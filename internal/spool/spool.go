@@ -203,7 +203,7 @@ func (s *Spool) begin(n uint64) error {
 // many older ones, not taken yet, had to go to keep the spool within its limit.
 func (s *Spool) Append(id string, data []byte) (lost int, err error) {
 	if id == "" || strings.ContainsAny(id, "\n") || len(id)+len(data) >= maxRecord {
-		return 0, fmt.Errorf("spool: no record: id %q, %d bytes", id, len(data))
+		return 0, fmt.Errorf("spool: this cannot be kept as one record: id %q, %d bytes", id, len(data))
 	}
 	payload := append([]byte(id+"\n"), data...)
 	record := make([]byte, headerSize, headerSize+len(payload))
@@ -340,7 +340,8 @@ func (s *Spool) Taken(r Record) error {
 		return nil
 	}
 	s.taken = r.end
-	if i := slices.Index(s.segments, r.end.segment); i >= 0 && i < len(s.segments)-1 && r.end.offset >= s.sizes[r.end.segment] {
+	if i := slices.Index(s.segments, r.end.segment); i >= 0 && i < len(s.segments)-1 &&
+		r.end.offset >= s.sizes[r.end.segment] {
 		s.taken = position{s.segments[i+1], 0}
 	}
 	// Not synced: after a power cut some go out twice, which readers expect.

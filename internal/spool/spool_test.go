@@ -98,7 +98,7 @@ func TestSpool(t *testing.T) {
 	assert.Equal(t, []string{"c"}, ids(t, s))
 	for _, id := range []string{"", "x\ny"} {
 		_, err = s.Append(id, nil)
-		assert.ErrorContains(t, err, "no record")
+		assert.ErrorContains(t, err, "cannot be kept as one record")
 	}
 }
 
@@ -385,7 +385,8 @@ func TestKillAtEachSystemCall(t *testing.T) {
 		killed := 0
 		for when := 1; when <= 12; when++ {
 			dir := filepath.Join(t.TempDir(), "spool")
-			cmd := exec.Command("strace", "-f", "-qq", "-o", "/dev/null", "-P", dir, "-P", dir+"/000000000001.segment", "-P", dir+"/"+ackFile+".new", "-P", dir+"/"+ackFile,
+			cmd := exec.Command("strace", "-f", "-qq", "-o", "/dev/null", "-P", dir, "-P", dir+"/000000000001.segment", "-P",
+				dir+"/"+ackFile+".new", "-P", dir+"/"+ackFile,
 				"-e", "trace="+call, "-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", call, when), os.Args[0])
 			cmd.Env = append(os.Environ(), "ST2HA_TEST_SPOOL="+dir, "ST2HA_TEST_PREFIX=x", "ST2HA_TEST_RECORDS=20")
 			out, err := cmd.Output()

@@ -36,13 +36,15 @@ func newMetrics() *Metrics {
 	of := []string{"backend", "endpoint"}
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
-		up:       prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "st2ha_up", Help: "Whether the endpoint is up: 1, else 0."}, of),
+		up: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "st2ha_up",
+			Help: "Whether the endpoint is up: 1, else 0."}, of),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "st2ha_probe_duration_seconds",
 			Help: "Time until a probe was answered.", Buckets: prometheus.ExponentialBuckets(0.0002, 2.5, 12)}, of),
 		changes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "st2ha_state_changes_total",
 			Help: "Changes of an endpoint's state, by the state that was entered."}, []string{"backend", "endpoint", "state"}),
 		heals: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "st2ha_heals_total",
-			Help: "Heals of an endpoint by this watchdog, by what came of the attempt."}, []string{"backend", "endpoint", "result"}),
+			Help: "Heals of an endpoint by this watchdog, by what came of the attempt."},
+			[]string{"backend", "endpoint", "result"}),
 		LeftOut: prometheus.NewCounter(prometheus.CounterOpts{Name: "st2ha_events_left_out_total",
 			Help: "Events that became no trigger, for there were too many in a short time."}),
 		Merged: prometheus.NewCounter(prometheus.CounterOpts{Name: "st2ha_events_merged_total",

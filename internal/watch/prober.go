@@ -95,7 +95,7 @@ func (p *Prober) Find(ctx context.Context) (found discover.Found) {
 	for _, err := range found.Problems {
 		if text := err.Error(); !p.logged[text] {
 			p.logged[text] = true
-			p.Log.Warn("not all that is to be watched is known", "error", text)
+			p.Log.Warn("some of what is to be watched could not be found out", "error", text)
 		}
 	}
 	p.brokers.Store(&found.Brokers)

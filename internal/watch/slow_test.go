@@ -29,7 +29,8 @@ func (s *slowSession) Ping(ctx context.Context) (string, error) {
 	}
 }
 
-// A database on a slow disk, whose answers take 0.2 to 2 s for ten minutes, is no storm: 130 events in six minutes were, and
+// A database on a slow disk, whose answers take 0.2 to 2 s for ten minutes, is no storm: 130 events in six minutes
+// were, and
 // each was work for that database.
 func TestSlowBackend(t *testing.T) {
 	for range 20 {
@@ -76,7 +77,8 @@ func (s *dyingSession) Ping(ctx context.Context) (string, error) {
 	return s.slowSession.Ping(ctx)
 }
 
-// A backend that was slow, and so has a deadline that follows its answers, is down soon after it really dies: frozen, by
+// A backend that was slow, and so has a deadline that follows its answers, is down soon after it really dies: frozen,
+// by
 // silence within 6 s; killed, at once.
 func TestSlowBackendDies(t *testing.T) {
 	for name, killed := range map[string]bool{"frozen": false, "killed": true} {

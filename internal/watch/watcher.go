@@ -82,7 +82,8 @@ func (w *Watcher) run(ctx context.Context, e probe.Endpoint) {
 		if wait.Sleep(ctx, again) != nil {
 			return
 		}
-		report(probe.Observation{Probe: "watch", Verdict: probe.Unknown, Reason: "the watch function ended by itself", At: time.Now()})
+		report(probe.Observation{Probe: "watch", Verdict: probe.Unknown, Reason: "the watch function ended by itself",
+			At: time.Now()})
 	}
 }
 

@@ -17,16 +17,18 @@ func TestWatcherThatDidNotRun(t *testing.T) {
 	events := make(chan incident.Event, 10)
 	w := NewWatcher(incident.NewSet("sensor", incident.DefaultRules()), func(e incident.Event) { events <- e })
 	verdicts := make(chan probe.Verdict)
-	watched := probe.Endpoint{Backend: "redis", Name: "127.0.0.1:6379", Watch: func(ctx context.Context, report func(probe.Observation)) {
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case v := <-verdicts:
-				report(probe.Observation{Probe: "ping", Verdict: v, At: time.Now(), Limit: probe.Limit{Suspect: 2, DownAfter: time.Second}})
+	watched := probe.Endpoint{Backend: "redis", Name: "127.0.0.1:6379",
+		Watch: func(ctx context.Context, report func(probe.Observation)) {
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case v := <-verdicts:
+					report(probe.Observation{Probe: "ping", Verdict: v, At: time.Now(),
+						Limit: probe.Limit{Suspect: 2, DownAfter: time.Second}})
+				}
 			}
-		}
-	}}
+		}}
 	w.Watch(t.Context(), "node1", []probe.Endpoint{watched})
 	defer w.Stop()
 	for _, v := range []probe.Verdict{probe.Good, probe.Silent, probe.Silent} {

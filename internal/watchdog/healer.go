@@ -57,7 +57,8 @@ type healer struct {
 func newHealer(h host.Host, e endpoints, log *slog.Logger) *healer {
 	healer := &healer{host: h, endpoints: e, log: log, ledger: heal.Default(),
 		report: func(heal.Event) {}, count: func(probe.Key, error) {},
-		busy: map[probe.Key]bool{}, refused: map[probe.Key]string{}, restarts: map[probe.Key]string{}, silent: map[probe.Key]time.Time{}}
+		busy: map[probe.Key]bool{}, refused: map[probe.Key]string{}, restarts: map[probe.Key]string{},
+		silent: map[probe.Key]time.Time{}}
 	healer.mender = newMender(healer)
 	return healer
 }
@@ -135,7 +136,7 @@ func healable(s incident.Status, all []incident.Status) bool {
 		restartable := len(backends.Get(s.Backend).Units) > 0
 		return restartable && (s.Probe == probe.Connection || s.Probe == probe.Ping)
 	}
-	// One worker that cannot publish is restarted by the rule's action; the unit is all of them, with what they have in hand.
+	// One worker that cannot publish is restarted by the rule's action; the unit is all of them, with what they do.
 	if s.Probe == st2.ProbeJournal && s.Name == "st2actionrunner" {
 		return false
 	}
@@ -212,7 +213,7 @@ func (h *healer) heal(ctx context.Context, s incident.Status) {
 	}
 	full, err := heal.DiskFull(ctx, h.host, s.Backend)
 	if err != nil {
-		h.log.Error("look at a disk", "error", err)
+		h.log.Error("find out how full a disk is", "error", err)
 	}
 	if full != "" {
 		h.refuse(s, unit, "not restarted: "+full, true)
@@ -268,7 +269,8 @@ func settling(ctx context.Context, h host.Host, unit string) (why string) {
 // restart restarts the unit, and reports it.
 func (h *healer) restart(ctx context.Context, s incident.Status, unit string, heals int) {
 	h.endpoints.Healed(s.Key, source)
-	h.announce(heal.Event{Event: heal.EventHealed, Target: unit, Heals: heals, Reason: fmt.Sprintf("restarting %s: %s: %s", unit, s.Key, s.Reason)})
+	h.announce(heal.Event{Event: heal.EventHealed, Target: unit, Heals: heals,
+		Reason: fmt.Sprintf("restarting %s: %s: %s", unit, s.Key, s.Reason)})
 	err := (&service.Restart{Unit: unit}).Apply(ctx, h.host)
 	h.count(s.Key, err)
 	if err != nil {

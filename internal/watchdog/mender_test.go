@@ -65,7 +65,8 @@ func newContent(t *testing.T) *content {
 		require.NoError(t, os.MkdirAll(c.Path(dir), 0o755))
 	}
 	for name, text := range map[string]string{
-		"/etc/fstab":        "127.0.0.7:/packs /nowhere/packs nfs _netdev 0 0\n127.0.0.7:/packs /nowhere/byhand nfs noauto 0 0\n",
+		"/etc/fstab": "127.0.0.7:/packs /nowhere/packs nfs _netdev 0 0\n127.0.0.7:/packs /nowhere/byhand nfs " +
+			"noauto 0 0\n",
 		"/etc/exports":      "/srv/shared 192.0.2.1(rw)\n/srv/deleted 192.0.2.1(rw)\n",
 		"/proc/1/mountinfo": "",
 	} {
@@ -94,7 +95,8 @@ func (c *content) Run(_ context.Context, _ []byte, argv ...string) ([]byte, erro
 		c.ran = append(c.ran, line)
 		c.exported = c.exported || argv[0] == "exportfs"
 		if argv[0] == "systemctl" {
-			return nil, os.WriteFile(c.Path("/proc/1/mountinfo"), []byte("30 1 0:40 / /nowhere/packs rw - nfs4 127.0.0.7:/packs rw\n"), 0o644)
+			return nil, os.WriteFile(c.Path("/proc/1/mountinfo"),
+				[]byte("30 1 0:40 / /nowhere/packs rw - nfs4 127.0.0.7:/packs rw\n"), 0o644)
 		}
 	case argv[1] == "show":
 		blocks := make([]string, len(argv)-3)
@@ -139,7 +141,8 @@ func TestWatchdogMendsContent(t *testing.T) {
 	c.withdraw()
 	require.Eventually(t, func() bool { return c.did(exportfs) }, 20*time.Second, 50*time.Millisecond)
 	assert.Greater(t, time.Since(withdrawn), 3*time.Second)
-	assert.Contains(t, d.said.String(), "mount 127.0.0.7:/packs on /nowhere/packs: not mounted, and no rule has mended it within 3s")
+	assert.Contains(t, d.said.String(),
+		"mount 127.0.0.7:/packs on /nowhere/packs: not mounted, and no rule has mended it within 3s")
 	assert.Contains(t, d.said.String(), "exportfs -ra: /srv/shared withdrawn, and no rule has mended it within 3s")
 	// One account with the rules: the next one waits.
 	c.withdraw()

@@ -140,7 +140,8 @@ func (n *node) restarts() int {
 // config is that of a node with a Redis and a broker.
 func config(redis, broker string) backend.Config {
 	login := "amqp://stackstorm:p%40ss%2Fw%25rd@" + broker + "/"
-	return backend.Config{Redis: "redis://" + redis, RabbitMQ: login, MongoDB: "mongodb://127.0.0.1:1/", SuspectEvents: true}
+	return backend.Config{Redis: "redis://" + redis, RabbitMQ: login, MongoDB: "mongodb://127.0.0.1:1/",
+		SuspectEvents: true}
 }
 
 // dog is a watchdog at work.
@@ -179,7 +180,8 @@ func events(t *testing.T, broker string) (<-chan incident.Event, <-chan heal.Eve
 	ctx, cancel := context.WithCancel(t.Context())
 	in := &relay.Inbox{Log: slog.New(slog.DiscardHandler),
 		Dial: func(ctx context.Context) (*rabbitmq.Connection, error) {
-			return rabbitmq.Dial(ctx, &net.Dialer{}, rabbitmq.Login{Addr: broker, User: backendtest.User, Password: backendtest.Password, VHost: "/"})
+			return rabbitmq.Dial(ctx, &net.Dialer{}, rabbitmq.Login{Addr: broker, User: backendtest.User,
+				Password: backendtest.Password, VHost: "/"})
 		},
 		Handle: func(line []byte, taken func()) {
 			var e incident.Event
@@ -254,8 +256,10 @@ func TestWatchdogLeavesAlone(t *testing.T) {
 			require.NoError(t, err)
 			t.Cleanup(release)
 		}, "run one, step configure_rabbitmq"},
-		"while systemd starts it": {func(t *testing.T, n *node) { n.state = "activating" }, "systemd says that it is activating"},
-		"while systemd stops it":  {func(t *testing.T, n *node) { n.state = "deactivating" }, "systemd says that it is deactivating"},
+		"while systemd starts it": {func(t *testing.T, n *node) { n.state = "activating" },
+			"systemd says that it is activating"},
+		"while systemd stops it": {func(t *testing.T, n *node) { n.state = "deactivating" },
+			"systemd says that it is deactivating"},
 		"when it has just begun": {func(t *testing.T, n *node) {
 			n.state = "active"
 			require.NoError(t, os.WriteFile(n.Path("/proc/uptime"), []byte("5.00 5.00\n"), 0o600))
@@ -271,7 +275,8 @@ func TestWatchdogLeavesAlone(t *testing.T) {
 			c.prepare(t, n)
 			d := runWatchdog(t, n, backend.Config{Redis: "redis://" + redis.Addr, SuspectEvents: true})
 			redis.Kill()
-			require.Eventually(t, func() bool { return bytes.Contains([]byte(d.said.String()), []byte("state=down")) }, 20*time.Second, 20*time.Millisecond)
+			require.Eventually(t, func() bool { return bytes.Contains([]byte(d.said.String()), []byte("state=down")) },
+				20*time.Second, 20*time.Millisecond)
 			time.Sleep(2500 * time.Millisecond)
 			assert.Zero(t, n.restarts())
 			assert.Contains(t, d.said.String(), c.said)
@@ -282,7 +287,8 @@ func TestWatchdogLeavesAlone(t *testing.T) {
 
 func TestHealable(t *testing.T) {
 	down := func(backend string, change func(*incident.Status)) incident.Status {
-		s := incident.Status{Key: probe.Key{Backend: backend, Name: backend}, State: incident.Down, Probe: probe.Ping, Silent: true}
+		s := incident.Status{Key: probe.Key{Backend: backend, Name: backend}, State: incident.Down, Probe: probe.Ping,
+			Silent: true}
 		if change != nil {
 			change(&s)
 		}
@@ -291,9 +297,12 @@ func TestHealable(t *testing.T) {
 	frozen := down("rabbitmq", nil)
 	assert.True(t, healable(frozen, nil))
 	assert.False(t, healable(down("rabbitmq", func(s *incident.Status) { s.Host = "10.0.0.2" }), nil), "another node's")
-	assert.False(t, healable(down("rabbitmq", func(s *incident.Status) { s.Silent, s.Answers = false, true }), nil), "it answers again, and is not up yet")
-	assert.False(t, healable(down("rabbitmq", func(s *incident.Status) { s.Probe = probe.Alarm }), nil), "a restart frees no memory")
-	backends := []incident.Status{{Key: probe.Key{Backend: "mongodb"}, State: incident.Up}, {Key: probe.Key{Backend: "rabbitmq"}, State: incident.Up}}
+	assert.False(t, healable(down("rabbitmq", func(s *incident.Status) { s.Silent, s.Answers = false, true }), nil),
+		"it answers again, and is not up yet")
+	assert.False(t, healable(down("rabbitmq", func(s *incident.Status) { s.Probe = probe.Alarm }), nil),
+		"a restart frees no memory")
+	backends := []incident.Status{{Key: probe.Key{Backend: "mongodb"}, State: incident.Up},
+		{Key: probe.Key{Backend: "rabbitmq"}, State: incident.Up}}
 	mute := func(unit string) incident.Status {
 		return incident.Status{Key: probe.Key{Backend: "st2", Name: unit}, State: incident.Down, Probe: st2.ProbeJournal}
 	}
@@ -305,7 +314,8 @@ func TestHealable(t *testing.T) {
 	h := newHealer(nil, nil, slog.New(slog.NewTextHandler(&said, nil)))
 	quiet := down("redis", func(s *incident.Status) { s.State = incident.Up })
 	assert.False(t, h.starved(frozen, []incident.Status{frozen}))
-	assert.False(t, h.starved(frozen, []incident.Status{frozen, down("nfs", func(s *incident.Status) { s.Host = "10.0.0.2" })}))
+	assert.False(t, h.starved(frozen, []incident.Status{frozen, down("nfs",
+		func(s *incident.Status) { s.Host = "10.0.0.2" })}))
 	assert.True(t, h.starved(frozen, []incident.Status{frozen, quiet}), "two at once are the node's fault")
 	assert.Contains(t, said.String(), "this node is overloaded")
 	refused := down("rabbitmq", func(s *incident.Status) { s.Silent, s.Probe = false, probe.Connection })
@@ -331,7 +341,8 @@ func watchdogMain() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	root := os.Getenv("ST2HA_TEST_ROOT")
-	p := watch.NewProber("n1", config(os.Getenv("ST2HA_TEST_REDIS"), os.Getenv("ST2HA_TEST_BROKER")), slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	p := watch.NewProber("n1", config(os.Getenv("ST2HA_TEST_REDIS"), os.Getenv("ST2HA_TEST_BROKER")),
+		slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	p.Config.UpAfter = 0.2
 	p.Host = host.NewLocalAt("n1", root)
 	if err := (&Watchdog{Prober: p, Dir: filepath.Join(root, step.StateDir)}).Run(ctx); err != nil {
@@ -352,7 +363,8 @@ func TestWatchdogKilled(t *testing.T) {
 	const rounds = 12
 	launch := func() *exec.Cmd {
 		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), "ST2HA_TEST_MAIN=watchdog", "ST2HA_TEST_ROOT="+n.Path(""), "ST2HA_TEST_REDIS="+redis.Addr, "ST2HA_TEST_BROKER="+broker.Addr)
+		cmd.Env = append(os.Environ(), "ST2HA_TEST_MAIN=watchdog", "ST2HA_TEST_ROOT="+n.Path(""),
+			"ST2HA_TEST_REDIS="+redis.Addr, "ST2HA_TEST_BROKER="+broker.Addr)
 		require.NoError(t, cmd.Start())
 		return cmd
 	}

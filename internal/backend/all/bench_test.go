@@ -92,7 +92,8 @@ func BenchmarkAlarm(b *testing.B) {
 	var took []time.Duration
 	for range b.N {
 		settle(w)
-		began := broker.MustCtl(b, "", "eval", "T = erlang:system_time(microsecond), rabbit_alarm:set_alarm({{resource_limit, memory, node()}, []}), T.")
+		began := broker.MustCtl(b, "", "eval",
+			"T = erlang:system_time(microsecond), rabbit_alarm:set_alarm({{resource_limit, memory, node()}, []}), T.")
 		o := w.Is(probe.Alarm, probe.Bad, "memory alarm: publishers are blocked")
 		us, err := strconv.ParseInt(began, 10, 64)
 		require.NoError(b, err)

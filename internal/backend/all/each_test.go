@@ -45,14 +45,16 @@ func redisBackend(t testing.TB) backend {
 	require.NoError(t, err)
 	t.Cleanup(func() { s.Kill() })
 	return backend{"Redis", s.Addr, func(addr string, timing probe.Timing) probe.Func {
-		return redis.Watch(redis.Settings{Server: redisclient.Server{Addr: addr, Password: backendtest.Password, DB: 1}, Timing: timing})
+		return redis.Watch(redis.Settings{Server: redisclient.Server{Addr: addr, Password: backendtest.Password, DB: 1},
+			Timing: timing})
 	}, s.Freeze, s.Thaw, s.Kill, s.Start}
 }
 
 func mongoBackend(t testing.TB) backend {
 	s := probetest.NewMongod(t, shared)
 	return backend{"MongoDB", s.Addr, func(addr string, timing probe.Timing) probe.Func {
-		return mongodb.Watch(mongodb.Settings{Server: mongoclient.Server{URI: probetest.MongoURI(backendtest.User)}, Addr: addr, Timing: timing})
+		return mongodb.Watch(mongodb.Settings{Server: mongoclient.Server{URI: probetest.MongoURI(backendtest.User)},
+			Addr: addr, Timing: timing})
 	}, s.Freeze, s.Thaw, s.Kill, s.Start}
 }
 

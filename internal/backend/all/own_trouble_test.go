@@ -64,12 +64,15 @@ func TestClassifyOfEachBackend(t *testing.T) {
 
 // While the resolver is silent nothing is known of a server; it was down after 3 s.
 func TestSilentResolver(t *testing.T) {
-	timing := probe.Timing{PingEvery: 50 * time.Millisecond, PingDeadline: 50 * time.Millisecond, DownAfter: 300 * time.Millisecond,
+	timing := probe.Timing{PingEvery: 50 * time.Millisecond, PingDeadline: 50 * time.Millisecond,
+		DownAfter:  300 * time.Millisecond,
 		LoginEvery: 100 * time.Millisecond, LoginDeadline: 300 * time.Millisecond}
 	d := &net.Dialer{Resolver: backendtest.SilentResolver(t)}
 	for name, f := range map[string]probe.Func{
-		"mongodb": mongodb.Watch(mongodb.Settings{Server: mongoclient.Server{URI: "mongodb://u:p@server.example:1"}, Addr: "server.example:1", Dialer: d, Timing: timing}),
-		"rabbitmq": rabbitmq.Watch(rabbitmq.Settings{Login: rabbitclient.Login{Addr: "server.example:1", User: "u", Password: "p", VHost: "/"},
+		"mongodb": mongodb.Watch(mongodb.Settings{Server: mongoclient.Server{URI: "mongodb://u:p@server.example:1"},
+			Addr: "server.example:1", Dialer: d, Timing: timing}),
+		"rabbitmq": rabbitmq.Watch(rabbitmq.Settings{Login: rabbitclient.Login{Addr: "server.example:1", User: "u",
+			Password: "p", VHost: "/"},
 			Dialer: d, Timing: timing}),
 		"redis": redis.Watch(redis.Settings{Server: redisclient.Server{Addr: "server.example:1"}, Dialer: d, Timing: timing}),
 	} {

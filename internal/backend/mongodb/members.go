@@ -109,7 +109,8 @@ func (m *Members) heard(from string, h hello) {
 	add(h.Hosts, false)
 	add(h.Passives, false)
 	add(h.Arbiters, true)
-	slices.SortFunc(said.members, func(a, b Member) int { return strings.Compare(a.Addr, b.Addr) }) // another order is no other set
+	// another order is no other set
+	slices.SortFunc(said.members, func(a, b Member) int { return strings.Compare(a.Addr, b.Addr) })
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.said[from] = said
@@ -137,7 +138,7 @@ func resolved(addr string, watch func(secure.ContextDialer) probe.Func) probe.Fu
 		d := &namedDialer{port: port}
 		for !d.resolve(ctx, name) {
 			report(probe.Observation{Probe: probe.Connection, Verdict: probe.Unknown, At: time.Now(),
-				Reason: "the replica set names it, and its name is not known here: " + name})
+				Reason: "the replica set names this member, but its name cannot be resolved here: " + name})
 			if wait.Sleep(ctx, unresolvedFor) != nil {
 				return
 			}

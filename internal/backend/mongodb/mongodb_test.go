@@ -22,7 +22,8 @@ func TestMain(m *testing.M) { os.Exit(shared.Run(m)) }
 func TestMongoDBUserDropped(t *testing.T) {
 	t.Parallel()
 	s := probetest.NewMongod(t, shared)
-	w := probetest.Start(t, Watch(Settings{Server: client.Server{URI: probetest.MongoURI("other")}, Addr: s.Addr, Timing: probe.Timing{LoginEvery: 500 * time.Millisecond}}))
+	w := probetest.Start(t, Watch(Settings{Server: client.Server{URI: probetest.MongoURI("other")}, Addr: s.Addr,
+		Timing: probe.Timing{LoginEvery: 500 * time.Millisecond}}))
 	w.Is(probe.Login, probe.Good, "")
 	w.Is(probe.Ping, probe.Good, "")
 	probetest.MongoRun(t, probetest.MongoURI(backendtest.User), s.Addr, bson.D{{Key: "dropUser", Value: "other"}})
@@ -57,12 +58,17 @@ func TestMongoDBParts(t *testing.T) {
 		limit                     probe.Limit
 	}{
 		{"alone", `{"isWritablePrimary": true, "maxWireVersion": 21, "ok": 1}`, "", "", probe.Limit{}},
-		{"alone, read only", `{"isWritablePrimary": false}`, "", "it takes no writes, and belongs to no replica set", probe.Limit{Suspect: 2, DownAfter: time.Minute}},
-		{"primary", `{"isWritablePrimary": true, "setName": "rs0", "primary": "a:27017", "secondary": false}`, "primary of rs0", "", probe.Limit{}},
-		{"secondary", `{"isWritablePrimary": false, "setName": "rs0", "primary": "a:27017", "secondary": true}`, "secondary of rs0, whose primary is a:27017", "", probe.Limit{}},
+		{"alone, read only", `{"isWritablePrimary": false}`, "", "it takes no writes, and belongs to no replica set",
+			probe.Limit{Suspect: 2, DownAfter: time.Minute}},
+		{"primary", `{"isWritablePrimary": true, "setName": "rs0", "primary": "a:27017", "secondary": false}`,
+			"primary of rs0", "", probe.Limit{}},
+		{"secondary", `{"isWritablePrimary": false, "setName": "rs0", "primary": "a:27017", "secondary": true}`,
+			"secondary of rs0, whose primary is a:27017", "", probe.Limit{}},
 		{"arbiter", `{"isWritablePrimary": false, "setName": "rs0", "primary": "a:27017", "secondary": false, "arbiterOnly": true}`, "arbiter of rs0", "", probe.Limit{}},
-		{"no primary", `{"isWritablePrimary": false, "setName": "rs0", "secondary": true}`, "", "no primary in replica set rs0", probe.Limit{Suspect: 2, DownAfter: time.Minute}},
-		{"recovers", `{"isWritablePrimary": false, "setName": "rs0", "primary": "a:27017", "secondary": false}`, "", "neither primary nor secondary of rs0: it starts, recovers or was removed", probe.Limit{Suspect: 2}},
+		{"no primary", `{"isWritablePrimary": false, "setName": "rs0", "secondary": true}`, "",
+			"no primary in replica set rs0", probe.Limit{Suspect: 2, DownAfter: time.Minute}},
+		{"recovers", `{"isWritablePrimary": false, "setName": "rs0", "primary": "a:27017", "secondary": false}`, "",
+			"neither primary nor secondary of rs0: it starts, recovers or was removed", probe.Limit{Suspect: 2}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var h hello

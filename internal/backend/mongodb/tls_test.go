@@ -26,9 +26,10 @@ func TestMongoDBTLS(t *testing.T) {
 		tls     *secure.TLS
 		unknown string
 	}{
-		"trusted":                  {only, &secure.TLS{CA: c.CA, Verify: true, Hostname: true}, ""},
-		"with a certificate":       {asking, &secure.TLS{CA: c.CA, Cert: c.Client, Verify: true, Hostname: true}, ""},
-		"without the certificate":  {asking, &secure.TLS{CA: c.CA, Verify: true, Hostname: true}, "it does not agree on TLS: …"},
+		"trusted":            {only, &secure.TLS{CA: c.CA, Verify: true, Hostname: true}, ""},
+		"with a certificate": {asking, &secure.TLS{CA: c.CA, Cert: c.Client, Verify: true, Hostname: true}, ""},
+		"without the certificate": {asking, &secure.TLS{CA: c.CA, Verify: true, Hostname: true},
+			"it does not agree on TLS: …"},
 		"the system's authorities": {only, &secure.TLS{Verify: true, Hostname: true}, "its certificate is not trusted: …"},
 		"without TLS":              {only, nil, "it speaks TLS, and the settings ask without"},
 	} {
@@ -36,7 +37,8 @@ func TestMongoDBTLS(t *testing.T) {
 			if tc.tls != nil {
 				tc.tls.Read = probetest.ReadFile
 			}
-			w := probetest.Start(t, Watch(Settings{Server: client.Server{URI: probetest.MongoURI(backendtest.User), TLS: tc.tls}, Addr: tc.addr,
+			w := probetest.Start(t, Watch(Settings{Server: client.Server{URI: probetest.MongoURI(backendtest.User), TLS: tc.tls},
+				Addr:   tc.addr,
 				Timing: probe.Timing{LoginEvery: 300 * time.Millisecond}}))
 			if tc.unknown != "" {
 				o := w.Is(probe.Connection, probe.Unknown, tc.unknown)

@@ -41,7 +41,8 @@ const ProbePrimary = "primary"
 func ParseServers(uri string) ([]string, error) {
 	opts := options.Client().ApplyURI(uri)
 	if opts.Validate() != nil {
-		return nil, errors.New("the URI of MongoDB cannot be read: what is special in user and password has to be percent-encoded")
+		return nil, errors.New("the URI of MongoDB cannot be read: " +
+			"special characters in user and password must be percent-encoded")
 	}
 	servers := opts.Hosts
 	for i, h := range servers {
@@ -70,10 +71,12 @@ func ParseURI(uri string, read func(ctx context.Context, path string) ([]byte, e
 	if len(kept) > 0 {
 		s.URI += "?" + strings.Join(kept, "&")
 	}
-	if yes := given["tls"] + given["ssl"]; yes == "" && strings.HasPrefix(uri, "mongodb+srv://") || strings.Contains(yes, "true") {
+	if yes := given["tls"] + given["ssl"]; yes == "" && strings.HasPrefix(uri, "mongodb+srv://") ||
+		strings.Contains(yes, "true") {
 		invalid := given["tlsinsecure"] == "true" || given["tlsallowinvalidcertificates"] == "true"
-		s.TLS = &secure.TLS{Read: read, CA: given["tlscafile"], Cert: given["tlscertificatekeyfile"], Encrypted: given["tlscertificatekeyfilepassword"] != "",
-			Verify: !invalid, Hostname: !invalid && given["tlsallowinvalidhostnames"] != "true"}
+		s.TLS = &secure.TLS{Read: read, CA: given["tlscafile"], Cert: given["tlscertificatekeyfile"],
+			Encrypted: given["tlscertificatekeyfilepassword"] != "",
+			Verify:    !invalid, Hostname: !invalid && given["tlsallowinvalidhostnames"] != "true"}
 	}
 	return s
 }
@@ -139,7 +142,8 @@ func (s *Settings) ping(ctx context.Context, report func(probe.Observation)) {
 	opts.Auth = nil // hello is answered without
 	driver, err := mongo.Connect(ctx, opts)
 	if err != nil {
-		report(probe.Observation{Probe: probe.Connection, Verdict: probe.Unknown, Reason: "the driver does not take the settings of the URI", At: time.Now()})
+		report(probe.Observation{Probe: probe.Connection, Verdict: probe.Unknown,
+			Reason: "the driver does not take the settings of the URI", At: time.Now()})
 		<-ctx.Done()
 		return
 	}
@@ -148,8 +152,8 @@ func (s *Settings) ping(ctx context.Context, report func(probe.Observation)) {
 		if err != nil {
 			return nil, err
 		}
-		held := &mongoSession{Conn: conn, over: make(chan struct{}), renew: make(chan struct{}), driver: driver, election: s.Election,
-			heard: func(h hello) { s.Members.heard(s.Addr, h) }}
+		held := &mongoSession{Conn: conn, over: make(chan struct{}), renew: make(chan struct{}), driver: driver,
+			election: s.Election, heard: func(h hello) { s.Members.heard(s.Addr, h) }}
 		held.hint = sync.OnceFunc(func() { close(held.renew) })
 		sessions.Store(held, nil)
 		go func() {
@@ -208,7 +212,7 @@ func (m *mongoSession) Ping(ctx context.Context) (string, error) {
 	case err == nil:
 		m.heard(reply)
 		return reply.judge(m.election)
-	case errors.As(err, &said) && said.HasErrorCode(59): // CommandNotFound: a server before 4.4.2, which answers all the same
+	case errors.As(err, &said) && said.HasErrorCode(59): // CommandNotFound: a server before 4.4.2, which answers too
 		return "", nil
 	case ctx.Err() == nil && asking.Err() != nil:
 		return "", io.EOF
@@ -238,15 +242,18 @@ func (h hello) judge(election time.Duration) (string, error) {
 	case h.SetName == "" && h.IsWritablePrimary:
 		return "", nil
 	case h.SetName == "":
-		return "", &probe.Finding{Probe: ProbePrimary, Reason: "it takes no writes, and belongs to no replica set", Limit: probe.Limit{Suspect: 2, DownAfter: election}}
+		return "", &probe.Finding{Probe: ProbePrimary, Reason: "it takes no writes, and belongs to no replica set",
+			Limit: probe.Limit{Suspect: 2, DownAfter: election}}
 	case h.IsWritablePrimary:
 		return "primary of " + h.SetName, nil
 	case h.Primary == "":
-		return "", &probe.Finding{Probe: ProbePrimary, Reason: "no primary in replica set " + h.SetName, Limit: probe.Limit{Suspect: 2, DownAfter: election}}
+		return "", &probe.Finding{Probe: ProbePrimary, Reason: "no primary in replica set " + h.SetName,
+			Limit: probe.Limit{Suspect: 2, DownAfter: election}}
 	case h.ArbiterOnly:
 		return "arbiter of " + h.SetName, nil
 	case h.Secondary:
 		return "secondary of " + h.SetName + ", whose primary is " + h.Primary, nil
 	}
-	return "", &probe.Finding{Probe: ProbePrimary, Reason: "neither primary nor secondary of " + h.SetName + ": it starts, recovers or was removed", Limit: probe.Limit{Suspect: 2}}
+	return "", &probe.Finding{Probe: ProbePrimary, Reason: "neither primary nor secondary of " + h.SetName +
+		": it starts, recovers or was removed", Limit: probe.Limit{Suspect: 2}}
 }

@@ -68,8 +68,9 @@ func DefaultSettings() Settings {
 		Interval: 3 * time.Second,
 		Timeout:  time.Second,
 		Patience: 3,
-		Limit:    probe.Limit{Suspect: 1, DownAfter: 1500 * time.Millisecond}, // of the first time-out: at the third, however exact they are
-		Child:    []string{"/proc/self/exe", "statfs"},
+		// of the first time-out: at the third, however exact they are
+		Limit: probe.Limit{Suspect: 1, DownAfter: 1500 * time.Millisecond},
+		Child: []string{"/proc/self/exe", "statfs"},
 	}
 }
 

@@ -52,7 +52,8 @@ func mountFUSE(tb testing.TB) *fuseMount {
 		m.thaw(tb)
 		_ = unix.Unmount(m.point, unix.MNT_DETACH) // a test may have done so
 	})
-	require.Eventually(tb, func() bool { return strings.Contains(mountinfo(tb), " "+m.point+" ") }, probetest.Soon, 5*time.Millisecond)
+	require.Eventually(tb, func() bool { return strings.Contains(mountinfo(tb), " "+m.point+" ") }, probetest.Soon,
+		5*time.Millisecond)
 	return m
 }
 
@@ -117,7 +118,8 @@ func TestMountUnkillable(t *testing.T) {
 	require.Len(t, children(t), 1)
 	m.thaw(t)
 	w.Next(t, w.Mark(), "mount", probe.Good, "")
-	require.Eventually(t, func() bool { return s.Stuck.Load() == 0 && len(children(t)) == 0 }, probetest.Soon, time.Millisecond)
+	require.Eventually(t, func() bool { return s.Stuck.Load() == 0 && len(children(t)) == 0 }, probetest.Soon,
+		time.Millisecond)
 
 	m.freezeServer(t)
 	w.Next(t, w.Mark(), "mount", probe.Silent, "mount hung for")
@@ -125,7 +127,8 @@ func TestMountUnkillable(t *testing.T) {
 	w.End()
 	require.Less(t, time.Since(at), time.Second, "it ends in time all the same")
 	m.thaw(t)
-	require.Eventually(t, func() bool { return s.Stuck.Load() == 0 && len(children(t)) == 0 }, probetest.Soon, time.Millisecond)
+	require.Eventually(t, func() bool { return s.Stuck.Load() == 0 && len(children(t)) == 0 }, probetest.Soon,
+		time.Millisecond)
 }
 
 func TestMountTable(t *testing.T) {
@@ -182,8 +185,11 @@ func TestMountErrors(t *testing.T) {
 	w.End()
 
 	for want, argv := range map[string][]string{
-		"stale file handle: the export is withdrawn, or its directory was deleted or replaced on the server": {"sh", "-c", "exit 180"}, // 64 + ESTALE
-		"no answer for so long that the mount gave up: input/output error":                                   {"sh", "-c", "exit 69"},
+		// 64 + ESTALE
+		"stale file handle: the export is withdrawn, or its directory was deleted or replaced on the server": {"sh", "-c",
+			"exit 180"},
+		"no answer for so long that the mount gave up: input/output error": {"sh", "-c",
+			"exit 69"},
 		"the mount point does not exist": {"sh", "-c", `exec "$0" statfs /nowhere`, os.Args[0]},
 	} {
 		s.Child = argv

@@ -30,7 +30,8 @@ func watchMounts(ctx context.Context, point string, changed chan *confedit.Mount
 	if err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = f.SetReadDeadline(time.Unix(1, 0)) }) // a file of the poller takes deadlines
+	// a file of the poller takes deadlines
+	stop := context.AfterFunc(ctx, func() { _ = f.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	var last *confedit.Mounted
 	var fault error

@@ -110,7 +110,7 @@ func (w *nfsServer) probeOver(ctx context.Context, conn *rpcping.Conn) {
 	if !conn.Privileged() && len(exports) > 0 {
 		exports = nil
 		w.report(probe.Observation{Probe: "exports", Verdict: probe.Unknown, At: time.Now(),
-			Reason: "exports are not looked at: the server answers that to source ports below 1024 only, which take root"})
+			Reason: "exports are not checked: the server answers that only to source ports below 1024, which need root"})
 	}
 	for _, export := range exports {
 		wg.Go(func() { w.watchExport(ctx, conn, export) })
@@ -185,7 +185,9 @@ func (w *nfsServer) watchExport(ctx context.Context, conn *rpcping.Conn, export 
 		o := probe.Observation{Probe: "export " + export, At: time.Now(), Limit: w.ExportLimit}
 		o.Verdict, o.Reason = exportFault(err, export, w.ExportTimeout)
 		if atRoot(err, export) && w.Version3 != nil && w.Version3(export) {
-			o.Verdict, o.Reason = probe.Unknown, fmt.Sprintf("export %s is mounted by NFSv3 and is not below the root that the server shows to NFSv4 (fsid=0): it cannot be looked at", export)
+			o.Verdict, o.Reason = probe.Unknown,
+				fmt.Sprintf("export %s is mounted by NFSv3 and is not below the root that the server shows to NFSv4 (fsid=0): "+
+					"it cannot be checked", export)
 		}
 		if o.Verdict == probe.Silent {
 			o.Limit = w.Limit
@@ -219,7 +221,7 @@ func exportFault(err error, export string, timeout time.Duration) (probe.Verdict
 	case errors.As(err, &at):
 		return statusFault(at, export)
 	case errors.As(err, &other):
-		return probe.Unknown, fmt.Sprintf("export %s cannot be looked at: %v", export, err)
+		return probe.Unknown, fmt.Sprintf("export %s cannot be checked: %v", export, err)
 	}
 	verdict, reason := reach.Classify(err)
 	if reason == reach.NoAnswer {
@@ -242,7 +244,8 @@ func statusFault(at *rpcping.StatusError, export string) (probe.Verdict, string)
 	case rpcping.Perm:
 		return probe.Bad, fmt.Sprintf("export %s: the server does not permit this node", export)
 	case rpcping.WrongSec:
-		return probe.Unknown, fmt.Sprintf("export %s cannot be looked at: the server wants another security flavor, such as Kerberos", export)
+		return probe.Unknown, fmt.Sprintf("export %s cannot be checked: the server wants another security flavor, such "+
+			"as Kerberos", export)
 	case rpcping.Delay:
 		return probe.Silent, fmt.Sprintf("export %s: the server puts off its answer", export)
 	case rpcping.IO:

@@ -27,7 +27,8 @@ func guest(t testing.TB, name string) client.Login {
 func TestRabbitMQAlarm(t *testing.T) {
 	broker := shared.Broker(t)
 	check := backendtest.NoLeaks(t)
-	w := probetest.Start(t, Watch(Settings{Login: probetest.BrokerLogin(broker.Addr), Timing: probe.Timing{LoginEvery: 300 * time.Millisecond}}))
+	w := probetest.Start(t, Watch(Settings{Login: probetest.BrokerLogin(broker.Addr),
+		Timing: probe.Timing{LoginEvery: 300 * time.Millisecond}}))
 	w.Is(probe.Ping, probe.Good, "")
 	w.Is(probe.Login, probe.Good, "")
 	restore := func() { broker.MustCtl(t, "", "set_vm_memory_high_watermark", "0.8") }

@@ -20,7 +20,8 @@ func TestRabbitMQTLS(t *testing.T) {
 	broker, err := backendtest.NewSecuredBroker(t, t.TempDir(), c)
 	require.NoError(t, err)
 	t.Cleanup(broker.Close)
-	require.NoError(t, New().Answers(t.Context(), host.NewLocal("localhost"), broker.Secured), "restart_backend would restart it")
+	require.NoError(t, New().Answers(t.Context(), host.NewLocal("localhost"), broker.Secured),
+		"restart_backend would restart it")
 	for name, tc := range map[string]struct {
 		addr    string
 		tls     *secure.TLS
@@ -30,13 +31,17 @@ func TestRabbitMQTLS(t *testing.T) {
 		"trusted, whatever the name": {broker.Secured, &secure.TLS{CA: c.CA, Verify: true}, "", ""},
 		"not verified":               {broker.Secured, &secure.TLS{}, "", ""},
 		"with a certificate":         {broker.Secured, &secure.TLS{CA: c.CA, Cert: c.Client, Verify: true}, "PLAIN", ""},
-		"another authority":          {broker.Secured, &secure.TLS{CA: c.Other, Verify: true}, "", "its certificate is not trusted: …"},
-		"the system's authorities":   {broker.Secured, &secure.TLS{Verify: true}, "", "its certificate is not trusted: …"},
-		"no file":                    {broker.Secured, &secure.TLS{CA: "/none", Verify: true}, "", "the file of authorities cannot be read: …"},
-		"no key":                     {broker.Secured, &secure.TLS{Cert: c.CA}, "", "the client's certificate in …"},
-		"without TLS":                {broker.Secured, nil, "", "it speaks TLS, and the settings ask without"},
-		"TLS to a plain listener":    {broker.Addr, &secure.TLS{CA: c.CA, Verify: true}, "", "it speaks no TLS, and the settings ask for it"},
-		"a login it does not offer":  {broker.Secured, &secure.TLS{CA: c.CA, Verify: true}, "EXTERNAL", "it offers no login by EXTERNAL"},
+		"another authority": {broker.Secured, &secure.TLS{CA: c.Other, Verify: true}, "",
+			"its certificate is not trusted: …"},
+		"the system's authorities": {broker.Secured, &secure.TLS{Verify: true}, "", "its certificate is not trusted: …"},
+		"no file": {broker.Secured, &secure.TLS{CA: "/none", Verify: true}, "",
+			"the file of authorities cannot be read: …"},
+		"no key":      {broker.Secured, &secure.TLS{Cert: c.CA}, "", "the client's certificate in …"},
+		"without TLS": {broker.Secured, nil, "", "it speaks TLS, and the settings ask without"},
+		"TLS to a plain listener": {broker.Addr, &secure.TLS{CA: c.CA, Verify: true}, "",
+			"it speaks no TLS, and the settings ask for it"},
+		"a login it does not offer": {broker.Secured, &secure.TLS{CA: c.CA, Verify: true}, "EXTERNAL",
+			"it offers no login by EXTERNAL"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := probetest.BrokerLogin(tc.addr)

@@ -32,7 +32,10 @@ func Watch(s Settings) probe.Func {
 		probe.Together(report,
 			func(report func(probe.Observation)) {
 				farewell := &atomic.Value{} // what the broker said when it ended the last connection
-				probe.Sessions(ctx, s.Timing, report, func(ctx context.Context) (probe.Session, error) { return s.open(ctx, farewell) })
+				probe.Sessions(ctx, s.Timing, report, func(ctx context.Context) (probe.Session,
+					error) {
+					return s.open(ctx, farewell)
+				})
 			},
 			func(report func(probe.Observation)) {
 				allowed := false // the user has had all permissions
@@ -86,7 +89,8 @@ func (s *Settings) whyRefused(err error, farewell string) *probe.Finding {
 	if !strings.Contains(farewell, "user") || !strings.Contains(farewell, "deleted") {
 		return s.Refused(err.Error())
 	}
-	return &probe.Finding{Probe: probe.Login, Reason: client.ErrRefused.Error() + ": user " + s.Login.User + " deleted", Limit: probe.Limit{Suspect: 1, Down: 1}}
+	return &probe.Finding{Probe: probe.Login, Reason: client.ErrRefused.Error() + ": user " + s.Login.User + " deleted",
+		Limit: probe.Limit{Suspect: 1, Down: 1}}
 }
 
 type rabbitSession struct {

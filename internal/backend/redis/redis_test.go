@@ -23,17 +23,21 @@ func TestRedisRefuses(t *testing.T) {
 		probe    string
 		reason   string
 	}{
-		{"no password given", "requirepass x", client.Server{}, probe.Login, "login refused: Redis asks for a password, and none is configured"},
+		{"no password given", "requirepass x", client.Server{}, probe.Login,
+			"login refused: Redis asks for a password, and none is configured"},
 		{"another password", "requirepass x", client.Server{Password: backendtest.Password}, probe.Login,
 			"login refused: the default user does not exist, is disabled, or has another password"},
 		{"no such user", "", client.Server{User: "st2", Password: backendtest.Password}, probe.Login,
 			"login refused: user st2 does not exist, is disabled, or has another password"},
-		{"no password there", "", client.Server{Password: backendtest.Password}, probe.Login, "login refused: a password is configured, and Redis has none"},
+		{"no password there", "", client.Server{Password: backendtest.Password}, probe.Login,
+			"login refused: a password is configured, and Redis has none"},
 		{"no permission", "user st2 on nopass ~* +ping +auth +select", client.Server{User: "st2", Password: "x"}, probe.Login,
 			"login refused: user st2 has no permission: NOPERM …"},
 		{"no such database", "databases 1", client.Server{DB: 5}, probe.Alarm, "ERR DB index is out of range"},
-		{"replica", "replicaof 127.0.0.1 1\nreplica-read-only yes", client.Server{}, probe.Alarm, "read only: it is a replica"},
-		{"replica that is out of date", "replicaof 127.0.0.1 1\nreplica-serve-stale-data no", client.Server{}, probe.Alarm, "a replica whose master is down"},
+		{"replica", "replicaof 127.0.0.1 1\nreplica-read-only yes", client.Server{}, probe.Alarm,
+			"read only: it is a replica"},
+		{"replica that is out of date", "replicaof 127.0.0.1 1\nreplica-serve-stale-data no", client.Server{}, probe.Alarm,
+			"a replica whose master is down"},
 		{"memory", "maxmemory 1", client.Server{}, probe.Alarm, "out of memory: it refuses writes"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -55,7 +59,8 @@ func TestRedisCannotSave(t *testing.T) {
 	t.Parallel()
 	s := probetest.NewRedis(t, "dbfilename dump", "save 1 1")
 	require.NoError(t, os.Mkdir(filepath.Join(s.Dir, "dump"), 0o700)) // no file can be renamed to it
-	w := probetest.Start(t, Watch(Settings{Server: client.Server{Addr: s.Addr}, Timing: probe.Timing{LoginEvery: 300 * time.Millisecond}}))
+	w := probetest.Start(t, Watch(Settings{Server: client.Server{Addr: s.Addr},
+		Timing: probe.Timing{LoginEvery: 300 * time.Millisecond}}))
 	w.Is(probe.Ping, probe.Good, "")
 	w.Is(probe.Alarm, probe.Bad, "it cannot save to disk, and refuses writes")
 	require.NoError(t, os.Remove(filepath.Join(s.Dir, "dump")))

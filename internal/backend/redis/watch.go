@@ -84,7 +84,8 @@ func (s *Settings) finding(err error) error {
 	case "NOPERM":
 		return s.Refused("login refused: " + who + " has no permission: " + reply)
 	case "LOADING":
-		return &probe.Finding{Probe: probe.Alarm, Reason: "it loads its data into memory", Limit: probe.Limit{Suspect: s.PingMisses}}
+		return &probe.Finding{Probe: probe.Alarm, Reason: "it loads its data into memory",
+			Limit: probe.Limit{Suspect: s.PingMisses}}
 	case "READONLY":
 		return &probe.Finding{Probe: probe.Alarm, Reason: "read only: it is a replica", Limit: alarm}
 	case "MASTERDOWN":

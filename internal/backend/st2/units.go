@@ -287,7 +287,8 @@ func (c *consumers) askBroker(ctx context.Context) {
 			o.Limit = probe.Limit{Suspect: c.DeafFindings, DownAfter: c.DeafAfter}
 		case idle[unit] >= c.StuckAfter:
 			o.Verdict, o.Limit = probe.Bad, probe.Certain() // it was seen for long enough
-			o.Reason = fmt.Sprintf("%s is active but takes none of %s for %s", unit, stackstorm.Waits(unit, c.Prefix, count), probe.Span(idle[unit]))
+			o.Reason = fmt.Sprintf("%s is active but takes none of %s for %s", unit, stackstorm.Waits(unit, c.Prefix, count),
+				probe.Span(idle[unit]))
 		}
 		c.report(unit, o)
 	}
@@ -296,11 +297,15 @@ func (c *consumers) askBroker(ctx context.Context) {
 // idle is how long each unit has had messages waiting and took none. Units
 // whose connections cannot be seen (those of other users, without root) are not
 // judged, and time in which nobody looked is no unit's.
-func (c *consumers) idle(ctx context.Context, active []string, queues map[string]rabbitmq.Queue) map[string]time.Duration {
+func (c *consumers) idle(ctx context.Context, active []string,
+	queues map[string]rabbitmq.Queue) map[string]time.Duration {
 	now := time.Now()
 	gap := now.Sub(c.looked)
 	c.looked = now
-	waiting := slices.DeleteFunc(slices.Clone(active), func(unit string) bool { return stackstorm.Waits(unit, c.Prefix, queues) == "" })
+	waiting := slices.DeleteFunc(slices.Clone(active), func(unit string) bool {
+		return stackstorm.Waits(unit, c.Prefix,
+			queues) == ""
+	})
 	if len(waiting) == 0 || gap > c.Every+c.Deadline {
 		c.progress = nil
 		clear(c.stuck)

@@ -93,7 +93,8 @@ func (n *node) count() int {
 }
 
 func newNode() *node {
-	return &node{Local: host.NewLocal("localhost"), states: map[string]string{"st2api": "active/running", "st2scheduler": "active/running",
+	return &node{Local: host.NewLocal("localhost"), states: map[string]string{"st2api": "active/running",
+		"st2scheduler":    "active/running",
 		"st2actionrunner": "active/exited", "st2actionrunner@1": "active/running", "st2actionrunner@2": "active/running"}}
 }
 
@@ -226,7 +227,8 @@ func TestConsumers(t *testing.T) {
 	check()
 }
 
-// Deaf is who takes nothing, not who is slow or has much to do: a service that hangs stays connected and consumes, as both
+// Deaf is who takes nothing, not who is slow or has much to do: a service that hangs stays connected and consumes, as
+// both
 // rules engines did after their database had been away. The heartbeats of its connection are no progress.
 func TestStuckConsumer(t *testing.T) {
 	broker := shared.Broker(t)
@@ -250,8 +252,9 @@ func TestStuckConsumer(t *testing.T) {
 		s.Units = append(s.Units, unit)
 		defer func() { broker.MustCtl(t, "", "delete_queue", queue) }()
 	}
-	consumers["st2rulesengine"].Publish(t, "stuck."+stackstorm.Queues("st2rulesengine")[0], 5) // one is under way, four wait
-	consumers["st2notifier"].Publish(t, "stuck."+stackstorm.Queues("st2notifier")[0], 100)     // slow: one each second
+	// one is under way, four wait
+	consumers["st2rulesengine"].Publish(t, "stuck."+stackstorm.Queues("st2rulesengine")[0], 5)
+	consumers["st2notifier"].Publish(t, "stuck."+stackstorm.Queues("st2notifier")[0], 100) // slow: one each second
 	consumers["st2notifier"].Pace(900 * time.Millisecond)
 	stop := make(chan struct{}) // as much comes as is taken, so that the queue's length never changes
 	busy := make(chan struct{})
@@ -279,7 +282,8 @@ func TestStuckConsumer(t *testing.T) {
 	began := time.Now()
 	engine := watches["st2rulesengine"]
 	engine.Is(ProbeConsumers, probe.Good, "")
-	o := engine.Is(ProbeConsumers, probe.Bad, "st2rulesengine is active but takes none of 4 messages in stuck.trigger_instances_dispatch.rules_engine for… s")
+	o := engine.Is(ProbeConsumers, probe.Bad,
+		"st2rulesengine is active but takes none of 4 messages in stuck.trigger_instances_dispatch.rules_engine for… s")
 	require.Equal(t, probe.Limit{Suspect: 1, Down: 1}, o.Limit)
 	require.Greater(t, o.At.Sub(began), 4*time.Second)
 	time.Sleep(time.Until(began.Add(7 * time.Second)))

@@ -29,7 +29,8 @@ func NewMongod(t testing.TB, shared *backendtest.Shared) *backendtest.Server {
 	s, err := backendtest.NewMongod(mongod, dir, false)
 	require.NoError(t, err)
 	for _, user := range []string{backendtest.User, "other"} {
-		MongoRun(t, "mongodb://"+s.Addr, s.Addr, bson.D{{Key: "createUser", Value: user}, {Key: "pwd", Value: backendtest.Password},
+		MongoRun(t, "mongodb://"+s.Addr, s.Addr, bson.D{{Key: "createUser", Value: user},
+			{Key: "pwd", Value: backendtest.Password},
 			{Key: "roles", Value: bson.A{}}})
 	}
 	s.Kill()
