@@ -196,9 +196,9 @@ func sameSet(a, b []string) bool {
 	return true
 }
 
-// unescapeOctal decodes \ooo as exports(5), fstab(5) and proc(5) have it. A
+// Unescape decodes \ooo as exports(5), fstab(5) and proc(5) have it. A
 // backslash before anything else is itself.
-func unescapeOctal(s string) string {
+func Unescape(s string) string {
 	if !strings.Contains(s, `\`) {
 		return s
 	}

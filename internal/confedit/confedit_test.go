@@ -365,24 +365,6 @@ func TestRemoveMount(t *testing.T) {
 	}
 }
 
-func TestMountInfo(t *testing.T) {
-	got, err := confedit.MountInfo(
-		[]byte(`36 35 98:0 /mnt1 /mnt\0402 rw,noatime master:1 shared:2 - ext3 /dev/root rw,errors=continue
-58 29 0:52 / /opt/stackstorm/packs rw,relatime - nfs4 192.168.0.100:/opt/stackstorm/packs rw,vers=4.2
-59 29 0:53 / /x rw - tmpfs  rw
-`))
-	require.NoError(t, err)
-	assert.Equal(t, []confedit.Mounted{
-		{Root: "/mnt1", MountPoint: "/mnt 2", FSType: "ext3", Source: "/dev/root", Options: []string{"rw", "noatime"},
-			SuperOptions: []string{"rw", "errors=continue"}},
-		{Root: "/", MountPoint: "/opt/stackstorm/packs", FSType: "nfs4", Source: "192.168.0.100:/opt/stackstorm/packs",
-			Options: []string{"rw", "relatime"}, SuperOptions: []string{"rw", "vers=4.2"}},
-		{Root: "/", MountPoint: "/x", FSType: "tmpfs", Options: []string{"rw"}, SuperOptions: []string{"rw"}},
-	}, got)
-	_, err = confedit.MountInfo([]byte("36 35 98:0 / / rw shared:2 ext3 a rw\n"))
-	refused(t, err, 1, "mountinfo")
-}
-
 // TestLargeFiles edits files of 10 MB. The limit is wide, for slow machines; it
 // is there to catch what is quadratic.
 func TestLargeFiles(t *testing.T) {

@@ -156,7 +156,7 @@ func exportWords(src []byte, phys []span, n int) ([]exportWord, int, *Error) {
 				return nil, n, refuse(n+1, "quote that is not closed on its line")
 			}
 			w.end = at
-			w.text = unescapeOctal(text.String())
+			w.text = Unescape(text.String())
 			if w.text == "" {
 				return nil, n, refuse(n+1, "empty word")
 			}

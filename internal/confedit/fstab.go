@@ -98,15 +98,15 @@ func parseMount(src []byte, line int, fields []span) (mountLine, *Error) {
 	}
 	m := mountLine{Mount: Mount{
 		Line:   line,
-		Source: unescapeOctal(raw(0)),
-		Target: unescapeOctal(raw(1)),
-		Type:   unescapeOctal(raw(2)),
+		Source: Unescape(raw(0)),
+		Target: Unescape(raw(1)),
+		Type:   Unescape(raw(2)),
 	}}
 	m.opts, m.optsEnd = fields[2].end, fields[2].end
 	if len(fields) > 3 {
 		m.opts, m.optsEnd = fields[3].start, fields[3].end
 		for o := range strings.SplitSeq(raw(3), ",") {
-			m.Options = append(m.Options, unescapeOctal(o))
+			m.Options = append(m.Options, Unescape(o))
 		}
 		m.Options = mountOptions(m.Options)
 	}

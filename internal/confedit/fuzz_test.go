@@ -288,15 +288,3 @@ func FuzzFstab(f *testing.F) {
 		}
 	})
 }
-
-func FuzzMountInfo(f *testing.F) {
-	f.Add([]byte("36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - ext3 /dev/root rw\n"))
-	f.Add([]byte("59 29 0:53 / /x rw - tmpfs  rw\n"))
-	f.Fuzz(func(t *testing.T, src []byte) {
-		got, err := confedit.MountInfo(src)
-		if err == nil && len(got) != bytes.Count(append(bytes.TrimSuffix(src, []byte("\n")), 'x'), []byte("\n"))+1 &&
-			len(src) > 0 {
-			t.Fatalf("%d mounts of %q", len(got), src)
-		}
-	})
-}

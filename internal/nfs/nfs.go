@@ -12,9 +12,9 @@ import (
 	"strconv"
 	"strings"
 
-	"st2ha/internal/confedit"
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
+	"st2ha/internal/mountinfo"
 	"st2ha/internal/step"
 )
 
@@ -107,19 +107,19 @@ func groupID(ctx context.Context, h host.Host, group string) (int, error) {
 
 // mounts reads the mounts that PID 1 sees: an action's own mount namespace may
 // differ (st2actionrunner runs with PrivateTmp).
-func mounts(ctx context.Context, h host.Host) (map[string]confedit.Mounted, error) {
+func mounts(ctx context.Context, h host.Host) (map[string]mountinfo.Mount, error) {
 	const table = "/proc/1/mountinfo"
 	f, err := h.ReadFile(ctx, table)
 	if err != nil {
 		return nil, err
 	}
-	list, err := confedit.MountInfo(f.Data)
+	list, err := mountinfo.Parse(f.Data)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %s: %w", h.Name(), table, err)
 	}
-	byPoint := map[string]confedit.Mounted{}
+	byPoint := map[string]mountinfo.Mount{}
 	for _, m := range list { // a later one hides an earlier one
-		byPoint[m.MountPoint] = m
+		byPoint[m.Point] = m
 	}
 	return byPoint, nil
 }

@@ -251,14 +251,14 @@ func TestExportConflict(t *testing.T) {
 	require.Equal(t, fault.ExitPreflight, fault.Of(err).Exit)
 }
 
-const mountinfo = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
+const rootMounted = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
 
 func TestMountPlan(t *testing.T) {
 	ctx := t.Context()
 	primary := newMachine(t, "primary", map[string]string{"/opt/a/": "", "/opt/b/": "", "/opt/c/": ""})
 	require.NoError(t, os.Chmod(primary.root+"/opt/c", 0o770))
 	m := newMachine(t, "secondary", map[string]string{
-		"/sbin/mount.nfs": "", "/proc/1/mountinfo": mountinfo, "/etc/fstab": "/dev/sda1 / ext4 defaults 0 1\n",
+		"/sbin/mount.nfs": "", "/proc/1/mountinfo": rootMounted, "/etc/fstab": "/dev/sda1 / ext4 defaults 0 1\n",
 		"/opt/a/pack/": "", "/opt/a.before-st2ha/": "", "/opt/b/": "",
 	})
 	s := &Mount{PrimaryAddress: "192.168.0.100", Primary: primary, Directories: []string{"/opt/a", "/opt/b", "/opt/c"},
@@ -311,7 +311,7 @@ func TestMountPlan(t *testing.T) {
 
 	// All is mounted.
 	require.NoError(t, changes[0].Apply(ctx, m))
-	table := mountinfo
+	table := rootMounted
 	for _, dir := range s.Directories {
 		table += "30 22 0:1 / " + dir + " rw - nfs4 192.168.0.100:" + dir + " rw\n"
 	}
@@ -321,8 +321,7 @@ func TestMountPlan(t *testing.T) {
 	require.Empty(t, changes)
 
 	// Something else is, and what shall be a directory is none.
-	require.NoError(t, os.WriteFile(m.root+"/proc/1/mountinfo",
-		[]byte(mountinfo+"30 22 0:1 / /opt/a rw - nfs4 10.0.0.1:/x rw\n"), 0o644))
+	require.NoError(t, os.WriteFile(m.root+"/proc/1/mountinfo", []byte(rootMounted+"30 22 0:1 / /opt/a rw - nfs4 10.0.0.1:/x rw\n"), 0o644))
 	require.NoError(t, os.WriteFile(m.root+"/opt/c", nil, 0o644))
 	findings, err = s.Check(ctx, m)
 	require.NoError(t, err)
@@ -333,7 +332,7 @@ func TestMountPlan(t *testing.T) {
 
 func TestMountPlanWithoutPackage(t *testing.T) {
 	primary := newMachine(t, "primary", map[string]string{"/opt/a/": ""})
-	m := newMachine(t, "secondary", map[string]string{"/proc/1/mountinfo": mountinfo, "/opt/a/": ""})
+	m := newMachine(t, "secondary", map[string]string{"/proc/1/mountinfo": rootMounted, "/opt/a/": ""})
 	s := &Mount{PrimaryAddress: "2001:db8::64", Primary: primary, Directories: []string{"/opt/a"}, Options: "rw"}
 	changes, err := s.Plan(t.Context(), m)
 	require.NoError(t, err)
@@ -344,9 +343,8 @@ func TestMountPlanWithoutPackage(t *testing.T) {
 
 func TestFstabConflict(t *testing.T) {
 	primary := newMachine(t, "primary", map[string]string{"/opt/a/": ""})
-	m := newMachine(t, "secondary",
-		map[string]string{"/sbin/mount.nfs": "", "/proc/1/mountinfo": mountinfo, "/opt/a/": "",
-			"/etc/fstab": "#\n/dev/sdb1 /opt/a ext4 defaults 0 2\n"})
+	m := newMachine(t, "secondary", map[string]string{"/sbin/mount.nfs": "", "/proc/1/mountinfo": rootMounted, "/opt/a/": "",
+		"/etc/fstab": "#\n/dev/sdb1 /opt/a ext4 defaults 0 2\n"})
 	s := &Mount{PrimaryAddress: "192.168.0.100", Primary: primary, Directories: []string{"/opt/a"}, Options: "rw"}
 	_, err := s.Plan(t.Context(), m)
 	require.ErrorContains(t, err, "secondary: /etc/fstab: line 2")
@@ -356,12 +354,9 @@ func TestFstabConflict(t *testing.T) {
 // Options that somebody chose are not replaced without a word.
 func TestOtherOptions(t *testing.T) {
 	primary := newMachine(t, "primary", map[string]string{"/opt/a/": "", "/opt/b/": ""})
-	m := newMachine(t, "secondary",
-		map[string]string{"/sbin/mount.nfs": "", "/proc/1/mountinfo": mountinfo, "/opt/a/": "", "/opt/b/": "",
-			"/etc/fstab": "#\n192.168.0.100:/opt/a /opt/a nfs ro,vers=4.1 0 0\n" +
-				"192.168.0.100:/opt/b/ /opt/b nfs hard,rw 0 0\n"})
-	s := &Mount{PrimaryAddress: "192.168.0.100", Primary: primary,
-		Directories: []string{"/opt/a", "/opt/b"}, Options: "rw,hard"}
+	m := newMachine(t, "secondary", map[string]string{"/sbin/mount.nfs": "", "/proc/1/mountinfo": rootMounted, "/opt/a/": "", "/opt/b/": "",
+		"/etc/fstab": "#\n192.168.0.100:/opt/a /opt/a nfs ro,vers=4.1 0 0\n192.168.0.100:/opt/b/ /opt/b nfs hard,rw 0 0\n"})
+	s := &Mount{PrimaryAddress: "192.168.0.100", Primary: primary, Directories: []string{"/opt/a", "/opt/b"}, Options: "rw,hard"}
 	findings, err := s.Check(t.Context(), m)
 	require.NoError(t, err)
 	require.Len(t, findings, 1)
@@ -427,7 +422,7 @@ func TestAside(t *testing.T) {
 	}
 	table := func(data string) { require.NoError(t, os.WriteFile(m.root+"/proc/1/mountinfo", []byte(data), 0o644)) }
 	require.NoError(t, os.MkdirAll(m.root+"/proc/1", 0o755))
-	table(mountinfo)
+	table(rootMounted)
 	require.Empty(t, lost(), "put back by a rollback that was killed")
 	require.NoError(t, a.Apply(ctx, m))
 	require.Empty(t, lost())
@@ -435,9 +430,9 @@ func TestAside(t *testing.T) {
 	gone := []string{"/opt/a.before-st2ha, which kept what the mount hid, is gone: /opt/a is left empty"}
 	require.Equal(t, gone, lost())
 	require.NoError(t, os.WriteFile(m.root+"/opt/a/shared", nil, 0o644))
-	table(mountinfo + "30 22 0:1 / /opt/a rw - nfs4 192.168.0.100:/opt/a rw\n")
+	table(rootMounted + "30 22 0:1 / /opt/a rw - nfs4 192.168.0.100:/opt/a rw\n")
 	require.Equal(t, gone, lost())
-	table(mountinfo)
+	table(rootMounted)
 	require.Empty(t, lost())
 	require.NoError(t, os.RemoveAll(m.root+"/opt/a"))
 	require.Equal(t, gone, lost())
@@ -459,11 +454,11 @@ func TestAside(t *testing.T) {
 
 func TestMountUnit(t *testing.T) {
 	ctx := t.Context()
-	m := newMachine(t, "secondary", map[string]string{"/proc/1/mountinfo": mountinfo, "/opt/a-b/": ""})
-	mounted := mountinfo + "30 22 0:1 / /opt/a-b rw - nfs4 192.168.0.100:/opt/a-b rw\n"
+	m := newMachine(t, "secondary", map[string]string{"/proc/1/mountinfo": rootMounted, "/opt/a-b/": ""})
+	mounted := rootMounted + "30 22 0:1 / /opt/a-b rw - nfs4 192.168.0.100:/opt/a-b rw\n"
 	busy := false
 	m.run = func(argv string) (string, error) {
-		table := mountinfo
+		table := rootMounted
 		switch {
 		case strings.Contains(argv, " start "):
 			table = mounted

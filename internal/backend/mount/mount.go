@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"st2ha/internal/backend"
-	"st2ha/internal/confedit"
+	"st2ha/internal/mountinfo"
 	"st2ha/internal/nfs"
 	"st2ha/internal/probe"
 )
@@ -58,7 +58,7 @@ type Settings struct {
 const NotMounted = "not mounted"
 
 // errorLimit is that of a mount that gives errors.
-var errorLimit = probe.Limit{Suspect: 1, Down: 2}
+func errorLimit() probe.Limit { return probe.Limit{Suspect: 1, Down: 2} }
 
 // DefaultSettings run this program again, as "PROGRAM statfs MOUNTPOINT".
 // A mount that hangs is down after 3 s without an answer, as its server is: within
@@ -96,10 +96,10 @@ type nfsMount struct {
 	point  string
 	report func(probe.Observation)
 
-	mounted *confedit.Mounted // nil when nothing is
-	stuck   *statfsChild      // one that SIGKILL did not end
-	hung    time.Time         // when the first statfs began that has no answer; zero when the last one had
-	calm    int               // answers in a row
+	mounted *mountinfo.Mount // nil when nothing is
+	stuck   *statfsChild     // one that SIGKILL did not end
+	hung    time.Time        // when the first statfs began that has no answer; zero when the last one had
+	calm    int              // answers in a row
 }
 
 // startTimeout is for a process to come to its statfs, which takes milliseconds:
@@ -111,7 +111,7 @@ const startTimeout = 5 * time.Second
 const calmAfter = 4
 
 func (w *nfsMount) run(ctx context.Context) {
-	changed := make(chan *confedit.Mounted, 1)
+	changed := make(chan *mountinfo.Mount, 1)
 	ended := make(chan error, 1)
 	watching, cancel := context.WithCancel(ctx)
 	go func() { ended <- watchMounts(watching, w.point, changed) }()
@@ -149,7 +149,7 @@ func (w *nfsMount) run(ctx context.Context) {
 }
 
 // probe looks once, and says whether the table changed meanwhile.
-func (w *nfsMount) probe(ctx context.Context, changed <-chan *confedit.Mounted) (again bool) {
+func (w *nfsMount) probe(ctx context.Context, changed <-chan *mountinfo.Mount) (again bool) {
 	if reason := w.misplaced(); reason != "" {
 		w.observe(probe.Bad, reason, probe.Certain())
 		return false
@@ -178,7 +178,7 @@ wait:
 			deadline.Reset(w.Timeout)
 		case <-child.done:
 			verdict, reason := child.verdict()
-			w.observe(verdict, reason, errorLimit)
+			w.observe(verdict, reason, errorLimit())
 			return false
 		case <-deadline.C:
 			if entered != nil {
@@ -206,7 +206,7 @@ wait:
 
 // moved takes note of what is mounted now. A process that is stuck is so on
 // what was mounted before.
-func (w *nfsMount) moved(m *confedit.Mounted) { w.mounted, w.stuck = m, nil }
+func (w *nfsMount) moved(m *mountinfo.Mount) { w.mounted, w.stuck = m, nil }
 
 // misplaced says what is wrong with what is mounted, if anything is.
 func (w *nfsMount) misplaced() string {

@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"st2ha/internal/confedit"
+	"st2ha/internal/mountinfo"
 )
 
 const mountTable = "/proc/self/mountinfo"
@@ -19,7 +19,7 @@ const mountTable = "/proc/self/mountinfo"
 // each change until ctx ends. The kernel marks the table as ready with POLLPRI
 // and POLLERR when it has changed (proc(5)); Go's poller waits for that without
 // a thread. changed has room for one, and holds the latest.
-func watchMounts(ctx context.Context, point string, changed chan *confedit.Mounted) error {
+func watchMounts(ctx context.Context, point string, changed chan *mountinfo.Mount) error {
 	fd, err := unix.Open(mountTable, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -33,11 +33,11 @@ func watchMounts(ctx context.Context, point string, changed chan *confedit.Mount
 	// a file of the poller takes deadlines
 	stop := context.AfterFunc(ctx, func() { _ = f.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	var last *confedit.Mounted
+	var last *mountinfo.Mount
 	var fault error
 	first := true
 	err = raw.Read(func(fd uintptr) bool {
-		var now *confedit.Mounted
+		var now *mountinfo.Mount
 		if now, fault = mountedOn(int(fd), point); fault != nil {
 			return true
 		}
@@ -59,7 +59,7 @@ func watchMounts(ctx context.Context, point string, changed chan *confedit.Mount
 }
 
 // same compares what Watch looks at.
-func same(a, b *confedit.Mounted) bool {
+func same(a, b *mountinfo.Mount) bool {
 	if a == nil || b == nil {
 		return a == b
 	}
@@ -67,7 +67,7 @@ func same(a, b *confedit.Mounted) bool {
 }
 
 // mountedOn reads the table that fd is open on.
-func mountedOn(fd int, point string) (*confedit.Mounted, error) {
+func mountedOn(fd int, point string) (*mountinfo.Mount, error) {
 	var table []byte
 	for {
 		if len(table) == cap(table) {
@@ -82,13 +82,13 @@ func mountedOn(fd int, point string) (*confedit.Mounted, error) {
 		}
 		table = table[:len(table)+n]
 	}
-	all, err := confedit.MountInfo(table)
+	all, err := mountinfo.Parse(table)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", mountTable, err)
 	}
-	var found *confedit.Mounted
+	var found *mountinfo.Mount
 	for i, m := range all { // a later one hides an earlier one
-		if m.MountPoint == path.Clean(point) {
+		if m.Point == path.Clean(point) {
 			found = &all[i]
 		}
 	}

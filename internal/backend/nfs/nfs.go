@@ -11,6 +11,7 @@ import (
 
 	"st2ha/internal/backend"
 	"st2ha/internal/confedit"
+	"st2ha/internal/mountinfo"
 	client "st2ha/internal/nfs"
 	"st2ha/internal/step"
 )
@@ -89,8 +90,8 @@ func mountedBy3(server, export string) bool {
 	if err != nil {
 		return false
 	}
-	list, err := confedit.MountInfo(data)
-	return err == nil && slices.ContainsFunc(list, func(m confedit.Mounted) bool {
+	list, err := mountinfo.Parse(data)
+	return err == nil && slices.ContainsFunc(list, func(m mountinfo.Mount) bool {
 		_, path, ok := strings.Cut(m.Source, ":/")
 		return ok && m.FSType == "nfs" && "/"+path == export && client.Server(m.Source) == server
 	})
