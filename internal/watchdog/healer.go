@@ -51,7 +51,7 @@ type healer struct {
 	wait     sync.WaitGroup
 
 	withdrawn time.Time               // since when this node exports less than it should
-	silent    map[probe.Key]time.Time // since when an endpoint is down without an answer; of begin alone
+	silent    map[probe.Key]time.Time // since when an endpoint is down without an answer; of healAll alone
 }
 
 func newHealer(h host.Host, e endpoints, log *slog.Logger) *healer {

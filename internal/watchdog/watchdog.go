@@ -43,8 +43,8 @@ func (w *Watchdog) Run(ctx context.Context) error {
 	}
 	s, err := spool.Open(filepath.Join(w.Dir, SpoolName), SpoolLimit)
 	if err != nil {
-		return fault.Failed("spool", "systemctl status st2ha-watchdog shows another one that runs", "%s: %w", p.Host.Name(),
-			err)
+		return fault.Failed("spool", "systemctl status st2ha-watchdog shows another one that runs",
+			"%s: %w", p.Host.Name(), err)
 	}
 	defer s.Close()
 	queue := output.NewQueue(output.QueueSize)
