@@ -49,7 +49,7 @@ func TestMain(m *testing.M) {
 func command(t *testing.T, config map[string]any, args ...string) *exec.Cmd {
 	t.Helper()
 	if _, given := config["watch_suspect_events"]; !given && config != nil {
-		config["watch_suspect_events"] = true // each change of state is a line; what is left out by default is watch.Filter's
+		config["watch_suspect_events"] = true // each change of state is a line; what is left out by default is incident.Filter's
 	}
 	text, err := json.Marshal(config)
 	require.NoError(t, err)
