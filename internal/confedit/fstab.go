@@ -1,6 +1,7 @@
 package confedit
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 )

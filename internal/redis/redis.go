@@ -110,7 +110,7 @@ func Dial(ctx context.Context, d secure.ContextDialer, s Server) (*Conn, error) 
 	}
 	c := newConn(raw, func(ctx context.Context, err error, heard bool) error {
 		if s.TLS == nil && !heard {
-			return secure.Hung(ctx, d, s.Addr, err)
+			return secure.ExplainEnd(ctx, d, s.Addr, err)
 		}
 		return secure.Explain(err)
 	})

@@ -84,13 +84,13 @@ func rows(t *testing.T) []fault {
 				{by: sensor, backend: "nfs", endpoint: nfsServer, states: "suspect? down up",
 					reason: "connection refused"},
 				{by: onPrimary, backend: "nfs", states: "suspect? down up"},
-			}, also: []watch.Backend{"mount"}},
+			}, also: []string{"mount"}},
 		{name: "export withdrawn", inject: running("primary", "exportfs -u "+secondary+":"+virtualenvs),
 			healer: "rule export_withdrawn",
 			wants: []want{
 				{by: onSecondary, backend: "nfs", endpoint: nfsServer, states: "suspect? down up",
 					down: withdrawnLimit, reason: "export " + virtualenvs + " withdrawn"},
-			}, also: []watch.Backend{"mount"}},
+			}, also: []string{"mount"}},
 		{name: "exported directory deleted", healer: "people",
 			inject: func(t *testing.T) time.Time {
 				return moment(t, "primary", "cp -a "+configs+" "+configs+".kept", "rm -rf "+configs)
@@ -107,7 +107,7 @@ func rows(t *testing.T) []fault {
 					down: withdrawnLimit, reason: "export " + configs},
 			},
 			// Not at once: the server keeps a deleted directory as long as its export is cached.
-			also: []watch.Backend{"mount"}},
+			also: []string{"mount"}},
 		// Healed before the watchdog's patience ends.
 		{name: "Redis frozen", inject: signalling("secondary", "STOP", "redis-server"), healer: "rule backend_down",
 			wants: []want{
@@ -159,20 +159,20 @@ func rows(t *testing.T) []fault {
 			wants: []want{
 				{by: sensor, backend: "mongodb", endpoint: mongo, states: "suspect? down up", down: loginLimit,
 					reason: "login refused"},
-			}, also: []watch.Backend{"st2"}},
+			}, also: []string{"st2"}},
 		{name: "RabbitMQ user deleted", healer: "people",
 			inject: erlang(`rabbit_auth_backend_internal:delete_user(<<"st2">>, <<"lab">>)`), repair: configuring,
 			wants: []want{
 				{by: sensor, backend: "rabbitmq", endpoint: rabbit, states: "suspect? down up", down: closedLimit,
 					reason: "login refused: user st2 deleted"},
-			}, also: []watch.Backend{"st2"}},
+			}, also: []string{"st2"}},
 		{name: "RabbitMQ password changed", healer: "people",
 			inject: erlang(`rabbit_auth_backend_internal:change_password(<<"st2">>, <<"another">>, <<"lab">>)`),
 			repair: configuring,
 			wants: []want{
 				{by: sensor, backend: "rabbitmq", endpoint: rabbit, states: "suspect? down up", down: loginLimit,
 					reason: "login refused"},
-			}, also: []watch.Backend{"st2"}},
+			}, also: []string{"st2"}},
 		{name: "packets to the primary dropped", inject: dropping("secondary", "primary"), end: passing,
 			healer: "itself", wants: reached, also: all},
 		{name: "packets from the primary dropped", fresh: true, inject: dropping("primary", "secondary"), end: passing,
@@ -195,7 +195,7 @@ func rows(t *testing.T) []fault {
 				{by: sensor, backend: "rabbitmq", endpoint: rabbit, states: "suspect? down up", down: killedLimit,
 					reason: "connection refused"},
 				{by: onPrimary, backend: "rabbitmq", states: "suspect? down up"},
-			}, also: []watch.Backend{"st2"}},
+			}, also: []string{"st2"}},
 		{name: fmt.Sprintf("MongoDB killed %d times", kills), custom: killing("primary", "mongod", kills,
 			want{by: sensor, backend: "mongodb", endpoint: mongo, states: "suspect? down up", down: killedLimit})},
 		{name: "disk of the primary full", healer: "watchdog",
@@ -221,7 +221,7 @@ func rows(t *testing.T) []fault {
 				{by: sensor, backend: "rabbitmq", endpoint: rabbit, states: "suspect down up",
 					suspect: suspectLimit, down: downLimit},
 				{by: onPrimary, backend: "rabbitmq", states: "suspect down up"},
-			}, also: []watch.Backend{"st2"}},
+			}, also: []string{"st2"}},
 		// away for longer than a slow server's answers may take, and not as long as until it is down
 		{name: "Redis flapping", beside: true, healer: "itself",
 			inject: running("secondary",
@@ -238,7 +238,7 @@ func rows(t *testing.T) []fault {
 				{by: sensor, backend: "rabbitmq", endpoint: rabbit, states: starved},
 				{by: onPrimary, backend: "mongodb", states: starved},
 				{by: onPrimary, backend: "rabbitmq", states: starved},
-			}, also: []watch.Backend{"st2"}},
+			}, also: []string{"st2"}},
 		{name: "primary rebooted", fresh: true, inject: scripted("reboot", "primary"), healer: "itself",
 			within: 3 * time.Minute,
 			wants: []want{
@@ -303,12 +303,12 @@ func killing(node, process string, kills int, w want) func(*testing.T, *verdict,
 			at := signalling(node, "KILL", process)(t)
 			gone := f.writer.gone(t)
 			require.True(t, f.until(mark, 10*time.Second,
-				func(events []seen) bool { return w.first(events, watch.StateDown) != nil }), "the kill was not seen")
+				func(events []seen) bool { return w.first(events, incident.Down) != nil }), "the kill was not seen")
 			if process == "mongod" {
 				on(t, node, "systemctl start mongod")
 			}
 			require.True(t, f.until(mark, 30*time.Second,
-				func(events []seen) bool { return w.first(events, watch.StateUp) != nil }), "it did not come back")
+				func(events []seen) bool { return w.first(events, incident.Up) != nil }), "it did not come back")
 			events := f.from(mark)
 			assert.Regexp(v, "^(suspect )?down up $", w.sequence(events))
 			seen := w.first(events, incident.Down).DetectedAt
@@ -408,9 +408,9 @@ func rebootAlone(t *testing.T, v *verdict, f *faults, l *line) {
 	reached := want{by: sensor, backend: "nfs", endpoint: nfsServer}
 	at := time.Now()
 	assert.True(v, f.until(mark, time.Minute,
-		func(events []seen) bool { return reached.first(events, watch.StateDown) != nil }),
+		func(events []seen) bool { return reached.first(events, incident.Down) != nil }),
 		"the primary was not missed")
-	if e := reached.first(f.from(mark), watch.StateDown); e != nil {
+	if e := reached.first(f.from(mark), incident.Down); e != nil {
 		l.detected = "down " + human(e.DetectedAt.Sub(at))
 	}
 	require.Eventually(t, func() bool {

@@ -99,7 +99,7 @@ func joined(t *testing.T) (untouched func(*testing.T)) {
 // tells so of each endpoint.
 func (f *faults) watched(t *testing.T, mark int) {
 	t.Helper()
-	endpoints := map[string]watch.Backend{mongo: "mongodb", rabbit: "rabbitmq", redis: "redis",
+	endpoints := map[string]string{mongo: "mongodb", rabbit: "rabbitmq", redis: "redis",
 		nfsServer: "nfs", packs: "mount"}
 	require.True(t, f.until(mark, 90*time.Second, func(events []seen) bool {
 		for endpoint, backend := range endpoints {
@@ -216,7 +216,7 @@ func (f *faults) once(t *testing.T, v *verdict, rows []fault) {
 		}
 		// The next one follows once this one was seen: so much takes its time, and its rule is the first one's.
 		seenDown := f.until(mark, within,
-			func(events []seen) bool { return came(i+1, events, watch.StateDown, want.hasDown) })
+			func(events []seen) bool { return came(i+1, events, incident.Down, want.hasDown) })
 		assert.True(v, seenDown, "%s: not all was seen that had to be", m.name)
 	}
 	for _, m := range all {
@@ -359,8 +359,8 @@ func (w want) judge(t *verdict, events []seen, at, over time.Time, l *line, firs
 	if !strings.Contains(w.states, "down?") && !strings.Contains(w.states, "…") {
 		assert.Equal(t, wantDowns, downs, "%s: times it was down", who)
 	}
-	suspect, down := w.first(events, watch.StateSuspect), w.first(events, watch.StateDown)
-	up := w.first(events, watch.StateUp)
+	suspect, down := w.first(events, incident.Suspect), w.first(events, incident.Down)
+	up := w.first(events, incident.Up)
 	var after []string
 	for _, c := range []struct {
 		name  string
@@ -596,7 +596,7 @@ func (w *writer) gone(t *testing.T) time.Time {
 // whether the writer uses that backend at all.
 func (w *writer) answered(t *testing.T, b string, from, to time.Time) (count int, ok bool) {
 	t.Helper()
-	kind, ok := map[watch.Backend]string{"mongodb": "mongodb", "rabbitmq": "rabbitmq",
+	kind, ok := map[string]string{"mongodb": "mongodb", "rabbitmq": "rabbitmq",
 		"nfs": "file", "mount": "file"}[b]
 	if !ok {
 		return 0, false

@@ -134,7 +134,7 @@ type observer struct {
 func newObserver(t *testing.T) *observer {
 	t.Helper()
 	return &observer{t: t, dir: t.TempDir(), rules: newRules(t), news: make(chan struct{}),
-		states: map[string]watch.State{}}
+		states: map[string]incident.State{}}
 }
 
 // watchFrom runs the sensor on a node, as the user whom StackStorm's sensor
