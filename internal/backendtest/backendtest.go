@@ -212,7 +212,16 @@ func newBroker(t testing.TB, dir, secured, more string, users []string) (*Broker
 	}
 	argv := []string{rabbitPrograms + "rabbitmq-server"}
 	b := &Broker{Server: Server{Addr: "127.0.0.1:" + port, Dir: dir, argv: argv}, Secured: secured}
-	b.ready = func() error { return answers(b.Addr) }
+	b.ready = func() error {
+		if err := answers(b.Addr); err != nil || secured == "" {
+			return err
+		}
+		conn, err := net.Dial("tcp", secured) // its listener comes after the plain one
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	}
 	b.env = []string{"HOME=" + dir, "RABBITMQ_NODENAME=st2ha" + port + "@localhost",
 		"RABBITMQ_NODE_IP_ADDRESS=127.0.0.1",
 		"RABBITMQ_NODE_PORT=" + port, "RABBITMQ_DIST_PORT=" + dist, "RABBITMQ_MNESIA_BASE=" + dir + "/mnesia",
