@@ -6,6 +6,7 @@ import (
 
 	"st2ha/internal/action"
 	"st2ha/internal/join"
+	"st2ha/internal/nfs"
 	"st2ha/internal/preflight"
 	"st2ha/internal/rabbitmq"
 	"st2ha/internal/step"
@@ -29,7 +30,7 @@ func lookBefore(ctx context.Context, c *common, v action.Values) (step.Result, e
 	if err != nil {
 		return c.result("preflight", primary), err
 	}
-	ports := preflight.Ports{MongoDB: v.Int("mongodb_port"), RabbitMQ: v.Int("rabbitmq_port"), NFS: 2049}
+	ports := preflight.Ports{MongoDB: v.Int("mongodb_port"), RabbitMQ: v.Int("rabbitmq_port"), NFS: nfs.Port}
 	if h := nodes[0].Host; h != nil && ports.RabbitMQ == 0 {
 		if ports.RabbitMQ, err = rabbitmq.Port(ctx, h, primary); err != nil {
 			ports.RabbitMQ = 0 // configure_rabbitmq's finding says why

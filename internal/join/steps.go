@@ -439,7 +439,7 @@ func Settings() []action.Setting {
 			Docs: "what it may read from",
 		},
 		{
-			Name: "mongodb_port", Default: 27017, Unit: action.Port,
+			Name: "mongodb_port", Default: mongodb.DefaultPort, Unit: action.Port,
 			Help: `TCP port of mongod that the secondaries must reach.`,
 			Kept: `TCP port of mongod that the secondaries must reach.`,
 			Docs: "the port that preflight tries from the secondaries. What MongoDB listens on is up to its own file",
