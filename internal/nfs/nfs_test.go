@@ -321,7 +321,8 @@ func TestMountPlan(t *testing.T) {
 	require.Empty(t, changes)
 
 	// Something else is, and what shall be a directory is none.
-	require.NoError(t, os.WriteFile(m.root+"/proc/1/mountinfo", []byte(rootMounted+"30 22 0:1 / /opt/a rw - nfs4 10.0.0.1:/x rw\n"), 0o644))
+	require.NoError(t, os.WriteFile(m.root+"/proc/1/mountinfo",
+		[]byte(rootMounted+"30 22 0:1 / /opt/a rw - nfs4 10.0.0.1:/x rw\n"), 0o644))
 	require.NoError(t, os.WriteFile(m.root+"/opt/c", nil, 0o644))
 	findings, err = s.Check(ctx, m)
 	require.NoError(t, err)
@@ -343,8 +344,9 @@ func TestMountPlanWithoutPackage(t *testing.T) {
 
 func TestFstabConflict(t *testing.T) {
 	primary := newMachine(t, "primary", map[string]string{"/opt/a/": ""})
-	m := newMachine(t, "secondary", map[string]string{"/sbin/mount.nfs": "", "/proc/1/mountinfo": rootMounted, "/opt/a/": "",
-		"/etc/fstab": "#\n/dev/sdb1 /opt/a ext4 defaults 0 2\n"})
+	m := newMachine(t, "secondary",
+		map[string]string{"/sbin/mount.nfs": "", "/proc/1/mountinfo": rootMounted, "/opt/a/": "",
+			"/etc/fstab": "#\n/dev/sdb1 /opt/a ext4 defaults 0 2\n"})
 	s := &Mount{PrimaryAddress: "192.168.0.100", Primary: primary, Directories: []string{"/opt/a"}, Options: "rw"}
 	_, err := s.Plan(t.Context(), m)
 	require.ErrorContains(t, err, "secondary: /etc/fstab: line 2")
@@ -354,9 +356,12 @@ func TestFstabConflict(t *testing.T) {
 // Options that somebody chose are not replaced without a word.
 func TestOtherOptions(t *testing.T) {
 	primary := newMachine(t, "primary", map[string]string{"/opt/a/": "", "/opt/b/": ""})
-	m := newMachine(t, "secondary", map[string]string{"/sbin/mount.nfs": "", "/proc/1/mountinfo": rootMounted, "/opt/a/": "", "/opt/b/": "",
-		"/etc/fstab": "#\n192.168.0.100:/opt/a /opt/a nfs ro,vers=4.1 0 0\n192.168.0.100:/opt/b/ /opt/b nfs hard,rw 0 0\n"})
-	s := &Mount{PrimaryAddress: "192.168.0.100", Primary: primary, Directories: []string{"/opt/a", "/opt/b"}, Options: "rw,hard"}
+	m := newMachine(t, "secondary",
+		map[string]string{"/sbin/mount.nfs": "", "/proc/1/mountinfo": rootMounted, "/opt/a/": "", "/opt/b/": "",
+			"/etc/fstab": "#\n192.168.0.100:/opt/a /opt/a nfs ro,vers=4.1 0 0\n" +
+				"192.168.0.100:/opt/b/ /opt/b nfs hard,rw 0 0\n"})
+	s := &Mount{PrimaryAddress: "192.168.0.100", Primary: primary,
+		Directories: []string{"/opt/a", "/opt/b"}, Options: "rw,hard"}
 	findings, err := s.Check(t.Context(), m)
 	require.NoError(t, err)
 	require.Len(t, findings, 1)
