@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -28,6 +27,7 @@ import (
 	"st2ha/internal/host"
 	"st2ha/internal/incident"
 	"st2ha/internal/output"
+	"st2ha/internal/testenv"
 	"st2ha/internal/watch"
 )
 
@@ -63,25 +63,7 @@ type watcher struct {
 	*exec.Cmd
 	stdin io.WriteCloser
 	lines chan incident.Event
-	said  buffer
-}
-
-// buffer is what it said on stderr so far.
-type buffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
+	said  testenv.Buffer // on stderr, so far
 }
 
 func start(t *testing.T, cmd *exec.Cmd) *watcher {

@@ -14,7 +14,7 @@ import (
 
 // preflightCommand looks at all nodes of a join at once.
 func preflightCommand() command {
-	return command{exec: lookBefore, Spec: action.Spec{
+	return command{exec: checkNodes, Spec: action.Spec{
 		Name:    "preflight",
 		Summary: "checks all nodes, and reports at once whatever would make a join fail",
 		Description: `Changes nothing: looks at the primary and the secondaries and says at once everything that stands
@@ -24,7 +24,7 @@ against a join, each finding with its fix.`,
 	}}
 }
 
-func lookBefore(ctx context.Context, c *common, v action.Values) (step.Result, error) {
+func checkNodes(ctx context.Context, c *common, v action.Values) (step.Result, error) {
 	primary := v.String("primary")
 	nodes, err := join.Nodes(ctx, c.cluster(""), v, false)
 	if err != nil {

@@ -10,6 +10,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.mongodb.org/mongo-driver/bson"
+
+	"st2ha/internal/testenv"
 )
 
 // message is an OP_MSG that answers the question with that header (MongoDB wire protocol).
@@ -37,34 +39,21 @@ func reply(t testing.TB, question []byte, body any) []byte {
 
 // server answers each question by what say returns of its number.
 func server(t testing.TB, say func(n int, question []byte) []byte) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
+	return testenv.Serve(t, func(conn net.Conn) {
+		for n := 0; ; n++ {
+			header := make([]byte, 16)
+			if _, err := io.ReadFull(conn, header); err != nil {
 				return
 			}
-			go func() {
-				defer conn.Close()
-				for n := 0; ; n++ {
-					header := make([]byte, 16)
-					if _, err := io.ReadFull(conn, header); err != nil {
-						return
-					}
-					rest := make([]byte, binary.LittleEndian.Uint32(header)-16)
-					if _, err := io.ReadFull(conn, rest); err != nil {
-						return
-					}
-					if _, err := conn.Write(say(n, header)); err != nil {
-						return
-					}
-				}
-			}()
+			rest := make([]byte, binary.LittleEndian.Uint32(header)-16)
+			if _, err := io.ReadFull(conn, rest); err != nil {
+				return
+			}
+			if _, err := conn.Write(say(n, header)); err != nil {
+				return
+			}
 		}
-	}()
-	return l.Addr().String()
+	})
 }
 
 func nestedDoc(n int) bson.D {

@@ -22,33 +22,20 @@ import (
 // as a server that hangs does, and "closes" ends them.
 func serve(t *testing.T, how string) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				call := make([]uint32, 11)
-				if binary.Read(conn, binary.BigEndian, call) != nil || how == "closes" { // unread, it would be reset
-					return
-				}
-				switch how {
-				case "answers":
-					// MSG_ACCEPTED, PROG_MISMATCH: a server of another version is one that answers.
-					binary.Write(conn, binary.BigEndian, []uint32{1<<31 | 32, call[1], 1, 0, 0, 0, 2, 2, 3})
-				case "http":
-					io.WriteString(conn, "HTTP/1.1 400 Bad Request\r\n\r\n")
-				}
-				io.Copy(io.Discard, conn)
-			}()
+	return testenv.Serve(t, func(conn net.Conn) {
+		call := make([]uint32, 11)
+		if binary.Read(conn, binary.BigEndian, call) != nil || how == "closes" { // unread, it would be reset
+			return
 		}
-	}()
-	return l.Addr().String()
+		switch how {
+		case "answers":
+			// MSG_ACCEPTED, PROG_MISMATCH: a server of another version is one that answers.
+			binary.Write(conn, binary.BigEndian, []uint32{1<<31 | 32, call[1], 1, 0, 0, 0, 2, 2, 3})
+		case "http":
+			io.WriteString(conn, "HTTP/1.1 400 Bad Request\r\n\r\n")
+		}
+		io.Copy(io.Discard, conn)
+	})
 }
 
 func TestAnswers(t *testing.T) {

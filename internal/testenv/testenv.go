@@ -1,6 +1,7 @@
 // Package testenv is how a test says what it takes of the machine that it runs
 // on. Where that is not there the test is skipped, and says why; with
-// TEST_ALL=1, as make sets it, it fails.
+// TEST_ALL=1, as make sets it, it fails. It also has what tests of several
+// packages share.
 package testenv
 
 import (

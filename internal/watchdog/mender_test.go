@@ -41,26 +41,14 @@ type content struct {
 func newContent(t *testing.T) *content {
 	t.Helper()
 	testenv.NeedsRoot(t)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				call := make([]uint32, 11)
-				if binary.Read(conn, binary.BigEndian, call) == nil {
-					_ = binary.Write(conn, binary.BigEndian, []uint32{1<<31 | 32, call[1], 1, 0, 0, 0, 2, 2, 3})
-				}
-				_, _ = io.Copy(io.Discard, conn)
-			}()
+	server := testenv.Serve(t, func(conn net.Conn) {
+		call := make([]uint32, 11)
+		if binary.Read(conn, binary.BigEndian, call) == nil {
+			_ = binary.Write(conn, binary.BigEndian, []uint32{1<<31 | 32, call[1], 1, 0, 0, 0, 2, 2, 3})
 		}
-	}()
-	c := &content{Local: host.NewLocalAt("n1", t.TempDir()), server: l.Addr().String(), exported: true}
+		_, _ = io.Copy(io.Discard, conn)
+	})
+	c := &content{Local: host.NewLocalAt("n1", t.TempDir()), server: server, exported: true}
 	for _, dir := range []string{step.StateDir, "/proc/1", "/etc", "/srv/shared"} {
 		require.NoError(t, os.MkdirAll(c.Path(dir), 0o755))
 	}

@@ -41,24 +41,6 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// buffer is what was logged so far.
-type buffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
-}
-
 // await returns the next event with this state; others before it are passed over.
 func await(t *testing.T, events <-chan incident.Event, backend string, state incident.State) incident.Event {
 	t.Helper()
@@ -146,7 +128,7 @@ func config(redis, broker string) backend.Config {
 
 // dog is a watchdog at work.
 type dog struct {
-	said buffer
+	said testenv.Buffer
 	stop func()
 }
 
@@ -310,7 +292,7 @@ func TestHealable(t *testing.T) {
 	assert.False(t, healable(mute("st2scheduler"), nil), "its backends first")
 	assert.False(t, healable(mute("st2actionrunner"), backends), "its other workers have actions in hand")
 
-	var said buffer
+	var said testenv.Buffer
 	h := newHealer(nil, nil, slog.New(slog.NewTextHandler(&said, nil)))
 	quiet := down("redis", func(s *incident.Status) { s.State = incident.Up })
 	assert.False(t, h.starved(frozen, []incident.Status{frozen}))

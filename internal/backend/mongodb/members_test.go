@@ -20,54 +20,41 @@ import (
 	"st2ha/internal/probe"
 	"st2ha/internal/probe/probetest"
 	"st2ha/internal/secure"
+	"st2ha/internal/testenv"
 )
 
 // setMember answers every command as a member of a replica set answers hello:
 // the lab's server knows no sets (MongoDB wire protocol, OP_MSG and OP_QUERY).
 func setMember(t testing.TB, reply func(addr string) bson.D) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	t.Cleanup(func() { l.Close() })
-	addr := l.Addr().String()
-	go func() {
+	return testenv.Serve(t, func(conn net.Conn) {
 		for {
-			conn, err := l.Accept()
+			head := make([]byte, 16)
+			if _, err := io.ReadFull(conn, head); err != nil {
+				return
+			}
+			if _, err := io.CopyN(io.Discard, conn, int64(binary.LittleEndian.Uint32(head))-16); err != nil {
+				return
+			}
+			body, err := bson.Marshal(append(reply(conn.LocalAddr().String()), bson.E{Key: "maxWireVersion", Value: 21},
+				bson.E{Key: "minWireVersion", Value: 0}, bson.E{Key: "ok", Value: 1}))
 			if err != nil {
 				return
 			}
-			go func() {
-				defer conn.Close()
-				for {
-					head := make([]byte, 16)
-					if _, err := io.ReadFull(conn, head); err != nil {
-						return
-					}
-					if _, err := io.CopyN(io.Discard, conn, int64(binary.LittleEndian.Uint32(head))-16); err != nil {
-						return
-					}
-					body, err := bson.Marshal(append(reply(addr), bson.E{Key: "maxWireVersion", Value: 21},
-						bson.E{Key: "minWireVersion", Value: 0}, bson.E{Key: "ok", Value: 1}))
-					if err != nil {
-						return
-					}
-					op, before := uint32(2013), make([]byte, 5)
-					if binary.LittleEndian.Uint32(head[12:]) == 2004 {
-						op, before = 1, make([]byte, 20)
-						before[16] = 1 // document
-					}
-					out := make([]byte, 16)
-					binary.LittleEndian.PutUint32(out, uint32(16+len(before)+len(body)))
-					copy(out[8:], head[4:8]) // responseTo
-					binary.LittleEndian.PutUint32(out[12:], op)
-					if _, err := conn.Write(append(append(out, before...), body...)); err != nil {
-						return
-					}
-				}
-			}()
+			op, before := uint32(2013), make([]byte, 5)
+			if binary.LittleEndian.Uint32(head[12:]) == 2004 {
+				op, before = 1, make([]byte, 20)
+				before[16] = 1 // document
+			}
+			out := make([]byte, 16)
+			binary.LittleEndian.PutUint32(out, uint32(16+len(before)+len(body)))
+			copy(out[8:], head[4:8]) // responseTo
+			binary.LittleEndian.PutUint32(out[12:], op)
+			if _, err := conn.Write(append(append(out, before...), body...)); err != nil {
+				return
+			}
 		}
-	}()
-	return addr
+	})
 }
 
 // All members that hello names are watched, not only those of the URI.

@@ -15,6 +15,7 @@ import (
 	"st2ha/internal/probe"
 	"st2ha/internal/probe/probetest"
 	"st2ha/internal/rpcping/nfstest"
+	"st2ha/internal/testenv"
 )
 
 const (
@@ -139,21 +140,9 @@ func TestNFSServerLeavesNothing(t *testing.T) {
 
 // A proxy whose own backend is away takes connections and ends them.
 func TestNFSServerEnds(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer l.Close()
 	var accepted atomic.Int64
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			accepted.Add(1)
-			conn.Close()
-		}
-	}()
-	w := probetest.Run(t, nfs.Watch(l.Addr().String(), []string{packs}, nfs.DefaultSettings()))
+	addr := testenv.Serve(t, func(net.Conn) { accepted.Add(1) })
+	w := probetest.Run(t, nfs.Watch(addr, []string{packs}, nfs.DefaultSettings()))
 	o := w.Next(t, 0, "ping", probe.Bad, "the server ended the connection")
 	require.Equal(t, 2, o.Limit.Suspect)
 	time.Sleep(time.Second)

@@ -589,25 +589,11 @@ func running(word string) (found []string) {
 }
 
 func dial(t *testing.T, f fixture) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				io.Copy(c, c)
-				c.Close()
-			}()
-		}
-	}()
-	conn, err := f.h.DialContext(f.ctx, "tcp", l.Addr().String())
+	addr := testenv.Serve(t, func(c net.Conn) { io.Copy(c, c) })
+	conn, err := f.h.DialContext(f.ctx, "tcp", addr)
 	require.NoError(t, err)
 	require.NotPanics(t, func() { _ = conn.LocalAddr().String() + conn.LocalAddr().Network() })
-	require.Equal(t, l.Addr().String(), conn.RemoteAddr().String())
+	require.Equal(t, addr, conn.RemoteAddr().String())
 	data := bytes.Repeat([]byte("0123456789abcdef"), 40_000)
 	go conn.Write(data)
 	got := make([]byte, len(data))
@@ -674,7 +660,7 @@ func dial(t *testing.T, f fixture) {
 
 	closed, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	addr := closed.Addr().String()
+	addr = closed.Addr().String()
 	closed.Close()
 	_, err = f.h.DialContext(f.ctx, "tcp", addr)
 	require.ErrorIs(t, err, syscall.ECONNREFUSED)
