@@ -143,7 +143,7 @@ others is later on the machine that runs the action, inline on others.`,
 					{Name: "force", Default: false, Help: `Restart also if no change calls for it.`},
 					{
 						Name: "delay", Default: 15, Unit: action.Seconds,
-						Help: `Seconds that a deferred restart waits, for the workflow to end.`,
+						Help: `Seconds that a deferred restart waits where it cannot see the end of the workflow: outside StackStorm.`,
 					},
 				},
 				Rows: []action.Row{{Host: "any", Changes: "st2 services restarted, if a change calls for it or with `force`"}},
