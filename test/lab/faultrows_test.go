@@ -79,12 +79,6 @@ func rows(t *testing.T) []fault {
 					reason: "connection refused"},
 				{by: onSecondary, backend: "redis", states: "suspect? down up"},
 			}},
-		{name: "NFS server stopped", inject: running("primary", "rpc.nfsd 0"), healer: "watchdog",
-			wants: []want{
-				{by: sensor, backend: "nfs", endpoint: nfsServer, states: "suspect? down up",
-					reason: "connection refused"},
-				{by: onPrimary, backend: "nfs", states: "suspect? down up"},
-			}, also: []string{"mount"}},
 		{name: "export withdrawn", inject: running("primary", "exportfs -u "+secondary+":"+virtualenvs),
 			healer: "rule export_withdrawn",
 			wants: []want{
@@ -108,6 +102,15 @@ func rows(t *testing.T) []fault {
 			},
 			// Not at once: the server keeps a deleted directory as long as its export is cached.
 			also: []string{"mount"}},
+		{name: "NFS server stopped", healer: "watchdog",
+			inject: func(t *testing.T) time.Time {
+				return moment(t, "primary", startedLongAgo("nfs-server"), "rpc.nfsd 0")
+			},
+			wants: []want{
+				{by: sensor, backend: "nfs", endpoint: nfsServer, states: "suspect? down up",
+					reason: "connection refused"},
+				{by: onPrimary, backend: "nfs", states: "suspect? down up"},
+			}, also: []string{"mount"}},
 		// Healed before the watchdog's patience ends.
 		{name: "Redis frozen", inject: signalling("secondary", "STOP", "redis-server"), healer: "rule backend_down",
 			wants: []want{

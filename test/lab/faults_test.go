@@ -503,6 +503,13 @@ func signalling(node, signal, process string) func(*testing.T) time.Time {
 	}
 }
 
+// startedLongAgo waits on a node until a unit was started more than a minute ago: a
+// watchdog leaves a younger one alone, since it may still be on its way up.
+func startedLongAgo(unit string) string {
+	return "until [ $(($(cut -d. -f1 /proc/uptime) - " +
+		"$(systemctl show --property=ActiveEnterTimestampMonotonic --value " + unit + ") / 1000000)) -gt 61 ]; do sleep 1; done"
+}
+
 // running runs a command on a node.
 func running(node, line string) func(*testing.T) time.Time {
 	return func(t *testing.T) time.Time { return moment(t, node, "", line) }
