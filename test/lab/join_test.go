@@ -174,16 +174,23 @@ func TestJoin(t *testing.T) {
 	}))
 
 	require.True(t, t.Run("rollback restores every byte, mode and owner", func(t *testing.T) {
-		// By the secondary's own runner, too: the program lies on a mount that goes away meanwhile.
-		for _, of := range []struct{ runner, host string }{{"primary", secondary2},
-			{"secondary", secondary}, {"primary", primary}} {
-			o := secret.action(t, of.runner, "rollback", map[string]any{"host": of.host})
+		rollback := func(t *testing.T, runner, host string) {
+			o := secret.action(t, runner, "rollback", map[string]any{"host": host})
 			require.Equal(t, "succeeded", o.Status, o.raw)
-			handedOver(t, of.host)
-			if of.runner == "secondary" {
-				require.Empty(t, on(t, "secondary", "ls "+program+" 2>/dev/null || true"), "it is the primary's")
-			}
+			handedOver(t, host)
 		}
+		t.Run("secondaries", func(t *testing.T) { // side by side
+			t.Run("by the primary's runner", func(t *testing.T) {
+				t.Parallel()
+				rollback(t, "primary", secondary2)
+			})
+			t.Run("by its own runner, whose program lies on a mount that goes away meanwhile", func(t *testing.T) {
+				t.Parallel()
+				rollback(t, "secondary", secondary)
+				require.Empty(t, on(t, "secondary", "ls "+program+" 2>/dev/null || true"), "it is the primary's")
+			})
+		})
+		rollback(t, "primary", primary)
 		settle(t, "primary")
 		settle(t, "secondary")
 		untouched(t)

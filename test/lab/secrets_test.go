@@ -10,6 +10,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -63,8 +64,10 @@ func TestForms(t *testing.T) {
 // secrets looks for the secrets where they must not be, while nodes are at work.
 type secrets struct {
 	all  []string
-	said string // by all runs
 	stop map[string]func() []string
+
+	mu   sync.Mutex
+	said string // by all runs
 }
 
 // verbosely is where nodes have a launcher by which all is logged that can be.
@@ -90,6 +93,8 @@ exec %[2]s "$@" --verbose' > %[1]s/actions/st2ha && chmod 755 %[1]s/actions/st2h
 func (s *secrets) action(t *testing.T, node, name string, params map[string]any) outcome {
 	t.Helper()
 	o := stackstorm{node: node, pack: verbosely}.action(t, name, params)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.said += o.raw
 	return o
 }

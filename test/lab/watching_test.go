@@ -42,11 +42,12 @@ func TestFaults(t *testing.T) {
 // undone rolls the pair back, and proves that it is as it was.
 func undone(t *testing.T, untouched func(*testing.T)) {
 	t.Helper()
-	for _, of := range []struct{ node, host string }{{"secondary", secondary}, {"primary", primary}} {
-		r := st2ha(t, "primary", "rollback", "--host="+of.host)
+	for _, host := range []string{secondary, primary} {
+		r := st2ha(t, "primary", "rollback", "--host="+host)
 		require.Zero(t, r.exit, r.raw)
-		settle(t, of.node)
 	}
+	settle(t, "secondary")
+	settle(t, "primary")
 	untouched(t)
 }
 
