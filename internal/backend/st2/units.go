@@ -32,6 +32,11 @@ type Settings struct {
 	Login  rabbitmq.Login       // [messaging] url; without an address no consumers are looked for
 	Prefix string               // [messaging] prefix; st2
 	Dialer secure.ContextDialer // to the broker from where; this machine if nil
+	// Systemd says how units are; this machine's if nil. It is closed with the last watch.
+	Systemd interface {
+		States(ctx context.Context, units ...string) ([]service.State, error)
+		Close()
+	}
 
 	Every        time.Duration // between two looks at all units; 1 s
 	Deadline     time.Duration // of one question; 4 s
@@ -42,8 +47,8 @@ type Settings struct {
 	JournalEvery time.Duration // between two looks at what the units log; 20 s
 }
 
-// Endpoints returns an endpoint for each unit. They share one call of
-// systemctl and one connection to the broker, as long as one is watched.
+// Endpoints returns an endpoint for each unit. They share one connection to systemd
+// and one to the broker, as long as one is watched.
 func Endpoints(s Settings) []probe.Endpoint {
 	or := func(d *time.Duration, value time.Duration) {
 		if *d == 0 {
@@ -64,6 +69,9 @@ func Endpoints(s Settings) []probe.Endpoint {
 	}
 	if s.Dialer == nil {
 		s.Dialer = s.Host
+	}
+	if s.Systemd == nil {
+		s.Systemd = &service.Bus{}
 	}
 	u := &units{Settings: s, reports: map[string]func(probe.Observation){}, active: map[string]bool{}}
 	var endpoints []probe.Endpoint
@@ -119,7 +127,7 @@ func (u *units) join(unit string, report func(probe.Observation)) {
 	go func() {
 		defer close(stopped)
 		var both sync.WaitGroup
-		both.Go(func() { wait.Every(ctx, u.Every, u.askSystemd) })
+		both.Go(func() { wait.Every(ctx, u.Every, u.askSystemd); u.Systemd.Close() })
 		both.Go(func() { wait.Every(ctx, u.JournalEvery, u.readJournal) })
 		if u.Login.Addr != "" {
 			c := &consumers{units: u, stuck: map[string]time.Time{}}
@@ -162,7 +170,7 @@ func (u *units) askSystemd(ctx context.Context) {
 			ask = append(ask, pattern)
 		}
 	}
-	states, err := service.States(ctx, u.Host, ask...)
+	states, err := u.Systemd.States(ctx, ask...)
 	if context.Cause(ctx) == context.Canceled {
 		return
 	}

@@ -19,6 +19,7 @@ import (
 	"st2ha/internal/probe"
 	"st2ha/internal/probe/probetest"
 	"st2ha/internal/rabbitmq"
+	"st2ha/internal/service"
 	"st2ha/internal/stackstorm"
 )
 
@@ -28,7 +29,7 @@ var shared = &backendtest.Shared{}
 func TestMain(m *testing.M) { os.Exit(shared.Run(m)) }
 
 // node is this machine with a systemd that says what the test wants: the
-// machine of the tests need not have one. The form is systemctl's.
+// machine of the tests need not have one.
 type node struct {
 	*host.Local
 	mu               sync.Mutex
@@ -63,9 +64,20 @@ func (n *node) Run(_ context.Context, _ []byte, argv ...string) ([]byte, error) 
 	if argv[2] == "--property=Id,InvocationID" {
 		return []byte("Id=" + argv[3] + ".service\nInvocationID=" + n.invocation + "\n"), nil
 	}
+	return nil, fmt.Errorf("not expected: %q", argv)
+}
+
+// systemd is the node's.
+type systemd struct{ *node }
+
+func (systemd) Close() {}
+
+func (n systemd) States(_ context.Context, units ...string) ([]service.State, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	n.calls++
-	var out []string
-	for _, unit := range argv[3:] {
+	var states []service.State
+	for _, unit := range units {
 		names := []string{unit}
 		if strings.HasSuffix(unit, "*") {
 			names = []string{strings.Replace(unit, "*", "1", 1), strings.Replace(unit, "*", "2", 1)}
@@ -73,11 +85,11 @@ func (n *node) Run(_ context.Context, _ []byte, argv ...string) ([]byte, error) 
 		for _, name := range names {
 			if state, ok := n.states[name]; ok {
 				active, sub, _ := strings.Cut(state, "/")
-				out = append(out, fmt.Sprintf("Id=%s.service\nActiveState=%s\nSubState=%s\n", name, active, sub))
+				states = append(states, service.State{Unit: name + ".service", Active: active, Sub: sub})
 			}
 		}
 	}
-	return []byte(strings.Join(out, "\n")), n.err
+	return states, n.err
 }
 
 func (n *node) set(unit, state string) {
@@ -99,7 +111,7 @@ func newNode() *node {
 }
 
 func unitSettings(n *node) Settings {
-	return Settings{Host: n, Units: []string{"st2api", "st2scheduler", "st2actionrunner"}, Every: 20 * time.Millisecond}
+	return Settings{Host: n, Systemd: systemd{n}, Units: []string{"st2api", "st2scheduler", "st2actionrunner"}, Every: 20 * time.Millisecond}
 }
 
 func TestUnits(t *testing.T) {
@@ -240,7 +252,7 @@ func TestStuckConsumer(t *testing.T) {
 	url := stackstorm.MessagingURL(backendtest.User, backendtest.Password, "127.0.0.1", port, "/")
 	n := newNode()
 	n.owners, n.units = map[string]int{}, map[string]string{}
-	s := Settings{Host: n, Login: l, Prefix: "stuck", Every: time.Second, StuckAfter: 4 * time.Second}
+	s := Settings{Host: n, Systemd: systemd{n}, Login: l, Prefix: "stuck", Every: time.Second, StuckAfter: 4 * time.Second}
 	consumers := map[string]*backendtest.Consumer{}
 	for i, unit := range []string{"st2rulesengine", "st2notifier", "st2scheduler"} {
 		queue := "stuck." + stackstorm.Queues(unit)[0]
