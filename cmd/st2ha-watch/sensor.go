@@ -73,7 +73,7 @@ func sensor(ctx context.Context, p *watch.Prober, proc process) error {
 		default:
 		}
 		roles <- standby
-	}, Dial: p.Dial, Log: p.Log, Handle: relayed.PutLine, Refused: func(err error) {
+	}, Dial: p.Dial, Back: p.Back(), Log: p.Log, Handle: relayed.PutLine, Refused: func(err error) {
 		watchdog.RelayRefused(own, p.Watcher.Node(), "sensor", err)
 	}}
 	go inbox.Run(ctx)
@@ -93,7 +93,7 @@ func sensor(ctx context.Context, p *watch.Prober, proc process) error {
 		kept = pass(func() error { return own.Write(ctx, keeper) })
 		// Where sensors run on several nodes, one gives what all of them see, or
 		// each fault would be as many triggers; the others send theirs there.
-		outbox := &relay.Outbox{Spool: spooled, Dial: p.Dial, Log: p.Log}
+		outbox := &relay.Outbox{Spool: spooled, Dial: p.Dial, Back: p.Back(), Log: p.Log}
 		pass(func() error {
 			return takeTurns(ctx, roles, func(ctx context.Context) error { return giver.feed(ctx, spooled) },
 				func(ctx context.Context) error { outbox.Run(ctx); return ctx.Err() })

@@ -38,6 +38,8 @@ type Inbox struct {
 	// Handle is given each event once, as one line of JSON. It calls taken, which
 	// does not block, when the event is in safe hands; until then the broker has it.
 	Handle func(line []byte, taken func())
+	// Back, if it is there, says that the broker answers again: what failed is tried at once.
+	Back <-chan struct{}
 	// Refused, if it is there, is called once with the reason why the broker will never give them.
 	Refused func(error)
 	// Standby, if it is there, has one reader at a time have the queue, of all
@@ -57,7 +59,7 @@ type Inbox struct {
 
 // Run reads until ctx ends.
 func (i *Inbox) Run(ctx context.Context) {
-	p := pause{log: i.Log, refused: i.Refused}
+	p := pause{log: i.Log, refused: i.Refused, back: i.Back}
 	known := &known{entries: map[string]*entry{}}
 	for ctx.Err() == nil {
 		err := i.consume(ctx, known, &p)

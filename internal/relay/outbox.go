@@ -17,6 +17,8 @@ type Outbox struct {
 	Spool *spool.Spool
 	Dial  Dial
 	Log   *slog.Logger
+	// Back, if it is there, says that the broker answers again: what failed is tried at once.
+	Back <-chan struct{}
 	// Refused, if it is there, is called once with the reason why the broker will never take them.
 	Refused func(error)
 }
@@ -24,7 +26,7 @@ type Outbox struct {
 // Run sends whatever the spool gets, as soon as a broker takes it, until ctx
 // ends. A record counts as taken once the broker has confirmed it.
 func (o *Outbox) Run(ctx context.Context) {
-	p := pause{log: o.Log, refused: o.Refused}
+	p := pause{log: o.Log, refused: o.Refused, back: o.Back}
 	for ctx.Err() == nil {
 		if err := o.deliver(ctx, &p); err != nil {
 			if ctx.Err() == nil {

@@ -13,7 +13,6 @@ import (
 	"github.com/streadway/amqp"
 
 	"st2ha/internal/rabbitmq"
-	"st2ha/internal/wait"
 )
 
 // Queue is the durable queue that holds them.
@@ -82,7 +81,8 @@ func why(err *amqp.Error) error {
 // once what only people can end: a login, a vhost or a queue that is refused.
 type pause struct {
 	log     *slog.Logger
-	refused func(error) // or nil
+	refused func(error)     // or nil
+	back    <-chan struct{} // or nil: the broker answers again, so the next attempt is due
 	next    time.Duration
 	said    string // of a refusal
 }
@@ -101,7 +101,13 @@ func (p *pause) wait(ctx context.Context, err error) {
 			}
 		}
 	}
-	_ = wait.Sleep(ctx, p.next)
+	due := time.NewTimer(p.next)
+	defer due.Stop()
+	select {
+	case <-ctx.Done():
+	case <-due.C:
+	case <-p.back:
+	}
 }
 
 func (p *pause) reset() { p.next, p.said = 0, "" }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/streadway/amqp"
@@ -336,4 +337,26 @@ func TestRefused(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	p.wait(ctx, errEnded)
+}
+
+// After an outage the pauses are long, and people wait for what happened in it.
+func TestTriedAtOnceWhenTheBrokerIsBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		back := make(chan struct{}, 1)
+		p := pause{log: slog.New(slog.DiscardHandler), back: back}
+		for range 10 {
+			p.wait(t.Context(), errEnded)
+		}
+		began := time.Now()
+		p.wait(t.Context(), errEnded)
+		require.Equal(t, longestWait, time.Since(began))
+
+		began = time.Now()
+		time.AfterFunc(time.Second, func() { back <- struct{}{} })
+		p.wait(t.Context(), errEnded)
+		require.Equal(t, time.Second, time.Since(began))
+		began = time.Now()
+		p.wait(t.Context(), errEnded)
+		require.Equal(t, longestWait, time.Since(began), "once for each time that it is back")
+	})
 }

@@ -9,11 +9,13 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"st2ha/internal/backend"
 	"st2ha/internal/backend/all"
+	broker "st2ha/internal/backend/rabbitmq"
 	"st2ha/internal/discover"
 	"st2ha/internal/host"
 	"st2ha/internal/incident"
@@ -38,6 +40,9 @@ type Prober struct {
 	brokers  atomic.Pointer[[]rabbitmq.Login]
 	backends []backend.Backend
 	logged   map[string]bool // problems
+
+	mu   sync.Mutex
+	back []chan<- struct{} // told when a broker is up
 }
 
 // NewProber watches nothing yet. node is this node's name where no address of it is known.
@@ -72,6 +77,9 @@ func (p *Prober) Begin(source string, open []incident.Incident, event func(incid
 	set.Restore(open)
 	p.Watcher = NewWatcher(set, func(e incident.Event) {
 		p.Metrics.changed(e)
+		if e.Backend == broker.Name && e.State == incident.Up {
+			p.brokerBack()
+		}
 		event(e)
 	})
 	p.Watcher.Seen = p.Metrics.seen
@@ -146,6 +154,26 @@ func (p *Prober) fingerprint(ctx context.Context) [sha256.Size]byte {
 	}
 	fmt.Fprint(sum, p.Heard())
 	return [sha256.Size]byte(sum.Sum(nil))
+}
+
+// Back says when a broker is up, again or for the first time: who uses Dial need not wait out a pause then.
+func (p *Prober) Back() <-chan struct{} {
+	back := make(chan struct{}, 1)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.back = append(p.back, back)
+	return back
+}
+
+func (p *Prober) brokerBack() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, back := range p.back {
+		select {
+		case back <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // Dial connects to the first node of the broker that takes the login.

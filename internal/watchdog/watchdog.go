@@ -67,7 +67,7 @@ func (w *Watchdog) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	watched := p.Follow(ctx)
-	outbox := &relay.Outbox{Spool: s, Dial: p.Dial, Log: log, Refused: func(err error) {
+	outbox := &relay.Outbox{Spool: s, Dial: p.Dial, Back: p.Back(), Log: log, Refused: func(err error) {
 		RelayRefused(queue, p.Watcher.Node(), source, err)
 	}}
 	sent := wait.Ending(func() { outbox.Run(ctx) })
