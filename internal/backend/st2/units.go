@@ -39,10 +39,11 @@ type Settings struct {
 	}
 
 	Every        time.Duration // between two looks at all units; 1 s
+	BrokerEvery  time.Duration // between two questions to the broker, one for each queue; twice that
 	Deadline     time.Duration // of one question; 4 s
 	StartTime    time.Duration // that a unit may take to start or stop until it is down; 90 s, systemd's own
 	DeafAfter    time.Duration // without consumers until a unit is down: a service that starts has none yet; 10 s
-	DeafFindings int           // without consumers in a row until a unit is suspect; 3
+	DeafFindings int           // without consumers in a row until a unit is suspect; 2
 	StuckAfter   time.Duration // that messages wait, and the unit acknowledges none, until it is down; 60 s
 	JournalEvery time.Duration // between two looks at what the units log; 20 s
 }
@@ -56,13 +57,14 @@ func Endpoints(s Settings) []probe.Endpoint {
 		}
 	}
 	or(&s.Every, time.Second)
+	or(&s.BrokerEvery, 2*s.Every)
 	or(&s.Deadline, 4*time.Second)
 	or(&s.StartTime, 90*time.Second)
 	or(&s.DeafAfter, 10*time.Second)
 	or(&s.StuckAfter, time.Minute)
 	or(&s.JournalEvery, 20*time.Second)
 	if s.DeafFindings == 0 {
-		s.DeafFindings = 3
+		s.DeafFindings = 2
 	}
 	if s.Prefix == "" {
 		s.Prefix = "st2"
@@ -131,7 +133,7 @@ func (u *units) join(unit string, report func(probe.Observation)) {
 		both.Go(func() { wait.Every(ctx, u.JournalEvery, u.readJournal) })
 		if u.Login.Addr != "" {
 			c := &consumers{units: u, stuck: map[string]time.Time{}}
-			both.Go(func() { wait.Every(ctx, u.Every, c.askBroker); c.hangUp() })
+			both.Go(func() { wait.Every(ctx, u.BrokerEvery, c.askBroker); c.hangUp() })
 		}
 		both.Wait()
 	}()

@@ -223,7 +223,7 @@ func TestConsumers(t *testing.T) {
 	watches["st2scheduler"].Is(ProbeConsumers, probe.Good, "")
 	require.NoError(t, channel.Cancel("actionrunner.work", false))
 	o := runner.Is(ProbeConsumers, probe.Bad, "st2actionrunner is active but nobody consumes lab.actionrunner.work")
-	require.Equal(t, probe.Limit{Suspect: 3, DownAfter: 10 * time.Second}, o.Limit)
+	require.Equal(t, probe.Limit{Suspect: 2, DownAfter: 10 * time.Second}, o.Limit)
 	watches["st2scheduler"].Is(ProbeConsumers, probe.Good, "")
 	p.Hold()
 	runner.Is(ProbeConsumers, probe.Unknown, "the broker does not say who consumes lab.actionrunner.work")
