@@ -24,7 +24,7 @@ func healCommands() []command {
 	for _, s := range healingSteps() {
 		all = append(all, healCommand(s))
 	}
-	return append(all, sweepCommand(), maintenanceCommand(), reportCommand())
+	return append(all, sweepCommand(), maintenanceCommand(), healsCommand(), reportCommand())
 }
 
 // healingSteps are the steps that mend a fault of one host.
