@@ -10,6 +10,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 PACK = os.path.join(HERE, "..", "..")
 sys.path.insert(0, os.path.join(HERE, "..", "workflow"))
 import pack as packs  # noqa: E402  pylint: disable=wrong-import-position
+import inspection  # noqa: E402  pylint: disable=wrong-import-position
 import params  # noqa: E402  pylint: disable=wrong-import-position
 import rules as engine  # noqa: E402  pylint: disable=wrong-import-position
 import runner  # noqa: E402  pylint: disable=wrong-import-position
@@ -178,6 +179,22 @@ class RulesTest(unittest.TestCase):
         forged = event("redis", "10.0.0.1:6379", "down", "connection refused", "connection", detected_at="{{ x }}; id\n20")
         given = engine.rendered(self.rules["backend_down"], forged)
         self.assertNotRegex(given["run"], "[^0-9T-]")
+
+    def test_example_for_chat(self):
+        """examples/rules: StackStorm takes the rule as it is, and what it says in chat has nothing that is rendered again."""
+        examples = engine.load(os.path.join(PACK, "examples"))
+        self.assertEqual(list(examples), ["healing_gave_up_chat"])
+        rule = examples["healing_gave_up_chat"]
+        self.assertEqual(list(inspection.check_rule(self.pack, rule)), [])
+        wrong = {**rule, "action": {**rule["action"], "parameters": {"channel": "ops", "text": "x"}}}
+        self.assertEqual(len(list(inspection.check_rule(self.pack, wrong))), 2, "another's parameter, and none that is needed")
+        payload = [payload for payload, _ in EVENTS if payload.get("event") == "healing_gave_up"][0]
+        self.assertTrue(engine.takes(rule, payload) and rule["trigger"]["type"] == "st2ha.healing_gave_up")
+        for reason in ("a person is needed", "{{ config_context.x }} {% x %} <!channel> @all ```"):
+            given = engine.rendered(rule, {**payload, "reason": reason})
+            self.check_action(rule, given)
+            self.assertEqual(given["channel"], "ops")
+            self.assertRegex(given["message"], "^healing of redis-server.service on node2 gave up: [^{}<@`]+$")
 
     def test_policies(self):
         """Each action that a rule heals with is done once at a time; what blocks is a matter of ten minutes."""

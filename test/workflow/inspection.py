@@ -75,8 +75,13 @@ _MODELS = {
             "ref": _MUST, "description": _TEXT, "parameters": {"type": "object"}}}),
     "policies": _model(name=_MUST, resource_ref=_MUST, policy_type=_MUST, parameters={  # policy.py:68
         "type": "object", "patternProperties": {r"^\w+$": {"anyOf": _TYPES}}, "additionalProperties": False}),
-    "aliases": _model(name=_MUST, pack=_MUST, action_ref=_MUST, ack={"type": "object"}, result={"type": "object"},
-                      extra={"type": "object"}, immutable_parameters={"type": "object"}, formats={"type": "array"}),
+    "aliases": _model(  # action.py:450
+        name=_MUST, pack=_MUST, action_ref=_MUST, extra={"type": "object"}, immutable_parameters={"type": "object"},
+        formats={"type": "array", "items": {"anyOf": [_TEXT, {"type": "object", "properties": {
+            "display": _TEXT, "representation": {"type": "array", "items": _TEXT}}}]}},
+        ack={"type": "object", "properties": {"enabled": {"type": "boolean"}, "format": _TEXT, "extra": {"type": "object"},
+                                              "append_url": {"type": "boolean"}}},
+        result={"type": "object", "properties": {"enabled": {"type": "boolean"}, "format": _TEXT, "extra": {"type": "object"}}}),
 }
 # st2common/policies/meta: the parameters of each policy type.
 _CONCURRENCY = {"threshold": {"type": "integer", "required": True},
@@ -89,6 +94,12 @@ _POLICY_TYPES = {
                      "max_retry_count": {"type": "integer", "required": True, "minimum": 1, "maximum": 5, "default": 2},
                      "delay": {"type": "number", "minimum": 0, "maximum": 120}},
 }
+
+
+def check_rule(pack, meta):
+    """What StackStorm says of a rule that is in no pack, of an action of this one or of StackStorm's own."""
+    action = pack.action((meta.get("action") or {}).get("ref", ""))
+    return _check_content(pack, "rules", {**meta, "pack": pack.name}, {action.ref: action} if action else {})
 
 
 def _check_schema(where, schema):
@@ -122,6 +133,9 @@ def _check_content(pack, kind, meta, actions):
     if kind == "rules":
         for finding in _check_task_input(actions[ref], meta["action"].get("parameters") or {}):
             yield "action.parameters: %s" % finding
+    if kind == "aliases":  # what a command may give beside them is up to who types it
+        for name in sorted(set(meta.get("immutable_parameters") or {}) - set(actions[ref].parameters)):
+            yield 'immutable_parameters: action %s has no parameter "%s"' % (ref, name)
     if kind == "policies":
         schema = _POLICY_TYPES.get(meta["policy_type"])
         if schema is None:

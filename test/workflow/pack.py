@@ -25,6 +25,8 @@ RUNNERS = {
         "notify": {"type": "array", "uniqueItems": True, "default": [],
                    "items": {"type": "string", "minLength": 1, "pattern": r"^\w+$"}}},
     "noop": {},
+    "announcement": {"experimental": {"type": "boolean", "required": True, "default": False},
+                     "route": {"type": "string", "default": "general", "minLength": 1, "maxLength": 255}},
 }
 _CORE = {
     "core.local": {"name": "local", "runner_type": "local-shell-cmd", "entry_point": "",
@@ -33,6 +35,12 @@ _CORE = {
                         "parameters": {"cmd": {"type": "string", "required": True},
                                        "sudo": {"default": True, "immutable": True}}},
     "core.noop": {"name": "noop", "runner_type": "noop", "entry_point": "", "parameters": {}},
+    "chatops.post_message": {  # contrib/chatops/actions/post_message.yaml
+        "name": "post_message", "runner_type": "announcement", "entry_point": "", "parameters": {
+            "experimental": {"immutable": True, "default": True}, "route": {"default": "chatops"},
+            "user": {"type": "string"}, "whisper": {"type": "boolean", "default": False},
+            "message": {"type": "string", "required": True}, "channel": {"type": "string", "required": True},
+            "context": {"type": "object", "required": False}, "extra": {"type": "object"}}},
 }
 
 

@@ -8,6 +8,7 @@ import unittest
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 import pack as packs  # noqa: E402
+import aliases  # noqa: E402
 import engine  # noqa: E402
 import params  # noqa: E402
 import runner  # noqa: E402
@@ -83,6 +84,77 @@ class Arguments(unittest.TestCase):
         action.parameters = {name: meta for name, meta in action.parameters.items() if name != "kwarg_op"}
         with self.assertRaisesRegex(AssertionError, "out"):
             self.argv(action, {**needed(action), "verbose": True, "kwarg_op": "x; touch out; : --"})
+
+
+HOSTILE = "{{ config_context.rabbitmq_password }} {% x %} <% ctx().st2 %> ```<!channel> @all " + "x" * 5000
+
+
+class Aliases(unittest.TestCase):
+    """What people type in chat, and what they are told."""
+
+    COMMANDS = {
+        "st2ha status": ("status", {}),
+        "  st2ha   status": None,  # blanks between words count
+        "st2ha join": ("join", {}),
+        "st2ha join 192.0.2.2": ("join", {"secondaries": ["192.0.2.2"]}),
+        "st2ha join 192.0.2.2, 192.0.2.3 dry_run=true": ("join", {"secondaries": ["192.0.2.2", "192.0.2.3"], "dry_run": True}),
+        "st2ha maintenance on 192.0.2.2": ("maintenance_on", {"host": "192.0.2.2", "lasts": 7200, "mode": "on"}),
+        "st2ha maintenance on 192.0.2.2 600 reason='new disk'": (
+            "maintenance_on", {"host": "192.0.2.2", "lasts": 600, "mode": "on", "reason": "new disk"}),
+        "st2ha maintenance off 192.0.2.2": ("maintenance_off", {"host": "192.0.2.2", "mode": "off"}),
+        "st2ha heals 192.0.2.2": ("heals", {"host": "192.0.2.2"}),
+        "st2ha": None, "st2ha heals": None, "st2ha maintenance 192.0.2.2": None, "run st2ha status": None,
+    }
+
+    def setUp(self):
+        self.aliases = aliases.load(PACK.path)
+
+    def test_commands(self):
+        for command, wanted in self.COMMANDS.items():
+            with self.subTest(command):
+                found = aliases.matching(self.aliases, command)
+                self.assertEqual(len(found), 1 if wanted else 0, found)
+                for name, given in found:
+                    action = PACK.action(self.aliases[name]["action_ref"])
+                    given = aliases.execution_parameters(self.aliases[name], action, given)
+                    self.assertEqual((name, given), wanted)
+                    rendered(action, given)
+        self.assertEqual({wanted[0] for wanted in self.COMMANDS.values() if wanted}, set(self.aliases), "each is shown")
+        with self.assertRaisesRegex(ValueError, "Immutable"):
+            alias = self.aliases["maintenance_on"]
+            aliases.execution_parameters(alias, PACK.action("maintenance"), {"host": "192.0.2.2", "mode": "off"})
+
+    def test_names(self):
+        """persistence/actionalias.py: StackStorm finds aliases by name alone, whatever their pack."""
+        for name, alias in self.aliases.items():
+            self.assertEqual(alias["name"], "st2ha_" + name)
+            for form in alias["formats"]:
+                self.assertRegex(form["display"], "^st2ha ")
+
+    def test_what_is_said(self):
+        error = {"code": "immutable", "message": HOSTILE, "hint": HOSTILE}
+        finding = {"severity": "warning", "host": HOSTILE, "check": "healed", "message": HOSTILE, "fix": ""}
+        step = {"findings": [finding], "changes": [{"kind": "file", "target": HOSTILE, "diff": ""}], "error": error}
+        workflow = {"nodes": {HOSTILE: [HOSTILE]}, "failure": {"code": "x", "host": HOSTILE, "message": HOSTILE, "hint": ""}}
+        results = [None, {}, {"error": HOSTILE, "traceback": ""}, {"stdout": HOSTILE}, {"stdout": step}, {"output": None},
+                   {"output": workflow}, {"stdout": {"findings": [], "changes": []}}, {"output": {"nodes": {}, "failure": {}}}]
+        for name, alias in self.aliases.items():
+            for result in results:
+                with self.subTest(name, result=result):
+                    text = aliases.message(alias, {"id": "5c3f", "status": "failed", "result": result})
+                    self.assertRegex(text.split("\n")[0], "^[A-Z][a-z ]+: failed$")
+                    self.assertLess(len(text), 1600)
+                    self.assertEqual(text.count("```"), 2)
+                    self.assertNotRegex(text, "[{}<@]")
+            ack = packs.yaml.safe_dump(alias["ack"])
+            self.assertNotIn("{", ack, "what was typed is not said again")
+        said = aliases.message(self.aliases["heals"], {"status": "succeeded", "result": {"stdout": {
+            "changes": [], "findings": [{**finding, "host": "192.0.2.2", "message": "heals of redis-server.service: 1"}]}}})
+        self.assertEqual(said, "Heals: succeeded\n```warning 192.0.2.2 healed: heals of redis-server.service: 1```")
+        said = aliases.message(self.aliases["join"], {"status": "failed", "result": {"output": {
+            "nodes": {PRIMARY: ["preflight: in order"]}, "failure": {
+                "code": "x", "host": PRIMARY, "message": "it was away", "hint": "start it"}}}})
+        self.assertEqual(said, "Join: failed\n```192.0.2.1 preflight: in order\nx 192.0.2.1: it was away -> start it```")
 
 
 PRIMARY, SECONDARIES = "192.0.2.1", ["192.0.2.2", "192.0.2.3"]
