@@ -252,6 +252,8 @@ func TestMetrics(t *testing.T) {
 	for _, want := range []string{
 		fmt.Sprintf(`st2ha_up{backend="redis",endpoint=%q} 1`, redis.Addr),
 		fmt.Sprintf(`st2ha_state_changes_total{backend="redis",endpoint=%q,state="up"} 1`, redis.Addr),
+		fmt.Sprintf(`st2ha_state_changes_total{backend="redis",endpoint=%q,state="down"} 0`, redis.Addr),
+		fmt.Sprintf(`st2ha_heals_total{backend="redis",endpoint=%q,result="done"} 0`, redis.Addr),
 		fmt.Sprintf(`st2ha_probe_duration_seconds_count{backend="redis",endpoint=%q}`, redis.Addr),
 		"st2ha_build_info{",
 	} {

@@ -25,12 +25,19 @@ type Metrics struct {
 	duration *prometheus.HistogramVec
 	changes  *prometheus.CounterVec
 	heals    *prometheus.CounterVec
+	gaveUp   *prometheus.GaugeVec
 	LeftOut  prometheus.Counter // events that became no trigger, for there were too many
 	Merged   prometheus.Counter // events that were another observer's, too
 
 	mu   sync.Mutex
 	took map[probe.Key]time.Duration // of the newest answer
 }
+
+// What came of a heal, as a label has it.
+const (
+	healDone   = "done"
+	healFailed = "failed"
+)
 
 func newMetrics() *Metrics {
 	of := []string{"backend", "endpoint"}
@@ -45,6 +52,8 @@ func newMetrics() *Metrics {
 		heals: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "st2ha_heals_total",
 			Help: "Heals of an endpoint by this watchdog, by what came of the attempt."},
 			[]string{"backend", "endpoint", "result"}),
+		gaveUp: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "st2ha_healing_gave_up",
+			Help: "Whether this watchdog heals the endpoint no more, for a person is needed: 1, else 0."}, of),
 		LeftOut: prometheus.NewCounter(prometheus.CounterOpts{Name: "st2ha_events_left_out_total",
 			Help: "Events that became no trigger, for there were too many in a short time."}),
 		Merged: prometheus.NewCounter(prometheus.CounterOpts{Name: "st2ha_events_merged_total",
@@ -54,7 +63,7 @@ func newMetrics() *Metrics {
 	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "st2ha_build_info", Help: "The program that runs; always 1.",
 		ConstLabels: prometheus.Labels{"revision": revision(), "goversion": runtime.Version()}})
 	build.Set(1)
-	m.registry.MustRegister(m.up, m.duration, m.changes, m.heals, m.LeftOut, m.Merged, build,
+	m.registry.MustRegister(m.up, m.duration, m.changes, m.heals, m.gaveUp, m.LeftOut, m.Merged, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -71,11 +80,19 @@ func revision() string {
 	return "unknown"
 }
 
-// watching begins with endpoints that are not known to be up, and forgets others.
+// watching begins with endpoints that are not known to be up, and forgets others. Counters begin at 0, or Prometheus
+// would not see the first that is counted as an increase.
 func (m *Metrics) watching(endpoints []probe.Endpoint) {
 	m.up.Reset()
+	m.gaveUp.Reset()
 	for _, e := range endpoints {
 		m.up.WithLabelValues(e.Backend, e.Name).Set(0)
+		for _, state := range []incident.State{incident.Down, incident.Flapping} {
+			m.changes.WithLabelValues(e.Backend, e.Name, string(state))
+		}
+		for _, result := range []string{healDone, healFailed} {
+			m.heals.WithLabelValues(e.Backend, e.Name, result)
+		}
 	}
 }
 
@@ -100,11 +117,20 @@ func (m *Metrics) seen(k probe.Key, o probe.Observation) {
 
 // Healed counts a heal of an endpoint, and what came of it.
 func (m *Metrics) Healed(k probe.Key, err error) {
-	result := "done"
+	result := healDone
 	if err != nil {
-		result = "failed"
+		result = healFailed
 	}
 	m.heals.WithLabelValues(k.Backend, k.Name, result).Inc()
+}
+
+// GaveUp says whether an endpoint is healed no more.
+func (m *Metrics) GaveUp(k probe.Key, gaveUp bool) {
+	value := 0.0
+	if gaveUp {
+		value = 1
+	}
+	m.gaveUp.WithLabelValues(k.Backend, k.Name).Set(value)
 }
 
 // Latency is the time the newest answer took, for people.

@@ -42,6 +42,7 @@ type healer struct {
 	ledger    heal.Ledger
 	report    func(heal.Event)       // has StackStorm and people know
 	count     func(probe.Key, error) // counts a heal
+	gaveUp    func(probe.Key, bool)  // notes whether a person is needed for an endpoint
 	mender    *mender
 
 	mu       sync.Mutex
@@ -56,7 +57,7 @@ type healer struct {
 
 func newHealer(h host.Host, e endpoints, log *slog.Logger) *healer {
 	healer := &healer{host: h, endpoints: e, log: log, ledger: heal.Default(),
-		report: func(heal.Event) {}, count: func(probe.Key, error) {},
+		report: func(heal.Event) {}, count: func(probe.Key, error) {}, gaveUp: func(probe.Key, bool) {},
 		busy: map[probe.Key]bool{}, refused: map[probe.Key]string{}, restarts: map[probe.Key]string{},
 		silent: map[probe.Key]time.Time{}}
 	healer.mender = newMender(healer)
@@ -178,6 +179,7 @@ func (h *healer) recovered(ctx context.Context, key probe.Key) {
 	delete(h.restarts, key)
 	delete(h.refused, key)
 	h.mu.Unlock()
+	h.gaveUp(key, false)
 	if unit == "" {
 		return
 	}
@@ -216,10 +218,14 @@ func (h *healer) heal(ctx context.Context, s incident.Status) {
 		h.log.Error("find out how full a disk is", "error", err)
 	}
 	if full != "" {
+		h.gaveUp(s.Key, true)
 		h.refuse(s, unit, "not restarted: "+full, true)
 		return
 	}
 	d, err := h.ledger.Allow(ctx, h.host, unit, time.Now())
+	if err == nil {
+		h.gaveUp(s.Key, d.Verdict == heal.GaveUp)
+	}
 	switch {
 	case err != nil:
 		h.refuse(s, unit, err.Error(), false)

@@ -5,7 +5,9 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -64,6 +66,13 @@ func TestHealer(t *testing.T) {
 	h.mender.every = 0
 	var reports []heal.Event
 	h.report = func(e heal.Event) { reports = append(reports, e) }
+	needed := map[probe.Key]bool{}
+	var mu sync.Mutex // several endpoints are decided on side by side
+	h.gaveUp = func(k probe.Key, gaveUp bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		needed[k] = gaveUp
+	}
 	look := func(states ...incident.Status) {
 		s.all = states
 		h.healAll(t.Context())
@@ -90,4 +99,12 @@ func TestHealer(t *testing.T) {
 	require.NoError(t, os.WriteFile(m.Path(heal.MaintenanceFile), nil, 0o600))
 	look(down)
 	require.Len(t, m.restarts, 1)
+	require.False(t, needed[key])
+
+	require.NoError(t, os.Remove(m.Path(heal.MaintenanceFile)))
+	h.ledger = heal.Ledger{Heals: 1, Window: time.Hour}
+	look(down)
+	require.True(t, needed[key], "a metric has it, as long as it is given up")
+	look(incident.Status{Key: key, State: incident.Up})
+	require.False(t, needed[key])
 }

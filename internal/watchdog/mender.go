@@ -169,6 +169,9 @@ func (m *mender) apply(ctx context.Context, s incident.Status, c step.Change) {
 	m.restarts[s.Key] = target
 	m.mu.Unlock()
 	d, err := m.ledger.Allow(ctx, m.host, target, time.Now())
+	if err == nil {
+		m.gaveUp(s.Key, d.Verdict == heal.GaveUp)
+	}
 	switch {
 	case err != nil:
 		m.refuse(s, target, err.Error(), false)

@@ -61,7 +61,7 @@ func (w *Watchdog) Run(ctx context.Context) error {
 		}
 	})
 	h := newHealer(p.Host, p.Watcher, log)
-	h.count = p.Metrics.Healed
+	h.count, h.gaveUp = p.Metrics.Healed, p.Metrics.GaveUp
 	h.report = queue.PutHeal
 	h.mender.ruleTime(w.RuleTime)
 	ctx, cancel := context.WithCancel(ctx)
