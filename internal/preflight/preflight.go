@@ -3,11 +3,13 @@
 package preflight
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math"
 	"net"
 	"net/url"
@@ -19,6 +21,7 @@ import (
 	"syscall"
 	"time"
 
+	"st2ha/internal/account"
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
 	"st2ha/internal/nfs"
@@ -43,14 +46,17 @@ type Node struct {
 // node, beside its findings.
 type facts struct {
 	version  string
+	python   string // of StackStorm's virtualenv, e.g. 3.10
+	system   string // what os-release calls it
 	keyPath  string // of the datastore's key, empty where st2.conf names none
 	key      string // its SHA-256, empty where there is none
-	uid, gid int
+	ids      []account.ID
 	content  []st2.ContentSetting
-	conf     bool          // st2.conf was read
-	locks    string        // where [coordination] url has the node's locks, without secrets; empty where there are none
-	clock    time.Duration // ahead of this machine's
-	accuracy time.Duration // half of the round trip that measured it
+	settings map[string]string // others of st2.conf that have to be the same, by their names
+	conf     bool              // st2.conf was read
+	locks    string            // where [coordination] url has the node's locks, without secrets; empty where there are none
+	clock    time.Duration     // ahead of this machine's
+	accuracy time.Duration     // half of the round trip that measured it
 }
 
 // Ports are those of the primary that the secondaries must reach; one that is
@@ -121,8 +127,10 @@ func single(ctx context.Context, n *Node) (f facts, all []step.Finding) {
 		look func() ([]step.Finding, error)
 	}{
 		{"address", func() (found []step.Finding, err error) { return address(ctx, n) }},
-		{"stackstorm", func() (found []step.Finding, err error) { f.version, found, err = stackstorm(ctx, n); return }},
-		{"ids", func() (found []step.Finding, err error) { f.uid, f.gid, found, err = ids(ctx, n); return }},
+		{"stackstorm", func() (found []step.Finding, err error) { f.version, f.python, found, err = stackstorm(ctx, n); return }},
+		{"os", func() (found []step.Finding, err error) { f.system, err = system(ctx, n); return }},
+		{"ids", func() (found []step.Finding, err error) { f.ids, found, err = ids(ctx, n); return }},
+		{"settings", func() (found []step.Finding, err error) { f.settings = settings(ctx, n); return }},
 		{"key", func() (found []step.Finding, err error) { f.keyPath, f.key, found, err = key(ctx, n); return }},
 		{"coordination", func() (found []step.Finding, err error) { f.conf, f.locks, found = coordination(ctx, n); return }},
 		{"content", func() (found []step.Finding, err error) { f.content, found, err = content(ctx, n); return }},
@@ -206,50 +214,109 @@ func address(ctx context.Context, n *Node) ([]step.Finding, error) {
 func ran(err error) bool { return errors.As(err, new(*host.ExitError)) }
 
 // stackstorm reads the version from the installed Python package, which takes
-// no interpreter's start.
-func stackstorm(ctx context.Context, n *Node) (version string, found []step.Finding, err error) {
+// no interpreter's start; the directory that it lies in has Python's.
+func stackstorm(ctx context.Context, n *Node) (version, python string, found []step.Finding, err error) {
 	const fix = "install StackStorm on it first: the same version on all nodes"
 	out, err := n.Host.Run(ctx, nil, "find", "/opt/stackstorm/st2/lib", "-path", "*/st2common/__init__.py",
 		"-size", "-64k")
 	path, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
 	switch {
 	case err != nil && !ran(err):
-		return "", nil, fmt.Errorf("%s: look for StackStorm: %w", n.Address, err)
+		return "", "", nil, fmt.Errorf("%s: look for StackStorm: %w", n.Address, err)
 	case err != nil, path == "":
 		const message = "StackStorm is not installed in /opt/stackstorm/st2"
-		return "", []step.Finding{n.finding(step.Error, "stackstorm", message, fix)}, nil
+		return "", "", []step.Finding{n.finding(step.Error, "stackstorm", message, fix)}, nil
 	}
 	f, err := n.Host.ReadFile(ctx, path)
 	if err != nil {
-		return "", nil, err
+		return "", "", nil, err
+	}
+	if m := regexp.MustCompile(`/python([0-9]+\.[0-9]+)/`).FindStringSubmatch(path); m != nil {
+		python = m[1]
 	}
 	m := regexp.MustCompile(`__version__\s*=\s*["']([^"']+)`).FindSubmatch(f.Data)
 	if m == nil {
-		return "", nil, fmt.Errorf("%s: %s does not say which version of StackStorm it is", n.Address, path)
+		return "", "", nil, fmt.Errorf("%s: %s does not say which version of StackStorm it is", n.Address, path)
 	}
-	return string(m[1]), nil, nil
+	return string(m[1]), python, nil, nil
+}
+
+// system reads which distribution it is (os-release(5)); one that does not say so has none.
+func system(ctx context.Context, n *Node) (string, error) {
+	f, err := n.Host.ReadFile(ctx, "/etc/os-release")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	said := map[string]string{}
+	for line := range strings.Lines(string(f.Data)) {
+		if name, value, ok := strings.Cut(strings.TrimSpace(line), "="); ok {
+			said[name] = strings.Trim(value, `"'`)
+		}
+	}
+	return strings.TrimSpace(said["ID"] + " " + said["VERSION_ID"]), nil
+}
+
+// settings reads what each node's st2.conf has to have alike, beside what the steps write.
+func settings(ctx context.Context, n *Node) map[string]string {
+	conf, err := st2.ReadConf(ctx, n.Host)
+	if err != nil {
+		return nil // configure_st2 says what is wrong with the file
+	}
+	return map[string]string{"[system_user] user": conf.SystemUser(), "[actionrunner] python_binary": conf.PythonBinary()}
+}
+
+// compareSettings reports what a node's st2.conf has otherwise than the first's.
+func compareSettings(n *Node, first, own facts) (found []step.Finding) {
+	for _, name := range slices.Sorted(maps.Keys(own.settings)) {
+		here, there := own.settings[name], first.settings[name]
+		if first.settings == nil || here == there {
+			continue
+		}
+		message := fmt.Sprintf("%s of %s is %s here and %s on the primary", name, st2.ConfPath,
+			cmp.Or(here, "the default"), cmp.Or(there, "the default"))
+		found = append(found, n.finding(step.Warning, "settings", message,
+			"set it as on the primary, and restart the st2 services"))
+	}
+	return found
 }
 
 // ids reads what NFS compares by number.
-func ids(ctx context.Context, n *Node) (uid, gid int, found []step.Finding, err error) {
-	for _, q := range []struct {
-		database, name string
-		into           *int
-	}{{"passwd", "st2", &uid}, {"group", "st2packs", &gid}} {
-		out, err := n.Host.Run(ctx, nil, "getent", q.database, q.name)
-		if err != nil && !ran(err) {
-			return uid, gid, nil, fmt.Errorf("%s: look up %s %s: %w", n.Address, q.database, q.name, err)
-		}
-		fields := strings.Split(strings.TrimSpace(string(out)), ":")
-		if err != nil || len(fields) < 3 {
-			return uid, gid, []step.Finding{n.finding(step.Error, "ids", fmt.Sprintf("%s has no entry %s", q.database, q.name),
-				"install StackStorm on the node first; its packages create it")}, nil
-		}
-		if *q.into, err = strconv.Atoi(fields[2]); err != nil {
-			return uid, gid, nil, fmt.Errorf("%s: %s %s: %w", n.Address, q.database, q.name, err)
+func ids(ctx context.Context, n *Node) (all []account.ID, found []step.Finding, err error) {
+	wanted := account.Wanted(account.SystemUser(ctx, n.Host))
+	if all, err = account.Read(ctx, n.Host, wanted); err != nil {
+		return nil, nil, err
+	}
+	for _, id := range wanted {
+		if _, ok := account.Get(all, id.Database, id.Name); !ok && id.Needed() {
+			found = append(found, n.finding(step.Error, "ids", fmt.Sprintf("%s has no entry %s", id.Database, id.Name),
+				"install StackStorm on the node first; its packages create it"))
 		}
 	}
-	return uid, gid, nil, nil
+	return all, found, nil
+}
+
+// compareIDs reports users and groups whose numbers differ from the first's. What belongs to the system user, and to the
+// group st2, is not shared as StackStorm is installed.
+func compareIDs(n *Node, theirs, own facts) (found []step.Finding) {
+	for _, a := range theirs.ids {
+		b, ok := account.Get(own.ids, a.Database, a.Name)
+		if !ok || a.Number == b.Number {
+			continue
+		}
+		severity := step.Warning
+		if a.Needed() {
+			severity = step.Error
+		}
+		message := fmt.Sprintf("%s %s has %s %d here and %d on the primary; NFS compares numbers", a.Noun(), a.Name, a.Kind(),
+			b.Number, a.Number)
+		program := "usermod -u"
+		if a.Database == account.Groups {
+			program = "groupmod -g"
+		}
+		found = append(found, n.finding(severity, "ids", message, fmt.Sprintf(
+			"stop the st2 services, then: %s %d %s, and give it the files of the old number", program, a.Number, a.Name)))
+	}
+	return found
 }
 
 // key reads what the encrypted datastore and its secrets are read with, from
@@ -470,14 +537,17 @@ func compare(nodes []*Node, known []facts) []step.Finding {
 		if a, b := theirs.version, own.version; a != "" && b != "" && a != b {
 			add("version", "install StackStorm "+a+" on it", "StackStorm is %s here and %s on the primary", b, a)
 		}
-		if a, b := theirs.uid, own.uid; a != 0 && b != 0 && a != b {
-			add("ids", fmt.Sprintf("stop the st2 services, then: usermod -u %d st2, and chown what it owns", a),
-				"user st2 has uid %d here and %d on the primary; NFS compares numbers", b, a)
+		if a, b := theirs.python, own.python; a != "" && b != "" && a != b {
+			add("python", "install StackStorm's package for the same distribution on all nodes",
+				"StackStorm runs with Python %s here and %s on the primary: the virtualenvs that they share are made for one of them",
+				b, a)
 		}
-		if a, b := theirs.gid, own.gid; a != 0 && b != 0 && a != b {
-			add("ids", fmt.Sprintf("groupmod -g %d st2packs, and chgrp what it owns", a),
-				"group st2packs has gid %d here and %d on the primary; NFS compares numbers", b, a)
+		if a, b := theirs.system, own.system; a != "" && b != "" && a != b {
+			found = append(found, n.finding(step.Warning, "os", fmt.Sprintf("the node is %s and the primary %s: programs in the "+
+				"virtualenvs that they share may not run on both", b, a), "use the same distribution in the same version on all nodes"))
 		}
+		found = append(found, compareIDs(n, theirs, own)...)
+		found = append(found, compareSettings(n, theirs, own)...)
 		found = append(found, compareKey(n, theirs, own)...)
 		found = append(found, compareLocks(n, theirs, own)...)
 		for i, here := range own.content {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"st2ha/internal/account"
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
 	"st2ha/internal/step"
@@ -48,8 +50,8 @@ func newMachine(t *testing.T, name string) *machine {
 	t.Helper()
 	const version = "/opt/stackstorm/st2/lib/python3.10/site-packages/st2common/__init__.py"
 	m := &machine{root: t.TempDir(), answers: map[string]string{
-		"getent passwd st2":     "st2:x:998:998::/home/st2:/bin/false\n",
-		"getent group st2packs": "st2packs:x:999:st2\n",
+		"getent passwd st2":     "st2:x:998:998::/home/st2:/bin/false\nstanley:x:1000:1000::/home/stanley:/bin/bash\n",
+		"getent group st2packs": "st2packs:x:999:st2\nst2:x:998:\nstanley:x:1000:\n",
 		"find /opt/stackstorm":  version + "\n",
 		"ip -oneline": "1: lo    inet 127.0.0.1/8 scope host lo\n2: eth0    inet " + name + "/24 brd " +
 			"192.168.0.255 scope global eth0\n2: eth0    inet6 2001:db8::" + name[len(name)-1:] + "/64 scope global\n",
@@ -60,12 +62,20 @@ func newMachine(t *testing.T, name string) *machine {
 	}}
 	m.Local = host.NewLocalAt(name, m.root)
 	require.NoError(t, os.MkdirAll(m.root+strings.TrimSuffix(version, "/__init__.py"), 0o755))
+	require.NoError(t, os.MkdirAll(m.root+"/etc", 0o755))
+	require.NoError(t, os.WriteFile(m.root+"/etc/os-release", []byte("ID=debian\nVERSION_ID=\"12\"\n"), 0o644))
 	require.NoError(t, os.WriteFile(m.root+version, []byte("__version__ = '3.8.1'\n"), 0o644))
 	return m
 }
 
 func TestCompare(t *testing.T) {
-	same := facts{version: "3.8.1", uid: 998, gid: 999}
+	numbers := func(packs, st2 int, user int, stanley int) []account.ID {
+		return []account.ID{{Database: account.Groups, Name: "st2packs", Number: packs},
+			{Database: account.Groups, Name: "st2", Number: st2}, {Database: account.Users, Name: "st2", Number: user},
+			{Database: account.Users, Name: "stanley", Number: stanley}}
+	}
+	same := facts{version: "3.8.1", python: "3.10", system: "debian 12", ids: numbers(999, 998, 998, 1000),
+		settings: map[string]string{"[system_user] user": "stanley", "[actionrunner] python_binary": ""}}
 	for _, tc := range []struct {
 		name   string
 		change func(*facts)
@@ -74,11 +84,26 @@ func TestCompare(t *testing.T) {
 		{"equal", func(*facts) {}, ""},
 		{"version", func(f *facts) { f.version = "3.7.0" }, "version: StackStorm is 3.7.0 here and 3.8.1 on the primary"},
 		{"version unknown", func(f *facts) { f.version = "" }, ""},
-		{"uid", func(f *facts) { f.uid = 997 }, "ids: user st2 has uid 997 here and 998 on the primary; NFS compares " +
+		{"python", func(f *facts) { f.python = "3.8" }, "python: StackStorm runs with Python 3.8 here and 3.10 on the primary: " +
+			"the virtualenvs that they share are made for one of them"},
+		{"distribution", func(f *facts) { f.system = "ubuntu 22.04" }, "os: the node is ubuntu 22.04 and the primary debian " +
+			"12: programs in the virtualenvs that they share may not run on both"},
+		{"distribution unknown", func(f *facts) { f.system = "" }, ""},
+		{"system user", func(f *facts) { f.settings = map[string]string{"[system_user] user": "bob"} },
+			"settings: [system_user] user of /etc/st2/st2.conf is bob here and stanley on the primary"},
+		{"python_binary", func(f *facts) {
+			f.settings = map[string]string{"[actionrunner] python_binary": "/usr/bin/python3"}
+		}, "settings: [actionrunner] python_binary of /etc/st2/st2.conf is /usr/bin/python3 here and the default on the primary"},
+		{"settings unknown", func(f *facts) { f.settings = nil }, ""},
+		{"st2's group", func(f *facts) { f.ids = numbers(999, 997, 998, 1000) },
+			"ids: group st2 has gid 997 here and 998 on the primary; NFS compares numbers"},
+		{"stanley", func(f *facts) { f.ids = numbers(999, 998, 998, 1001) },
+			"ids: user stanley has uid 1001 here and 1000 on the primary; NFS compares numbers"},
+		{"uid", func(f *facts) { f.ids = numbers(999, 998, 997, 1000) }, "ids: user st2 has uid 997 here and 998 on the primary; NFS compares " +
 			"numbers"},
-		{"gid", func(f *facts) { f.gid = 1000 }, "ids: group st2packs has gid 1000 here and 999 on the primary; NFS " +
+		{"gid", func(f *facts) { f.ids = numbers(1000, 998, 998, 1000) }, "ids: group st2packs has gid 1000 here and 999 on the primary; NFS " +
 			"compares numbers"},
-		{"ids unknown", func(f *facts) { f.uid, f.gid = 0, 0 }, ""},
+		{"ids unknown", func(f *facts) { f.ids = nil }, ""},
 		{"clock ahead", func(f *facts) { f.clock = 2100 * time.Millisecond }, "clock: the clock differs from the " +
 			"primary's by 2.1s"},
 		{"clock behind", func(f *facts) { f.clock = -time.Hour }, "clock: the clock differs from the primary's by 1h0m0s"},
@@ -101,7 +126,11 @@ func TestCompare(t *testing.T) {
 			require.Len(t, found, 1)
 			require.Equal(t, tc.want, found[0].Check+": "+found[0].Message)
 			require.Equal(t, "b", found[0].Host)
-			require.Equal(t, step.Error, found[0].Severity)
+			severity := step.Error
+			if slices.Contains([]string{"distribution", "system user", "python_binary", "st2's group", "stanley"}, tc.name) {
+				severity = step.Warning
+			}
+			require.Equal(t, severity, found[0].Severity)
 			require.NotEmpty(t, found[0].Fix)
 		})
 	}
@@ -198,7 +227,11 @@ func TestSingle(t *testing.T) {
 			known, found := single(ctx, n)
 			if len(tc.want) == 0 {
 				require.Empty(t, found)
-				require.Equal(t, facts{version: "3.8.1", uid: 998, gid: 999, clock: known.clock, accuracy: known.accuracy}, known)
+				require.Equal(t, facts{version: "3.8.1", python: "3.10", system: "debian 12", ids: []account.ID{
+					{Database: "group", Name: "st2packs", Number: 999}, {Database: "group", Name: "stanley", Number: 1000},
+					{Database: "group", Name: "st2", Number: 998}, {Database: "passwd", Name: "st2", Number: 998},
+					{Database: "passwd", Name: "stanley", Number: 1000},
+				}, clock: known.clock, accuracy: known.accuracy}, known)
 				require.NoDirExists(t, m.root+step.StateDir)
 				return
 			}

@@ -1,6 +1,7 @@
 package stackstorm
 
 import (
+	"cmp"
 	"path"
 	"slices"
 	"strings"
@@ -43,3 +44,12 @@ func (c *Conf) PackDirs() []string {
 // EncryptionKey is the file of the key that encrypts the datastore's values,
 // [keyvalue] encryption_key_path; empty if there is none.
 func (c *Conf) EncryptionKey() string { return c.option("keyvalue", "encryption_key_path") }
+
+// DefaultSystemUser is as whom actions run where st2.conf does not say it (st2common/st2common/config.py:81).
+const DefaultSystemUser = "stanley"
+
+// SystemUser is [system_user] user: as whom actions run.
+func (c *Conf) SystemUser() string { return cmp.Or(c.option("system_user", "user"), DefaultSystemUser) }
+
+// PythonBinary is [actionrunner] python_binary, with which virtualenvs of packs are made; empty for StackStorm's own.
+func (c *Conf) PythonBinary() string { return c.option("actionrunner", "python_binary") }
