@@ -5,7 +5,7 @@
 set -euo pipefail
 need='openssh-server openssh-sftp-server acl attr e2fsprogs ruby sudo util-linux iproute2 gcc libc6-dev make
   rabbitmq-server redis-server nfs-ganesha nfs-ganesha-vfs sshfs strace shellcheck dash git python3 python3-venv
-  systemd prometheus'
+  systemd prometheus procps libcap2-bin'
 missing=$(for p in $need; do dpkg-query -W -f '${db:Status-Abbrev}' "$p" 2>/dev/null | grep -q '^ii' || echo "$p"; done)
 [ -n "$missing" ] || exit 0
 sudo=; [ "$(id -u)" = 0 ] || sudo=sudo

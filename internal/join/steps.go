@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"st2ha/internal/account"
 	"st2ha/internal/action"
 	"st2ha/internal/fault"
 	"st2ha/internal/heal"
@@ -188,6 +189,27 @@ StackStorm can run nothing, for want of its broker or database. rollback takes i
 			Build: buildWatchdog,
 			Kinds: kinds(of[step.MakeDir], of[step.FileChange], of[service.Reload], of[service.Start], of[service.Restart]),
 		},
+		{
+			Spec: action.Spec{
+				Name:    "align_ids",
+				Summary: "gives a secondary's users and groups the primary's numbers, and their files with them",
+				Description: `On a secondary: user st2, groups st2 and st2packs get the numbers that they have on the primary, for
+NFS knows numbers only. Their files on the node's own file systems follow, the st2 services are
+stopped meanwhile. No part of a join. rollback gives all of it the old numbers back.`,
+				Settings: action.Union(Kept("primary"), []action.Setting{{
+					Name: "system_user", Default: false,
+					Help: `The system user (stanley) and its group as well. Nobody may be logged in as that user there, so
+that this needs another ssh_user, or a shell on the node.`,
+				}}),
+				Rows: []action.Row{{Host: "secondary", Changes: "numbers of `st2` and `st2packs` in `/etc/passwd` and " +
+					"`/etc/group` as on the primary, and the owners of their files; st2 stopped meanwhile. Never part of a join"}},
+			},
+			// No workflow has it, and what it mends is a finding of preflight.
+			Role: Secondary, Placed: true,
+			Check: somePrimary,
+			Build: buildAlign,
+			Kinds: kinds(of[stackstorm.Stop], of[account.Move], of[stackstorm.Restart]),
+		},
 	}
 }
 
@@ -360,6 +382,12 @@ func buildVerify(ctx context.Context, c Cluster, v action.Values) (step.Step, er
 func buildWatchdog(context.Context, Cluster, action.Values) (step.Step, error) {
 	program, err := heal.WatchProgram()
 	return &heal.InstallWatchdog{Program: program}, err
+}
+
+func buildAlign(ctx context.Context, c Cluster, v action.Values) (step.Step, error) {
+	primary, err := c.Open(ctx, v.String("primary"))
+	return &account.Align{Primary: primary, SystemUser: v.Bool("system_user"), InAction: c.InAction,
+		Restart: stackstorm.Restarter{Restart: stackstorm.Inline, Within: ST2Time, Run: c.Run}}, err
 }
 
 // Settings are those that people keep in the pack's configuration, in the order in which it has them.

@@ -297,7 +297,7 @@ func ids(ctx context.Context, n *Node) (all []account.ID, found []step.Finding, 
 
 // compareIDs reports users and groups whose numbers differ from the first's. What belongs to the system user, and to the
 // group st2, is not shared as StackStorm is installed.
-func compareIDs(n *Node, theirs, own facts) (found []step.Finding) {
+func compareIDs(n, first *Node, theirs, own facts) (found []step.Finding) {
 	for _, a := range theirs.ids {
 		b, ok := account.Get(own.ids, a.Database, a.Name)
 		if !ok || a.Number == b.Number {
@@ -309,12 +309,9 @@ func compareIDs(n *Node, theirs, own facts) (found []step.Finding) {
 		}
 		message := fmt.Sprintf("%s %s has %s %d here and %d on the primary; NFS compares numbers", a.Noun(), a.Name, a.Kind(),
 			b.Number, a.Number)
-		program := "usermod -u"
-		if a.Database == account.Groups {
-			program = "groupmod -g"
-		}
 		found = append(found, n.finding(severity, "ids", message, fmt.Sprintf(
-			"stop the st2 services, then: %s %d %s, and give it the files of the old number", program, a.Number, a.Name)))
+			"st2 run st2ha.align_ids host=%s primary=%s gives it the primary's number, and its files; system_user=true for the "+
+				"system user", n.Address, first.Address)))
 	}
 	return found
 }
@@ -546,7 +543,7 @@ func compare(nodes []*Node, known []facts) []step.Finding {
 			found = append(found, n.finding(step.Warning, "os", fmt.Sprintf("the node is %s and the primary %s: programs in the "+
 				"virtualenvs that they share may not run on both", b, a), "use the same distribution in the same version on all nodes"))
 		}
-		found = append(found, compareIDs(n, theirs, own)...)
+		found = append(found, compareIDs(n, first, theirs, own)...)
 		found = append(found, compareSettings(n, theirs, own)...)
 		found = append(found, compareKey(n, theirs, own)...)
 		found = append(found, compareLocks(n, theirs, own)...)

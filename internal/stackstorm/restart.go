@@ -193,3 +193,29 @@ func (r *Restart) Undo(ctx context.Context, h host.Host) error {
 	again.When = Auto.on(ctx, h, r.Run)
 	return again.Apply(ctx, h)
 }
+
+// Stop stops a host's st2 services, for what cannot be done while they run. A Restart later in the same plan starts them
+// again; where it does not come to that, undoing this one does.
+type Stop struct{}
+
+// Kind is "stop_st2".
+func (s *Stop) Kind() string { return "stop_st2" }
+
+// Target is st2, for all of its services.
+func (s *Stop) Target() string { return owes }
+
+// Diff says what is done.
+func (s *Stop) Diff() string { return "st2ctl stop" }
+
+// Apply stops them.
+func (s *Stop) Apply(ctx context.Context, h host.Host) error { return s.ctl(ctx, h, "stop") }
+
+// Undo starts them.
+func (s *Stop) Undo(ctx context.Context, h host.Host) error { return s.ctl(ctx, h, "start") }
+
+func (s *Stop) ctl(ctx context.Context, h host.Host, verb string) error {
+	if _, err := h.Run(ctx, nil, st2ctl, verb); err != nil {
+		return fault.Failed("restart", "st2ctl status says which service is down", "%s: st2ctl %s: %w", h.Name(), verb, err)
+	}
+	return nil
+}
