@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,7 +17,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"st2ha/internal/host"
-	"st2ha/internal/mountinfo"
 	"st2ha/internal/stackstorm"
 	"st2ha/internal/step"
 	"st2ha/internal/testenv"
@@ -79,7 +77,7 @@ func newNode(t *testing.T, name, passwd, group string) *node {
 	for file, text := range map[string]string{
 		"/etc/passwd": "root:x:0:0::/root:/bin/sh\n" + passwd, "/etc/group": "root:x:0:\n" + group,
 		"/etc/nsswitch.conf": "passwd: files\ngroup: files\n", "/etc/st2/st2.conf": "[system]\n", "/usr/bin/st2ctl": "",
-		"/var/lib/x": "", "/proc/1/mountinfo": mounts(t, n.root+"/data"),
+		"/var/lib/x": "", "/proc/1/mountinfo": mounts(n.root + "/data"),
 	} {
 		require.NoError(t, os.MkdirAll(filepath.Dir(n.root+file), 0o755))
 		require.NoError(t, os.WriteFile(n.root+file, []byte(text), 0o644))
@@ -88,23 +86,9 @@ func newNode(t *testing.T, name, passwd, group string) *node {
 	return n
 }
 
-// mounts are a table in which a directory is a mount of its own, of the type that it has.
-func mounts(t *testing.T, dir string) string {
-	t.Helper()
-	table, err := os.ReadFile("/proc/self/mountinfo")
-	require.NoError(t, err)
-	all, err := mountinfo.Parse(table)
-	require.NoError(t, err)
-	kind, longest := "", 0
-	for _, m := range all {
-		if len(m.Point) >= longest && (m.Point == "/" || strings.HasPrefix(dir, m.Point+"/")) {
-			kind, longest = m.FSType, len(m.Point)
-		}
-	}
-	if !slices.Contains(localTypes(), kind) {
-		t.Skip("the directory for tests lies on " + kind)
-	}
-	return "1 0 8:1 / " + dir + " rw - " + kind + " /dev/x rw\n2 1 0:9 / /nowhere rw - nfs4 h:/x rw\n"
+// mounts are a table in which a directory is a file system of the node's own, and one below it another machine's.
+func mounts(dir string) string {
+	return "1 0 8:1 / " + dir + " rw - ext4 /dev/x rw\n2 1 0:9 / " + dir + "/n*fs rw - nfs4 h:/x rw\n"
 }
 
 // make makes files with owner and mode, and a link.
@@ -186,6 +170,10 @@ func TestAlign(t *testing.T) {
 	require.NoError(t, os.Chown(n.root+"/data/dir", 0, 61012))
 	require.NoError(t, syscall.Chmod(n.root+"/data/dir", 0o2775))
 	files["dir"] = [3]int{0, 61012, 0o2775}
+	for _, dir := range []string{"n*fs", "nxfs"} { // the first is another machine's, as the table of mounts has it
+		require.NoError(t, os.Mkdir(n.root+"/data/"+dir, 0o755))
+		require.NoError(t, os.Chown(n.root+"/data/"+dir, 61102, 61012))
+	}
 	acl := exec.Command("setfacl", "-m", "u:61200:r", n.root+"/data/of st2")
 	hasACL := acl.Run() == nil
 	files = n.owners(t)
@@ -217,6 +205,7 @@ func TestAlign(t *testing.T) {
 		}
 		want[name] = of
 	}
+	want["n*fs"] = files["n*fs"]
 	require.Equal(t, want, n.owners(t))
 	require.Equal(t, []string{"stop", "restart"}, n.ctl)
 	if hasACL {
@@ -409,11 +398,8 @@ func TestRoots(t *testing.T) {
 	require.NoError(t, os.WriteFile(n.root+"/proc/1/mountinfo", []byte("1 0 8:1 / / rw - ext4 /dev/a rw\n"+
 		"2 1 8:2 / /opt/local rw - xfs /dev/b rw\n3 1 8:3 / /srv rw - xfs /dev/c rw\n4 1 0:9 / /opt rw - nfs4 h:/x rw\n"+
 		"5 1 8:4 / /ro ro - ext4 /dev/d rw\n6 1 0:5 / /proc rw - proc proc rw\n7 1 0:6 / /run rw - tmpfs tmpfs rw\n"), 0o644))
-	roots, err := Roots(t.Context(), n)
+	roots, err := ownRoots(t.Context(), n)
 	require.NoError(t, err)
-	var points []string
-	for _, r := range roots {
-		points = append(points, r.Point)
-	}
-	require.Equal(t, []string{"/", "/srv", "/run"}, points)
+	require.Equal(t, []root{{"/", []string{"/opt/local", "/srv", "/opt", "/ro", "/proc", "/run"}}, {point: "/srv"},
+		{point: "/run"}}, roots)
 }

@@ -199,20 +199,22 @@ func test(database string) string {
 
 // findAll runs find over the files of a number on each of the node's own file systems, and returns what it prints.
 func findAll(ctx context.Context, h host.Host, database string, number int, what ...string) ([]string, error) {
-	roots, err := Roots(ctx, h)
+	roots, err := ownRoots(ctx, h)
 	if err != nil {
 		return nil, err
 	}
 	var out []string
 	var failed error
 	for _, r := range roots {
-		// A mount point below is no part of it, though find looks at it; its type is another, or it is a root of its own.
-		argv := slices.Concat([]string{"find", r.Point, "-ignore_readdir_race", "-xdev", test(database), strconv.Itoa(number),
-			"-fstype", r.FSType}, what)
+		argv := []string{"find", r.point, "-ignore_readdir_race", "-xdev", test(database), strconv.Itoa(number)}
+		for _, point := range r.below { // what is mounted there is no part of it, though find looks at the directory
+			argv = append(argv, "!", "-path", pattern(point))
+		}
+		argv = append(argv, what...)
 		data, err := h.Run(ctx, nil, argv...)
 		if err != nil {
 			failed = fmt.Errorf("%s: find files of the %s %d below %s: %w", h.Name(), ID{Database: database}.Kind(), number,
-				r.Point, err)
+				r.point, err)
 			if !errors.As(err, new(*host.ExitError)) {
 				return nil, failed
 			}
@@ -240,8 +242,19 @@ func localTypes() []string {
 	return []string{"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "reiserfs", "zfs", "bcachefs", "overlay", "tmpfs"}
 }
 
-// Roots are the mount points of a node's own file systems that can be written to, and that no other mount hides.
-func Roots(ctx context.Context, h host.Host) ([]mountinfo.Mount, error) {
+// root is a file system of the node's own, where it is mounted, with the mount points below.
+type root struct {
+	point string
+	below []string
+}
+
+// pattern is a path as find's -path takes it (fnmatch(3)).
+func pattern(path string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
+}
+
+// ownRoots are a node's own file systems that can be written to, and that no other mount hides.
+func ownRoots(ctx context.Context, h host.Host) ([]root, error) {
 	f, err := h.ReadFile(ctx, "/proc/1/mountinfo") // PID 1's, for an action runner has a mount namespace of its own
 	if err != nil {
 		return nil, err
@@ -250,14 +263,21 @@ func Roots(ctx context.Context, h host.Host) ([]mountinfo.Mount, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %s: %w", h.Name(), f.Path, err)
 	}
-	var roots []mountinfo.Mount
+	var roots []root
 	for i, m := range all {
 		hidden := slices.ContainsFunc(all[i+1:], func(later mountinfo.Mount) bool {
 			return later.Point == m.Point || strings.HasPrefix(m.Point, later.Point+"/")
 		})
-		if !hidden && slices.Contains(localTypes(), m.FSType) && slices.Contains(m.Options, "rw") {
-			roots = append(roots, m)
+		if hidden || !slices.Contains(localTypes(), m.FSType) || !slices.Contains(m.Options, "rw") {
+			continue
 		}
+		r := root{point: m.Point}
+		for _, other := range all {
+			if other.Point != m.Point && strings.HasPrefix(other.Point, strings.TrimSuffix(m.Point, "/")+"/") {
+				r.below = append(r.below, other.Point)
+			}
+		}
+		roots = append(roots, r)
 	}
 	return roots, nil
 }
