@@ -1,7 +1,7 @@
 // Package confedit edits configuration files: pure functions from bytes to
 // bytes, for YAML (mongod.conf), INI in its dialects (st2.conf, mongodb.conf,
-// rabbitmq.conf, rabbitmq-env.conf), exports(5) and fstab(5). For fstab it also
-// reads what is mounted (proc(5), mountinfo).
+// rabbitmq.conf, rabbitmq-env.conf), exports(5), fstab(5), and OpenSSH's
+// known_hosts and authorized_keys.
 //
 // An editor parses the file to find the place, splices the text there and
 // parses the result again to see that it says what was asked for, and nothing
