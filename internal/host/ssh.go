@@ -78,6 +78,8 @@ type SSH struct {
 	cause  error // why the connection ended
 	closed bool
 	sftp   *files
+
+	sudo *sudo // where sudo asks for a password
 }
 
 // DialSSH connects, checks the host's key and that sudo gives root. Its errors
@@ -95,42 +97,63 @@ func DialSSH(ctx context.Context, cfg SSHConfig) (*SSH, error) {
 	addr := net.JoinHostPort(cfg.Addr, strconv.Itoa(cfg.Port))
 	dial, cancel := context.WithTimeout(ctx, cfg.ConnectTimeout)
 	defer cancel()
-	tcp, err := new(net.Dialer).DialContext(dial, "tcp", addr)
-	if err != nil {
-		return nil, unreachable(cfg, err)
-	}
-	tcp = prompt{tcp.(*net.TCPConn)}
-	stop := context.AfterFunc(dial, func() { tcp.Close() })
-	var refused error // of the host's key; the handshake's error hides it
-	conn, chans, reqs, err := ssh.NewClientConn(tcp, addr, &ssh.ClientConfig{
+	s, err := handshake(dial, cfg, &ssh.ClientConfig{
 		User:              cfg.User,
 		Auth:              []ssh.AuthMethod{ssh.PublicKeys(signer)},
 		HostKeyAlgorithms: keys.HostKeyAlgorithms(addr),
 		HostKeyCallback: func(host string, remote net.Addr, key ssh.PublicKey) error {
-			refused = hostKeyError(cfg, key, keys.HostKeyCallback()(host, remote, key))
-			return refused
+			return hostKeyError(cfg, key, keys.HostKeyCallback()(host, remote, key))
 		},
 	})
-	inTime := stop()
+	var refused *fault.Error
 	switch {
-	case refused != nil:
-		return nil, refused
-	case err != nil && dial.Err() != nil, err == nil && !inTime:
-		tcp.Close()
-		return nil, unreachable(cfg, fmt.Errorf("ssh handshake: %w", dial.Err()))
-	case err != nil && strings.Contains(err.Error(), "unable to authenticate"):
+	case err == nil:
+		if err := s.ready(dial, cfg); err != nil {
+			return nil, err
+		}
+		return s, nil
+	case errors.As(err, &refused):
+		return nil, err
+	case strings.Contains(err.Error(), "unable to authenticate"):
 		return nil, fault.Preflight("ssh_auth",
 			fmt.Sprintf("on %s append the output of ssh-keygen -y -f %s to %s's ~/.ssh/authorized_keys (mode 0600)",
 				cfg.Addr, cfg.KeyFile, cfg.User),
 			"log in to %s as %s with %s: %w", cfg.Addr, cfg.User, cfg.KeyFile, err)
-	case err != nil && strings.Contains(err.Error(), "no common algorithm for host key"):
+	case strings.Contains(err.Error(), "no common algorithm for host key"):
 		return nil, fault.Preflight("host_key_changed", keyscan(cfg, "its fingerprint"),
 			"%s has no host key of a type that %s has for it: %w", cfg.Addr, strings.Join(cfg.KnownHosts, " or "), err)
-	case err != nil:
+	}
+	return nil, unreachable(cfg, err)
+}
+
+// handshake connects and logs in. What HostKeyCallback says is the error as it is; the library hides it.
+func handshake(ctx context.Context, cfg SSHConfig, client *ssh.ClientConfig) (*SSH, error) {
+	addr := net.JoinHostPort(cfg.Addr, strconv.Itoa(cfg.Port))
+	tcp, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+	if err != nil {
 		return nil, unreachable(cfg, err)
 	}
+	tcp = prompt{tcp.(*net.TCPConn)}
+	stop := context.AfterFunc(ctx, func() { tcp.Close() })
+	var refused error // of the host's key
+	check := client.HostKeyCallback
+	client.HostKeyCallback = func(host string, remote net.Addr, key ssh.PublicKey) error {
+		refused = check(host, remote, key)
+		return refused
+	}
+	conn, chans, reqs, err := ssh.NewClientConn(tcp, addr, client)
+	inTime := stop()
+	switch {
+	case refused != nil:
+		return nil, refused
+	case err != nil && ctx.Err() != nil, err == nil && !inTime:
+		tcp.Close()
+		return nil, unreachable(cfg, fmt.Errorf("ssh handshake: %w", ctx.Err()))
+	case err != nil:
+		return nil, err
+	}
 	s := &SSH{
-		name: cfg.Addr, user: cfg.User, tcp: tcp,
+		name: cfg.Addr, user: client.User, tcp: tcp,
 		client: ssh.NewClient(conn, chans, reqs),
 		slots:  make(chan struct{}, 6),
 		gone:   make(chan struct{}),
@@ -141,17 +164,22 @@ func DialSSH(ctx context.Context, cfg SSHConfig) (*SSH, error) {
 		close(s.gone)
 	})
 	s.wg.Go(func() { s.keepAlive(cfg.keepalive) })
-	// Nearly every use needs files as root. Starting them now finds a missing
-	// sudo once and early.
-	if _, err := s.files(dial); err != nil {
-		s.Close()
-		var f *fault.Error
-		if errors.As(err, &f) {
-			return nil, f
-		}
-		return nil, unreachable(cfg, err)
-	}
 	return s, nil
+}
+
+// ready starts what gives files as root, which nearly every use needs: that
+// finds a missing sudo once and early. With an error the connection is closed.
+func (s *SSH) ready(ctx context.Context, cfg SSHConfig) error {
+	_, err := s.files(ctx)
+	if err == nil {
+		return nil
+	}
+	s.Close()
+	var f *fault.Error
+	if errors.As(err, &f) {
+		return f
+	}
+	return unreachable(cfg, err)
 }
 
 // prompt acknowledges what it has read at once. sshd sends small packets
@@ -484,6 +512,12 @@ func (s *SSH) open(ctx context.Context, line string) (*session, error) {
 		ch.Close()
 		return nil, err
 	}
+	if s.sudo != nil {
+		if _, err := ch.Write(s.sudo.preface()); err != nil {
+			ch.Close()
+			return nil, err
+		}
+	}
 	return ses, nil
 }
 
@@ -584,8 +618,11 @@ func (s *SSH) exec(ctx context.Context, line string, stdin []byte, stdout, stder
 // asRoot is the beginning of a command line whose program gets root's rights.
 // sudo's own messages are wanted in English.
 func (s *SSH) asRoot() string {
-	if s.user == "root" {
+	switch {
+	case s.user == "root":
 		return "cd / && exec "
+	case s.sudo != nil:
+		return s.sudo.asRoot()
 	}
 	return "cd / && exec env LC_ALL=C sudo -n -- "
 }
@@ -668,6 +705,7 @@ func sudoRefused(code int, stderr string) bool {
 			"is not allowed to run sudo", "may not run sudo", "sudo: no valid sudoers", "sudo: parse error",
 			"sudo: The \"no new privileges\" flag", "sudo: effective uid is not 0", "sudo: /etc/sudo",
 			"sudo: account validation failure", "sudo: PAM ", "sudo: unable to open /etc/sudoers",
+			"incorrect password attempt", "sudo: no password was provided",
 			"sudo: /usr/bin/sudo must be owned by uid 0",
 		} {
 			if strings.Contains(stderr, words) {

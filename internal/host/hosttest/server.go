@@ -36,7 +36,8 @@ type Server struct {
 
 	// Set before the first connection.
 	NoForwarding bool
-	NoAuth       bool // refuses every key
+	NoAuth       bool   // refuses every key
+	Password     string // lets the user in, too; empty: none does
 
 	t        testing.TB
 	config   *ssh.ServerConfig
@@ -79,6 +80,12 @@ exec "$@"`)
 			}
 			return nil, nil
 		},
+		PasswordCallback: func(_ ssh.ConnMetadata, password []byte) (*ssh.Permissions, error) {
+			if s.Password == "" || string(password) != s.Password {
+				return nil, errors.New("not this password")
+			}
+			return nil, nil
+		},
 	}
 	config.AddHostKey(hostKey)
 	s.config = config
@@ -116,6 +123,22 @@ func (s *Server) Script(name, body string) {
 	if err := os.WriteFile(filepath.Join(s.Bin, name), []byte("#!/bin/sh\n"+body+"\n"), 0o755); err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+// SudoAsks has sudo ask for a password, as often as not: that a rule without one may come or go meanwhile is shown by a
+// program that is run without.
+func (s *Server) SudoAsks(password string) {
+	s.t.Helper()
+	s.Script("sudo", `[ "$1" != -n ] || { echo "sudo: a password is required" >&2; exit 1; }
+[ "$*" != "${*#-k -S -p  -- }" ] || { echo "sudo: $*: not as expected" >&2; exit 99; }
+shift 5
+if [ $(( $$ % 2 )) = 0 ] || [ "$1" = true ]; then
+	IFS= read -r line || { echo "sudo: no password was provided" >&2; exit 1; }
+	[ "$line" = '`+password+`' ] || { echo "Sorry, try again.
+sudo: no password was provided
+sudo: 1 incorrect password attempt" >&2; exit 1; }
+fi
+exec "$@"`)
 }
 
 // AddHostKey offers one more key, before the first connection.
