@@ -33,7 +33,8 @@ type Setting struct {
 	// Default is also the setting's type: a string, bool, int, float64 or []string.
 	Default any
 	// Help is for the flag and for the action's parameter, with the line breaks of the file. A setting without it is
-	// none of them: it is a secret, which comes in the environment, or only in the pack's configuration.
+	// none of them: it is a secret, which comes in the environment, or only in the pack's configuration. A secret with
+	// it is a parameter of the action, but no flag.
 	Help string
 	// InWorkflow takes the place of Help in a workflow, whose lists are no strings with commas.
 	InWorkflow string
@@ -72,8 +73,20 @@ func (s Setting) Usage() string {
 	return text
 }
 
-// Variable is where a secret comes from.
-func (s Setting) Variable() string { return "ST2HA_" + strings.ToUpper(s.Name) }
+// Variable is where a secret comes from, and in an action that is Private any setting.
+func (s Setting) Variable() string {
+	if s.Secret {
+		return "ST2HA_" + strings.ToUpper(s.Name)
+	}
+	return "ST2HA_GIVEN_" + strings.ToUpper(s.Name)
+}
+
+// Private says that a secret is among the action's parameters. StackStorm puts those of a script into its command line,
+// which all users of a machine can see. So the environment has all of them: the runner is local-shell-cmd, which gives
+// a program what its metadata says, and no more.
+func (s Spec) Private() bool {
+	return slices.ContainsFunc(s.Settings, func(s Setting) bool { return s.Secret && s.Help != "" })
+}
 
 // Union are the settings of more than one list, each once, in the order of the lists.
 func Union(lists ...[]Setting) []Setting {

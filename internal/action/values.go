@@ -5,6 +5,8 @@ import (
 	"maps"
 
 	"github.com/spf13/pflag"
+
+	"st2ha/internal/fault"
 )
 
 // Values are what the settings of an action are given.
@@ -36,6 +38,21 @@ func Flags(set *pflag.FlagSet, settings []Setting, getenv func(string) string) V
 		}
 	}
 	return v
+}
+
+// Given sets the flags of an action that is Private as the environment has them.
+func Given(set *pflag.FlagSet, spec Spec, settings []Setting, getenv func(string) string) error {
+	if !spec.Private() {
+		return nil
+	}
+	for _, s := range settings {
+		if text := getenv(s.Variable()); text != "" && !s.Secret {
+			if err := set.Set(s.Name, text); err != nil {
+				return fault.Usage("%s: %w", spec.Name, err)
+			}
+		}
+	}
+	return nil
 }
 
 func (v *Values) set(name string, value any) {

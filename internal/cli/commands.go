@@ -22,9 +22,9 @@ func (c command) settings() []action.Setting {
 	return action.Union(c.Settings, commonSettings(c.Heals))
 }
 
-// commands are the actions, in the order of a join, and then what mends its faults.
+// commands are the actions, in the order of enrolment and join, and then what mends its faults.
 func commands() []command {
-	all := []command{preflightCommand()}
+	all := []command{enrollCommand(), preflightCommand()}
 	for _, s := range join.Steps() {
 		all = append(all, stepCommand(s, runStep))
 	}

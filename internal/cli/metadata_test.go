@@ -98,6 +98,7 @@ func actions(t *testing.T) map[string]metadata {
 // of them: contrib/runners/local_runner/local_runner/runner.yaml:41-75,
 // orquesta_runner/orquesta_runner/runner.yaml:7-16.
 var runnerParameters = map[string][]string{
+	"local-shell-cmd":    {"cmd", "cwd", "env", "kwarg_op", "sudo", "sudo_password", "timeout"},
 	"local-shell-script": {"debug", "content_version", "cwd", "env", "kwarg_op", "sudo", "sudo_password", "timeout"},
 	"orquesta":           {"notify"},
 }
@@ -128,12 +129,18 @@ func TestCommands(t *testing.T) {
 			require.NotEmpty(t, cmd.Summary)
 			a, ok := found[cmd.Name]
 			require.True(t, ok, "the command has an action")
-			require.Equal(t, "local-shell-script", a.Runner)
-			require.Equal(t, "st2ha", a.Entry)
-			c := a.Parameters["command"]
-			require.Equal(t, cmd.Name, c.Default)
-			require.True(t, c.Immutable)
-			require.NotNil(t, c.Position)
+			if cmd.Private() {
+				require.Equal(t, "local-shell-cmd", a.Runner)
+				require.Empty(t, a.Entry)
+				require.Equal(t, "exec /opt/stackstorm/packs/st2ha/actions/st2ha "+cmd.Name, a.Parameters["cmd"].Default)
+			} else {
+				require.Equal(t, "local-shell-script", a.Runner)
+				require.Equal(t, "st2ha", a.Entry)
+				c := a.Parameters["command"]
+				require.Equal(t, cmd.Name, c.Default)
+				require.True(t, c.Immutable)
+				require.NotNil(t, c.Position)
+			}
 			flagsOf(cmd).VisitAll(func(f *pflag.Flag) {
 				require.NotEmpty(t, f.Usage, f.Name)
 				// The runner gives a true one as --name and leaves a false one out.
@@ -170,10 +177,10 @@ func TestActions(t *testing.T) {
 			require.Equal(t, "st2ha", a.Pack)
 			require.True(t, a.Enabled)
 			require.Regexp(t, `^(On (a|the) |Changes nothing: )`, a.Description, "where it changes something")
-			require.FileExists(t, filepath.Join(pack, "actions", a.Entry))
-			if a.Runner != "local-shell-script" {
-				require.Equal(t, "orquesta", a.Runner)
+			if a.Runner != "local-shell-cmd" {
+				require.FileExists(t, filepath.Join(pack, "actions", a.Entry))
 			}
+			require.Contains(t, runnerParameters, a.Runner)
 			for parameter, p := range a.Parameters {
 				if slices.Contains(runnerParameters[a.Runner], parameter) {
 					continue
@@ -186,7 +193,7 @@ func TestActions(t *testing.T) {
 				if p.Type == "array" {
 					require.Equal(t, "string", p.Items.Type, parameter)
 				}
-				if a.Runner != "local-shell-script" {
+				if a.Runner == "orquesta" {
 					continue
 				}
 				require.Contains(t, byName, name, "the action has a command")
@@ -195,7 +202,7 @@ func TestActions(t *testing.T) {
 				}
 				require.Nil(t, p.Position, "%s: a parameter with a position comes without its name", parameter)
 			}
-			if a.Runner == "local-shell-script" {
+			if a.Runner != "orquesta" {
 				require.Equal(t, true, a.Parameters["sudo"].Default)
 				timeout, ok := a.Parameters["timeout"].Default.(int)
 				require.True(t, ok)
@@ -220,6 +227,17 @@ func TestSecretsInEnvironment(t *testing.T) {
 			if p.Immutable {
 				continue
 			}
+			if a.Runner == "local-shell-cmd" { // by the environment alone, all of them
+				cmd := commands()[slices.IndexFunc(commands(), func(c command) bool { return c.Name == name })]
+				for _, s := range cmd.settings() {
+					if s.Name == parameter {
+						require.Equal(t, s.Secret, p.Secret, parameter)
+						require.Contains(t, env[s.Variable()], "{{ ("+parameter+" |", parameter)
+					}
+				}
+				continue
+			}
+			require.False(t, p.Secret, "%s: %s would be on the command line", name, parameter)
 			require.NotRegexp(t, `(^|_)(password|secret|token)$`, strings.TrimPrefix(parameter, "update_password"), name)
 		}
 	}
@@ -252,7 +270,7 @@ func TestOutputSchema(t *testing.T) {
 	}
 	for name, a := range actions(t) {
 		require.Equal(t, "object", a.Output.Type, name)
-		if a.Runner != "local-shell-script" {
+		if a.Runner == "orquesta" {
 			continue // what workflows return is compared when they run, by test/workflow
 		}
 		for _, stdout := range printed {

@@ -56,6 +56,9 @@ func Run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	}
 	set, values := flags(cmd, getenv)
 	set.SetOutput(stdout) // what --help prints; errors are reported
+	if err := action.Given(set, cmd.Spec, cmd.settings(), getenv); err != nil {
+		return report(nil, err)
+	}
 	if err := checkLists(set, rest); err != nil {
 		return report(nil, err)
 	}
@@ -170,9 +173,11 @@ func commonSettings(heals bool) []action.Setting {
 // secrets are the values of all secret settings.
 func secrets(getenv func(string) string) []string {
 	var all []string
-	for _, s := range Settings() {
-		if s.Secret {
-			all = append(all, getenv(s.Variable()))
+	for _, cmd := range commands() {
+		for _, s := range cmd.settings() {
+			if s.Secret {
+				all = append(all, getenv(s.Variable()))
+			}
 		}
 	}
 	return all
@@ -333,7 +338,8 @@ Each command is an action of the pack st2ha, with the same parameters:
 	}
 	fmt.Fprint(w, `
 st2ha COMMAND --help lists the parameters. Secrets come in the environment:
-ST2HA_RABBITMQ_PASSWORD. It prints one JSON object; logs go to stderr.
+ST2HA_RABBITMQ_PASSWORD; of enroll ST2HA_PASSWORD, ST2HA_PRIVATE_KEY,
+ST2HA_USER_SUDO_PASSWORD. It prints one JSON object; logs go to stderr.
 Exit codes: 0 done, 1 failed and undone, 2 usage, 3 preflight, 4 undo failed as well,
 5 done, but the result could not be printed.
 `)

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"st2ha/internal/action"
+	"st2ha/internal/enroll"
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
 	"st2ha/internal/preflight"
@@ -86,11 +87,13 @@ func (c Cluster) nodes(ctx context.Context, addresses []string) ([]host.Host, er
 
 // Kinds are all changes that a journal can hold.
 func Kinds() step.Kinds {
-	kinds := step.Kinds{}
+	all := enroll.Kinds()
 	for _, s := range Steps() {
-		for _, empty := range s.Kinds {
-			kinds[empty().Kind()] = empty
-		}
+		all = append(all, s.Kinds...)
+	}
+	kinds := step.Kinds{}
+	for _, empty := range all {
+		kinds[empty().Kind()] = empty
 	}
 	return kinds
 }

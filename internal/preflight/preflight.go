@@ -13,7 +13,6 @@ import (
 	"math"
 	"net"
 	"net/url"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -213,32 +212,17 @@ func address(ctx context.Context, n *Node) ([]step.Finding, error) {
 // than 0; anything else says nothing of what was asked.
 func ran(err error) bool { return errors.As(err, new(*host.ExitError)) }
 
-// stackstorm reads the version from the installed Python package, which takes
-// no interpreter's start; the directory that it lies in has Python's.
+// stackstorm reads the versions of StackStorm and, as two numbers, of its Python.
 func stackstorm(ctx context.Context, n *Node) (version, python string, found []step.Finding, err error) {
-	const fix = "install StackStorm on it first: the same version on all nodes"
-	out, err := n.Host.Run(ctx, nil, "find", "/opt/stackstorm/st2/lib", "-path", "*/st2common/__init__.py",
-		"-size", "-64k")
-	path, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
-	switch {
-	case err != nil && !ran(err):
-		return "", "", nil, fmt.Errorf("%s: look for StackStorm: %w", n.Address, err)
-	case err != nil, path == "":
-		const message = "StackStorm is not installed in /opt/stackstorm/st2"
-		return "", "", []step.Finding{n.finding(step.Error, "stackstorm", message, fix)}, nil
+	version, python, err = st2.Installed(ctx, n.Host)
+	if err == nil && version == "" {
+		found = []step.Finding{n.finding(step.Error, "stackstorm", "StackStorm is not installed in /opt/stackstorm/st2",
+			"install StackStorm on it first: the same version on all nodes")}
 	}
-	f, err := n.Host.ReadFile(ctx, path)
-	if err != nil {
-		return "", "", nil, err
+	if parts := strings.SplitN(python, ".", 3); len(parts) > 2 { // patches of a version fit together
+		python = strings.Join(parts[:2], ".")
 	}
-	if m := regexp.MustCompile(`/python([0-9]+\.[0-9]+)/`).FindStringSubmatch(path); m != nil {
-		python = m[1]
-	}
-	m := regexp.MustCompile(`__version__\s*=\s*["']([^"']+)`).FindSubmatch(f.Data)
-	if m == nil {
-		return "", "", nil, fmt.Errorf("%s: %s does not say which version of StackStorm it is", n.Address, path)
-	}
-	return string(m[1]), python, nil, nil
+	return version, python, found, err
 }
 
 // system reads which distribution it is (os-release(5)); one that does not say so has none.

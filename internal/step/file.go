@@ -25,6 +25,7 @@ type FileChange struct {
 	GID     int
 	Before  string // SHA-256 in hex, or "absent"
 	After   string
+	Secret  bool `json:",omitempty"` // the whole file is: no diff shows it
 
 	before, after []byte
 	force         bool
@@ -57,7 +58,13 @@ func (c *FileChange) Kind() string { return "file" }
 func (c *FileChange) Target() string { return c.Path }
 
 // Diff is a unified diff without context, since context lines are what others wrote.
-func (c *FileChange) Diff() string { return unified(c.Path, c.before, c.after) }
+// One of a secret file says only that there is one.
+func (c *FileChange) Diff() string {
+	if c.Secret {
+		return "~ " + c.Path + " (a secret, which is not shown)"
+	}
+	return unified(c.Path, c.before, c.after)
+}
 
 // Image is the file as it was.
 func (c *FileChange) Image() []byte {

@@ -32,6 +32,7 @@ type Result struct {
 
 // ChangeSummary is a change as people see it, without secrets.
 type ChangeSummary struct {
+	Host   string `json:"host,omitempty"` // where it is not the result's
 	Kind   string `json:"kind"`
 	Target string `json:"target"`
 	Diff   string `json:"diff"`

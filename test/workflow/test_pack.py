@@ -56,7 +56,7 @@ class Arguments(unittest.TestCase):
 
     def test_text_is_one_argument(self):
         for action in actions():
-            if action.runner == "orquesta":
+            if action.runner != "local-shell-script":
                 continue
             texts = [name for name, meta in action.parameters.items()
                      if meta.get("type") == "string" and not meta.get("immutable") and not meta.get("enum")]
@@ -70,8 +70,26 @@ class Arguments(unittest.TestCase):
                         self.assertEqual(values[name], text)
                         self.assertIn("--%s=%s" % (name, text), argv)
 
+    def test_secret_parameters_are_in_the_environment_alone(self):
+        for action in actions():
+            secret = [name for name, meta in action.parameters.items() if meta.get("secret") and name != "sudo_password"]
+            if not secret:
+                continue
+            self.assertEqual(action.runner, "local-shell-cmd")
+            for text in ("s3cret'\"\\ $(x) ü", "-----BEGIN\nline\n"):
+                with self.subTest(action.ref, text=text):
+                    given = {**needed(action), **{name: text for name in secret}, "dry_run": True, "wait": 5}
+                    runner_params, action_params = rendered(action, given)
+                    line = self.node.command(action, runner_params, action_params)
+                    self.assertNotIn("s3cret", line)
+                    self.assertTrue(line.endswith("'exec /opt/stackstorm/packs/st2ha/actions/st2ha %s'" % action.name), line)
+                    for name in secret:
+                        self.assertEqual(runner_params["env"]["ST2HA_" + name.upper()], text)
+                    for name, want in {"host": "192.0.2.1", "dry_run": "True", "wait": "5", "run": ""}.items():
+                        self.assertEqual(runner_params["env"]["ST2HA_GIVEN_" + name.upper()], want)
+
     def test_the_runners_own_parameters_are_refused(self):
-        hostile = {"kwarg_op": "x; touch out; : --", "cwd": "/tmp", "env": {"PATH": "/tmp"}, "content_version": "HEAD~1",
+        hostile = {"cmd": "touch out", "kwarg_op": "x; touch out; : --", "cwd": "/tmp", "env": {"PATH": "/tmp"}, "content_version": "HEAD~1",
                    "debug": True, "sudo": False, "sudo_password": "x", "notify": ["x"]}
         for action in actions():
             for name in set(packs.RUNNERS[action.runner]) - {"timeout"}:

@@ -120,16 +120,17 @@ type page struct {
 
 // parameter is a setting as StackStorm has it in an action.
 type parameter struct {
-	Name, Type, Help string
-	Enum             []string
-	Default          string // in YAML; empty: none
-	Required, Array  bool
+	Name, Type, Help        string
+	Enum                    []string
+	Default                 string // in YAML; empty: none
+	Required, Array, Secret bool
+	Variable                string // where a program that is told in its environment finds it
 }
 
 func newPage(a action.Spec) page {
 	p := page{Spec: a}
 	for _, s := range a.Settings {
-		if s.Secret {
+		if s.Secret && s.Help == "" {
 			p.Secrets = append(p.Secrets, s)
 			continue
 		}
@@ -139,7 +140,8 @@ func newPage(a action.Spec) page {
 }
 
 func newParameter(s action.Setting, workflow bool) parameter {
-	p := parameter{Name: s.Name, Type: kind(s), Help: s.Help, Required: s.Required}
+	p := parameter{Name: s.Name, Type: kind(s), Help: s.Help, Required: s.Required, Secret: s.Secret,
+		Variable: s.Variable()}
 	for _, value := range s.Enum {
 		p.Enum = append(p.Enum, scalar(value))
 	}
