@@ -428,7 +428,14 @@ func st2ha(t *testing.T, user string, args ...string) result {
 
 func st2haWith(t *testing.T, user, secret string, args ...string) result {
 	t.Helper()
-	c := remote(secret, user, args...)
+	r := printed(t, remote(secret, user, args...))
+	require.NotContains(t, r.raw, secret)
+	return r
+}
+
+// printed runs the program, and reads what it printed.
+func printed(t *testing.T, c *exec.Cmd) result {
+	t.Helper()
 	var stderr bytes.Buffer
 	c.Stderr = &stderr
 	out, err := c.Output()
@@ -439,7 +446,6 @@ func st2haWith(t *testing.T, user, secret string, args ...string) result {
 	var r result
 	require.NoError(t, json.Unmarshal(out, &r), "%s %s", out, &stderr)
 	r.exit, r.raw = c.ProcessState.ExitCode(), string(out)+stderr.String()
-	require.NotContains(t, r.raw, secret)
 	return r
 }
 
