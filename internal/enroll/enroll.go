@@ -1,6 +1,6 @@
 // Package enroll makes nodes known to each other: each has the host keys of all, and the system user of StackStorm with
 // one key and root's rights. What it makes is what StackStorm's installer makes on one node (st2-packages,
-// templates/funcs_st2.jinja, configure_st2_user).
+// templates/funcs_st2.jinja, st2_configure_user).
 package enroll
 
 import (
