@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"slices"
 	"strconv"
@@ -215,10 +216,13 @@ func (e *enrolment) undo(ctx context.Context, why error) error {
 		if _, err := step.Rollback(ctx, h, o); err != nil {
 			return &fault.Error{Exit: fault.ExitUndoFailed, Code: "undo_failed",
 				Hint: "remove the cause, then: st2 run st2ha.rollback host=" + h.Name() + " only=" + e.common.run,
-				Err:  fault.Failed(f.Code, "", "%w; undoing it failed as well: %v", why, err).Err}
+				Err:  fmt.Errorf("%w; undoing it failed as well: %v", why, err)}
 		}
 	}
 	e.result.Changed = false
-	return &fault.Error{Exit: max(f.Exit, fault.ExitFailed), Code: f.Code, Hint: f.Hint,
-		Err: fault.Failed(f.Code, "", "%w; what was changed is undone on all nodes", why).Err}
+	if f.Exit == fault.ExitUndoFailed { // on the host that failed; its step has said so
+		return why
+	}
+	return &fault.Error{Exit: fault.ExitFailed, Code: f.Code, Hint: f.Hint,
+		Err: fmt.Errorf("%w; what was changed is undone on all nodes", why)}
 }

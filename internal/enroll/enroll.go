@@ -63,6 +63,10 @@ func ReadSystem(ctx context.Context, primary host.Host) (*System, error) {
 	if s.Version, _, err = stackstorm.Installed(ctx, primary); err != nil {
 		return nil, err
 	}
+	if s.Version == "" {
+		return nil, fault.Preflight("stackstorm", "give primary, the node that has StackStorm",
+			"%s: StackStorm is not installed in /opt/stackstorm/st2", primary.Name())
+	}
 	return s, s.readKey(ctx, primary)
 }
 

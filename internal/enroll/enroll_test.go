@@ -243,6 +243,10 @@ func TestReadSystem(t *testing.T) {
 	m.write(t, "/etc/st2/st2.conf", "[system_user]\nssh_key_file = /root/none\n")
 	_, err = enroll.ReadSystem(t.Context(), m)
 	require.ErrorContains(t, err, "/root/none, the key of stanley, does not exist")
+	m.version = ""
+	_, err = enroll.ReadSystem(t.Context(), m)
+	require.ErrorContains(t, err, "StackStorm is not installed")
+	m.version = "3.9.0"
 	m.write(t, "/root/none", "secret words")
 	_, err = enroll.ReadSystem(t.Context(), m)
 	require.ErrorContains(t, err, "/root/none is no private key")
