@@ -62,19 +62,21 @@ func (m *machine) read(t *testing.T, path string) string {
 	return string(data)
 }
 
+// ReadDir has StackStorm's Python where there is a version of it.
+func (m *machine) ReadDir(ctx context.Context, name string) ([]string, error) {
+	if name == "/opt/stackstorm/st2/lib" && m.version != "" {
+		file := m.root + name + "/python3.11/site-packages/st2common/__init__.py"
+		_ = os.MkdirAll(filepath.Dir(file), 0o755)
+		_ = os.WriteFile(file, []byte("__version__ = '"+m.version+"'\n"), 0o600)
+	}
+	return m.Local.ReadDir(ctx, name)
+}
+
 func (m *machine) Run(_ context.Context, _ []byte, argv ...string) ([]byte, error) {
 	line := strings.Join(argv, " ")
 	m.ran = append(m.ran, line)
 	failed := func(code int) ([]byte, error) { return nil, &host.ExitError{Program: argv[0], Code: code} }
 	switch argv[0] {
-	case "find":
-		if m.version == "" {
-			return failed(1)
-		}
-		const path = "/opt/stackstorm/st2/lib/python3/site-packages/st2common/__init__.py"
-		_ = os.MkdirAll(filepath.Dir(m.root+path), 0o755)
-		_ = os.WriteFile(m.root+path, []byte("__version__ = '"+m.version+"'\n"), 0o600)
-		return []byte(path + "\n"), nil
 	case "getent":
 		for user := range strings.Lines(m.users) {
 			if strings.HasPrefix(user, argv[2]+":") {
