@@ -4,11 +4,10 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"strconv"
-	"strings"
 	"text/tabwriter"
 	"time"
 
+	"st2ha/internal/fault"
 	"st2ha/internal/incident"
 	"st2ha/internal/wait"
 	"st2ha/internal/watch"
@@ -47,8 +46,8 @@ func once(ctx context.Context, p *watch.Prober, out io.Writer) (int, error) {
 		if s.State != incident.Up {
 			code = 1
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Backend, printable(s.Name), s.State, p.Metrics.Latency(s.Key),
-			printable(s.Reason))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Backend, fault.Printable(s.Name), s.State, p.Metrics.Latency(s.Key),
+			fault.Printable(s.Reason))
 	}
 	if len(found.Endpoints) == 0 {
 		code = 1
@@ -65,14 +64,4 @@ func settled(all []incident.Status) bool {
 		}
 	}
 	return true
-}
-
-// printable is a text from elsewhere for people's terminals: an escape sequence
-// is shown, not obeyed.
-func printable(text string) string {
-	quoted := strconv.QuoteToGraphic(text)
-	if quoted = quoted[1 : len(quoted)-1]; strings.ContainsAny(quoted, `\`) {
-		return strings.NewReplacer(`\"`, `"`, `\\`, `\`).Replace(quoted)
-	}
-	return text
 }

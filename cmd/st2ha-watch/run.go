@@ -61,7 +61,7 @@ func run(ctx context.Context, args []string, p process) int {
 	}
 	if err != nil {
 		f := fault.Of(err)
-		line := "st2ha-watch: " + printable(f.Error())
+		line := "st2ha-watch: " + fault.Printable(f.Error())
 		if f.Hint != "" {
 			line += " → " + f.Hint
 		}

@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"st2ha/internal/backendtest"
+	"st2ha/internal/fault"
 	"st2ha/internal/heal"
 	"st2ha/internal/incident"
 	"st2ha/internal/output"
@@ -210,6 +211,6 @@ func TestPrintable(t *testing.T) {
 		"\u202ereversed\u009b1m": `\u202ereversed\u009b1m`,
 		"broken \xff":            `broken \xff`,
 	} {
-		assert.Equal(t, want, printable(in))
+		assert.Equal(t, want, fault.Printable(in))
 	}
 }

@@ -21,6 +21,9 @@ type Incident struct {
 	HealedBy string    `json:"healed_by,omitempty"`
 }
 
+// FileName is the file beside a spool that has the open incidents.
+const FileName = "incidents.json"
+
 // Note has a list of open incidents follow an event.
 func Note(open []Incident, e Event) []Incident {
 	i := slices.IndexFunc(open, func(o Incident) bool { return o.Backend == e.Backend && o.Endpoint == e.Endpoint })

@@ -16,10 +16,7 @@ import (
 	"st2ha/internal/wait"
 )
 
-const (
-	incidentsName = "incidents.json"
-	diskPause     = 2 * time.Second // until a disk that took no event is tried again
-)
+const diskPause = 2 * time.Second // until a disk that took no event is tried again
 
 // Keeper keeps messages in a spool, and which incidents are open beside it.
 type Keeper struct {
@@ -33,7 +30,7 @@ type Keeper struct {
 // NewKeeper keeps events in s until ctx ends, and the incidents in dir, from
 // where it reads those of a former run.
 func NewKeeper(ctx context.Context, s *spool.Spool, dir string, log *slog.Logger) *Keeper {
-	k := &Keeper{ctx: ctx, spool: s, log: log, file: filepath.Join(dir, incidentsName)}
+	k := &Keeper{ctx: ctx, spool: s, log: log, file: filepath.Join(dir, incident.FileName)}
 	k.load()
 	return k
 }

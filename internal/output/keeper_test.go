@@ -15,7 +15,7 @@ import (
 
 // An incident that began in the future, for the clock was set back, began now.
 func TestIncidentsOfTheFuture(t *testing.T) {
-	k := &Keeper{file: filepath.Join(t.TempDir(), incidentsName), log: slog.New(slog.DiscardHandler)}
+	k := &Keeper{file: filepath.Join(t.TempDir(), incident.FileName), log: slog.New(slog.DiscardHandler)}
 	past := time.Now().Add(-time.Hour).UTC().Truncate(time.Second)
 	data, err := json.Marshal([]incident.Incident{{ID: "a", Began: time.Now().AddDate(1, 0, 0)}, {ID: "b", Began: past}})
 	require.NoError(t, err)

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"math"
 	"net"
 	"net/url"
 	"slices"
@@ -133,7 +132,7 @@ func single(ctx context.Context, n *Node) (f facts, all []step.Finding) {
 		{"key", func() (found []step.Finding, err error) { f.keyPath, f.key, found, err = key(ctx, n); return }},
 		{"coordination", func() (found []step.Finding, err error) { f.conf, f.locks, found = coordination(ctx, n); return }},
 		{"content", func() (found []step.Finding, err error) { f.content, found, err = content(ctx, n); return }},
-		{"clock", func() (found []step.Finding, err error) { f.clock, f.accuracy, err = clock(ctx, n); return }},
+		{"clock", func() (found []step.Finding, err error) { f.clock, f.accuracy, err = host.Clock(ctx, n.Host); return }},
 		{"disk", func() (found []step.Finding, err error) { return disk(ctx, n) }},
 		{"lock", func() (found []step.Finding, err error) { return lock(ctx, n) }},
 	}
@@ -434,23 +433,6 @@ func content(ctx context.Context, n *Node) (settings []st2.ContentSetting, found
 		}
 	}
 	return settings, found, nil
-}
-
-// clock measures how far the node's clock is ahead of this machine's, and how
-// well that is known.
-func clock(ctx context.Context, n *Node) (ahead, accuracy time.Duration, err error) {
-	before := time.Now()
-	out, err := n.Host.Run(ctx, nil, "date", "+%s.%N")
-	if err != nil {
-		return 0, 0, fmt.Errorf("%s: clock: %w", n.Address, err)
-	}
-	accuracy = time.Since(before) / 2
-	seconds, err := strconv.ParseFloat(strings.TrimSpace(string(out)), 64)
-	if err != nil {
-		return 0, 0, fmt.Errorf("%s: clock: %w", n.Address, err)
-	}
-	whole, fraction := math.Modf(seconds)
-	return time.Unix(int64(whole), int64(fraction*1e9)).Sub(before.Add(accuracy)), accuracy, nil
 }
 
 // disk looks at the file systems that are written to.

@@ -52,7 +52,6 @@ func newMachine(t *testing.T, name string) *machine {
 	m := &machine{root: t.TempDir(), answers: map[string]string{
 		"getent passwd st2":     "st2:x:998:998::/home/st2:/bin/false\nstanley:x:1000:1000::/home/stanley:/bin/bash\n",
 		"getent group st2packs": "st2packs:x:999:st2\nst2:x:998:\nstanley:x:1000:\n",
-		"find /opt/stackstorm":  version + "\n",
 		"ip -oneline": "1: lo    inet 127.0.0.1/8 scope host lo\n2: eth0    inet " + name + "/24 brd " +
 			"192.168.0.255 scope global eth0\n2: eth0    inet6 2001:db8::" + name[len(name)-1:] + "/64 scope global\n",
 		"df ": "Filesystem 1024-blocks Used Available Capacity Mounted on\n/dev/sda1 1000000 1 999999 " +
@@ -185,7 +184,9 @@ func TestSingle(t *testing.T) {
 		{"not reached", func(_ *testing.T, _ *machine, n *Node) {
 			n.Host, n.Err = nil, fault.Preflight("unreachable", "try ssh", "no route")
 		}, []string{"error 192.168.0.100 unreachable: no route"}},
-		{"no StackStorm", func(_ *testing.T, m *machine, _ *Node) { m.answers["find /opt/stackstorm"] = "" },
+		{"no StackStorm", func(t *testing.T, m *machine, _ *Node) {
+			require.NoError(t, os.RemoveAll(m.root+"/opt/stackstorm/st2"))
+		},
 			[]string{"error 192.168.0.100 stackstorm: StackStorm is not installed in /opt/stackstorm/st2"}},
 		{"no user", func(_ *testing.T, m *machine, _ *Node) { delete(m.answers, "getent passwd st2") },
 			[]string{"error 192.168.0.100 ids: passwd has no entry st2"}},
@@ -197,7 +198,7 @@ func TestSingle(t *testing.T) {
 		}, []string{"error 192.168.0.100 disk: / has 50 MiB left of the 100 MiB needed"}},
 		{"several at once", func(_ *testing.T, m *machine, _ *Node) {
 			delete(m.answers, "getent passwd st2")
-			m.answers["find /opt/stackstorm"] = ""
+			require.NoError(t, os.RemoveAll(m.root+"/opt/stackstorm/st2"))
 		}, []string{"error 192.168.0.100 stackstorm: StackStorm is not installed in /opt/stackstorm/st2", "error " +
 			"192.168.0.100 ids: passwd has no entry st2"}},
 		{"no clock", func(_ *testing.T, m *machine, _ *Node) { delete(m.answers, "date +%s.%N") },

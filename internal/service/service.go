@@ -115,21 +115,37 @@ type State struct {
 	Sub    string // running, exited, auto-restart, dead…
 }
 
+// Unit is what systemd says of a unit, and whether the host has it and starts it at boot.
+type Unit struct {
+	State
+	Enabled bool
+}
+
 // States asks for any number of units in one call; a pattern such as
 // st2actionrunner@* stands for the loaded units that match (systemctl(1), show).
 func States(ctx context.Context, h host.Host, units ...string) ([]State, error) {
-	out, err := h.Run(ctx, nil,
-		append([]string{"systemctl", "show", "--property=Id,ActiveState,SubState"}, units...)...)
+	all, err := Units(ctx, h, units...)
+	var states []State
+	for _, u := range all {
+		states = append(states, u.State)
+	}
+	return states, err
+}
+
+// Units is States, with which of them the host starts.
+func Units(ctx context.Context, h host.Host, units ...string) ([]Unit, error) {
+	out, err := h.Run(ctx, nil, append([]string{"systemctl", "show",
+		"--property=Id,ActiveState,SubState,LoadState,UnitFileState"}, units...)...)
 	if err != nil {
 		return nil, fmt.Errorf("%s: state of %s: %w", h.Name(), strings.Join(units, ", "), err)
 	}
-	var states []State
+	var all []Unit
 	for _, block := range strings.Split(strings.TrimSpace(string(out)), "\n\n") {
 		if p := properties(block); p["Id"] != "" {
-			states = append(states, State{Unit: p["Id"], Active: p["ActiveState"], Sub: p["SubState"]})
+			all = append(all, Unit{State{Unit: p["Id"], Active: p["ActiveState"], Sub: p["SubState"]}, enabled(p)})
 		}
 	}
-	return states, nil
+	return all, nil
 }
 
 // Invocations are what systemd calls the present runs of units, by their names

@@ -17,6 +17,9 @@ func services() []string {
 		"st2rulesengine", "st2sensorcontainer", timersUnit, "st2workflowengine", "st2scheduler"}
 }
 
+// Services are StackStorm's units, without their suffix.
+func Services() []string { return services() }
+
 const timersUnit = "st2timersengine"
 
 // SwitchedOff says whether st2.conf has a unit's service end by itself: it exits
