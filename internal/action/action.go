@@ -3,6 +3,7 @@
 package action
 
 import (
+	"reflect"
 	"slices"
 	"strings"
 
@@ -18,6 +19,13 @@ type Spec struct {
 	Heals       bool // it mends a fault, and of that nothing is undone
 	Workflow    bool // it is a workflow of others, and no command
 	Rows        []Row
+	Adds        []Field // to what each action returns
+}
+
+// Field is a part of what an action returns, as JSON has it.
+type Field struct {
+	Name, Description string
+	Of                reflect.Type
 }
 
 // Row is a line of the documentation's table of actions.

@@ -15,6 +15,16 @@ type command struct {
 	action.Spec
 	// exec runs the action. The result is printed also with an error.
 	exec func(ctx context.Context, c *common, v action.Values) (step.Result, error)
+	// page does, in the place of exec, for an action whose result is a page for people, too.
+	page func(ctx context.Context, c *common, v action.Values) (page, error)
+}
+
+// do runs the command.
+func (c command) do(ctx context.Context, common *common, v action.Values) (any, error) {
+	if c.page != nil {
+		return c.page(ctx, common, v)
+	}
+	return c.exec(ctx, common, v)
 }
 
 // settings are all that the command can be told.
@@ -28,7 +38,7 @@ func commands() []command {
 	for _, s := range join.Steps() {
 		all = append(all, stepCommand(s, runStep))
 	}
-	return slices.Concat(all, []command{driftCommand(), rollbackCommand()}, healCommands())
+	return slices.Concat(all, []command{driftCommand(), statusCommand(), rollbackCommand()}, healCommands())
 }
 
 // Actions are all actions of the pack, but for the workflows, with all that each can be told.
@@ -43,7 +53,7 @@ func Actions() []action.Spec {
 
 // Settings are those that the pack's configuration has for actions, in its order.
 func Settings() []action.Setting {
-	kept := join.Settings()
+	kept := append(join.Settings(), statusSettings()...)
 	for _, s := range commonSettings(false) {
 		if s.Kept != "" {
 			kept = append(kept, s)

@@ -4,7 +4,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -87,7 +86,7 @@ func Run(ctx context.Context, args []string, getenv func(string) string, stdout,
 			return report(nil, err)
 		}
 	}
-	result, err := cmd.exec(ctx, c, values)
+	result, err := cmd.do(ctx, c, values)
 	c.gate.open(context.WithoutCancel(ctx))
 	return report(result, err)
 }
@@ -297,16 +296,17 @@ func (c *common) result(name, address string) step.Result {
 // report prints the result, and an error for people, and returns the exit code.
 // Neither has what mask knows to be secret.
 func report(stdout, stderr io.Writer, mask *step.Masker, result any, err error) int {
-	if result == nil {
-		result = step.Result{Changes: []step.ChangeSummary{}, Findings: []step.Finding{}}
+	p := page{Result: step.Result{Changes: []step.ChangeSummary{}, Findings: []step.Finding{}}}
+	switch r := result.(type) {
+	case page:
+		p = r
+	case step.Result:
+		p.Result = r
 	}
-	if r, ok := result.(step.Result); ok && err != nil && r.Error == nil {
-		r.Fail(err, mask)
-		result = r
+	if err != nil && p.Error == nil {
+		p.Fail(err, mask)
 	}
-	encoder := json.NewEncoder(stdout)
-	encoder.SetEscapeHTML(false)
-	if encodeErr := encoder.Encode(result); encodeErr != nil && err == nil {
+	if encodeErr := p.print(stdout); encodeErr != nil && err == nil {
 		err = &fault.Error{Exit: fault.ExitUnsaid, Code: "unsaid",
 			Hint: "see /var/lib/st2ha/runs on the host for what was changed; " +
 				"run it again with a standard output that takes the result",
@@ -318,8 +318,8 @@ func report(stdout, stderr io.Writer, mask *step.Masker, result any, err error) 
 	}
 	f := fault.Of(err)
 	line := mask.Mask(f.Error())
-	if r, ok := result.(step.Result); ok && r.Error != nil {
-		line = r.Error.Message
+	if p.Error != nil {
+		line = p.Error.Message
 	}
 	if f.Hint != "" {
 		line += " → " + mask.Mask(f.Hint)

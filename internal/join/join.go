@@ -125,7 +125,10 @@ func (s Spec) valuesFor(role Role, v action.Values) action.Values {
 // Nodes opens all nodes of a join, the primary first, and makes the steps that each is in for, with those that only
 // prove if proofs says so. What cannot be reached is noted in its node; a setting that is wrong is an error.
 func Nodes(ctx context.Context, c Cluster, v action.Values, proofs bool) ([]*preflight.Node, error) {
-	addresses, err := addresses(v)
+	addresses, err := Addresses(v)
+	if err == nil {
+		err = someSecondaries(v)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -158,8 +161,8 @@ func Nodes(ctx context.Context, c Cluster, v action.Values, proofs bool) ([]*pre
 	return nodes, nil
 }
 
-// addresses are those of all nodes, the primary's first.
-func addresses(v action.Values) ([]string, error) {
+// Addresses are those of all nodes, the primary's first. There need not be secondaries.
+func Addresses(v action.Values) ([]string, error) {
 	if err := somePrimary(v); err != nil {
 		return nil, err
 	}
@@ -169,7 +172,7 @@ func addresses(v action.Values) ([]string, error) {
 			return nil, fault.Usage("%s is given twice: each node joins once, and not to itself", address)
 		}
 	}
-	return all, someSecondaries(v)
+	return all, nil
 }
 
 // check refuses values that do not go together for a step on the nodes of any role.

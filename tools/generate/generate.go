@@ -90,7 +90,7 @@ func (g *generator) tables(pack, name string, data map[string]any) {
 // fill is the text that templates, one after the other, make of data.
 func fill(data any, funcs template.FuncMap, names ...string) (string, error) {
 	all := template.New(names[0]).Delims("<<", ">>").Option("missingkey=error").
-		Funcs(template.FuncMap{"indent": indent, "join": strings.Join}).Funcs(funcs)
+		Funcs(template.FuncMap{"indent": indent, "join": strings.Join, "schema": schema}).Funcs(funcs)
 	var source, made strings.Builder
 	for _, name := range names {
 		text, err := templates.ReadFile("templates/" + name)
