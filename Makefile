@@ -8,7 +8,7 @@ GOARCH ?= $(shell go env GOARCH)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # Executions, not seconds: at the end of a time, go test -fuzz may fail with "context deadline exceeded" (golang/go#75804).
 FUZZTIME ?= 20000x
-.PHONY: build pack release lab lab-down test check setup lint vuln unit killed install-test workflow sensor lab-fast lab-uml lab-long lab-faults scale fuzz bench clean
+.PHONY: build pack release lab lab-down test check setup lint vuln unit killed install-test workflow page sensor lab-fast lab-uml lab-long lab-faults scale fuzz bench clean
 
 build: ## the programs that the launcher actions/st2ha runs, static and the same wherever they are built; two at once do no harm
 	@new=$$(mktemp -d .build.XXXXXX); trap "rm -rf $$new" EXIT; mkdir -p bin; \
@@ -31,7 +31,7 @@ lab-down: ## ends a lab that KEEP=1 left up
 	@test/lab/lab.sh down
 
 test: ## everything, with a table at its end; what only computes runs beside the rest
-	@TEST_ALL=1 KILLS=3 test/all.sh setup unit sensor lab-uml lab-faults -- fuzz install-test lint vuln workflow killed lab-fast
+	@TEST_ALL=1 KILLS=3 test/all.sh setup unit sensor lab-uml lab-faults -- fuzz install-test lint vuln workflow page killed lab-fast
 
 check: ## what needs no nodes, in minutes: format, lint, unit tests, all metadata, workflows, sensor
 	@test/all.sh lint unit sensor -- workflow
@@ -52,7 +52,7 @@ vuln: ## known vulnerabilities
 	@test/vuln.sh
 
 unit: ## most wait for servers, so more run side by side than there are CPUs; confedit, without -race: it has no goroutines, and 10 MB to edit
-	go test -race -timeout 15m -p 3 -parallel 4 -skip '^TestKilledAtEachChange$$' $$(go list ./... | grep -vE '/(test/(lab|install)|internal/confedit)$$')
+	go test -race -timeout 15m -p 3 -parallel 4 -skip '^TestKilledAtEachChange$$' $$(go list ./... | grep -vE '/(test/(lab|install|page)|internal/confedit)$$')
 	go test -timeout 5m ./internal/confedit
 
 killed: ## the program killed at each change it makes, here and over SSH: gone on with, undone
@@ -65,6 +65,9 @@ workflow: build ## the workflows under the real orquesta engine, and their metad
 	$$(test/workflow/setup.sh) test/workflow/run.py --pack . --inspect
 	$$(test/workflow/setup.sh) test/workflow/test_run.py
 	$$(test/workflow/setup.sh) test/workflow/test_pack.py
+
+page: ## the page of cluster_status in a real browser: can everybody read it, does it look as it did; UPDATE=-update draws anew
+	AXE=$$(test/page/setup.sh) go test -count=1 -timeout 5m -v ./test/page $(UPDATE)
 
 sensor: ## the sensor, as it is and with StackStorm's eventlet patching, side by side; its rules
 	@python=$$(test/workflow/setup.sh); said=$$(mktemp); trap "rm $$said" EXIT; code=0; \

@@ -44,17 +44,20 @@ func (r *Report) topology() topology {
 	t := topology{Width: drawing}
 	names := map[string]string{"mongodb": "MongoDB", "rabbitmq": "RabbitMQ", "redis": "Redis", "nfs": "Content (NFS)"}
 	var keys []string
-	worst := map[string]State{}
+	worst, up, all := map[string]State{}, map[string]int{}, map[string]int{}
 	for _, n := range r.Nodes {
 		for _, b := range n.Backends {
 			key := b.Name + " " + b.Endpoint
 			if !slices.Contains(keys, key) {
 				keys, worst[key] = append(keys, key), Good
 			}
+			all[key]++
 			switch {
+			case b.State == Up:
+				up[key]++
 			case b.State == Unknown && worst[key] == Good:
 				worst[key] = Warning
-			case b.State != Up && b.State != Unknown:
+			case b.State != Unknown:
 				worst[key] = Trouble
 			}
 		}
@@ -81,7 +84,7 @@ func (r *Report) topology() topology {
 		name, addr, _ := strings.Cut(key, " ")
 		b := place(i, len(keys), drawing-boxWidth-edge)
 		b.Title, b.Line, b.Whole, b.State = names[name], short(addr), names[name]+" at "+addr, worst[key]
-		b.More = map[State]string{Good: "all nodes reach it", Warning: "not all could ask", Trouble: "not all reach it"}[b.State]
+		b.More = fmt.Sprintf("%d of %d reach it", up[key], all[key])
 		t.Servers = append(t.Servers, b)
 	}
 	var said []string
