@@ -52,7 +52,8 @@ mongod is restarted.`,
 				Description: `On a node: /etc/st2/st2.conf points to the primary's MongoDB and, on a secondary, to its RabbitMQ; a
 secondary leaves sensors and timers to the primary. The st2 services are restarted.`,
 				Settings: action.Union([]action.Setting{role()}, Kept("primary"),
-					onSecondary("rabbitmq_user", "rabbitmq_password", "rabbitmq_vhost", "rabbitmq_port", "keep_sensors"),
+					onSecondary("rabbitmq_user", "rabbitmq_password", "rabbitmq_vhost", "rabbitmq_port", "heartbeat",
+						"keep_sensors"),
 					[]action.Setting{{
 						Name: "restart", Default: string(stackstorm.Auto),
 						Help: `When the st2 services of the host are restarted. inline is at once, deferred by a systemd unit
@@ -64,9 +65,10 @@ others is later on the machine that runs the action, inline on others.`,
 					}}),
 				Rows: []action.Row{
 					{With: "role=primary", Host: "primary",
-						Changes: "`[database] host` in `/etc/st2/st2.conf` names the primary's address; st2 restarted"},
+						Changes: "`[database] host` in `/etc/st2/st2.conf` names the primary's address, " +
+							"`connection_timeout` gives a replica set 15 s; st2 restarted"},
 					{With: "role=secondary", Host: "secondary",
-						Changes: "`[database]` as the primary's, `[messaging] url` to the primary; `[sensorcontainer]` with an empty " +
+						Changes: "`[database]` as the primary's, `[messaging] url` to the primary, with `heartbeat`; `[sensorcontainer]` with an empty " +
 							"partition and `[timersengine] enable = False`, unless `keep_sensors`; st2 restarted"},
 				},
 			},
@@ -309,7 +311,8 @@ func buildST2(ctx context.Context, c Cluster, v action.Values) (step.Step, error
 		return s, nil
 	}
 	s.Broker = stackstorm.Broker{User: v.String("rabbitmq_user"), Password: v.String("rabbitmq_password"),
-		VHost: v.String("rabbitmq_vhost"), Port: v.Int("rabbitmq_port")}
+		VHost: v.String("rabbitmq_vhost"), Port: v.Int("rabbitmq_port"),
+		Heartbeat: v.Int("heartbeat")}
 	var err error
 	s.Primary, err = c.Open(ctx, s.PrimaryAddress)
 	return s, err
@@ -447,6 +450,20 @@ func Settings() []action.Setting {
 			Kept: `TCP port of RabbitMQ's AMQP listener. 0 means the one that RabbitMQ's own files name, or its default, 5672.`,
 			Docs: "TCP port of the AMQP listener; 0: as RabbitMQ's own files have it. Where StackStorm speaks TLS to " +
 				"RabbitMQ, that listener's",
+		},
+		{
+			Name: "heartbeat", Default: 10, Unit: action.Seconds,
+			Help: `Seconds of silence after which a secondary's services ask whether the broker is there (0: they do not ask).`,
+			Kept: `Seconds of silence after which a secondary's services ask whether the broker is there, as ?heartbeat= of the ` +
+				`messaging URL. 0 leaves it out. One that stands in a URL already is kept.`,
+			Docs: "seconds of silence after which a secondary's services ask whether RabbitMQ is there: `?heartbeat=` of " +
+				"`[messaging] url`. They give up after twice that. 0 leaves it out; one that stands in the URL already is kept",
+			Check: func(v action.Values) error {
+				if n := v.Int("heartbeat"); n < 0 || n > 65535 { // a short integer of AMQP's tune-ok
+					return fault.Usage("heartbeat must be 0 to 65535 seconds, not %d", n)
+				}
+				return nil
+			},
 		},
 		{
 			Name: "permission_configure", Default: ".*",

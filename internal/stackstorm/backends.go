@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -31,31 +32,57 @@ func (c *Conf) Broker() (rabbitmq.Login, error) {
 // cluster_urls, or else url, with the section's settings of TLS
 // (st2common/transport/utils.py, get_messaging_urls and get_connection).
 func (c *Conf) Brokers() ([]rabbitmq.Login, error) {
-	key := "cluster_urls"
-	text, _, err := c.Value("messaging", key)
+	urls, key, err := c.messagingURLs()
 	if err != nil {
 		return nil, err
-	}
-	urls := list(text)
-	if len(urls) == 0 {
-		key = "url"
-		text, ok, err := c.Value("messaging", key)
-		if err != nil {
-			return nil, err
-		}
-		if !ok && c.odd {
-			return nil, c.located("messaging", key, fmt.Errorf("[messaging] %s: %w", key, errHidden))
-		}
-		if !ok {
-			text = defaultMessagingURL
-		}
-		urls = []string{text}
 	}
 	all, err := c.MessagingLogins(urls)
 	if err != nil {
 		return nil, c.located("messaging", key, fmt.Errorf("[messaging] %s is not a URL of a broker: %w", key, err))
 	}
 	return all, nil
+}
+
+// messagingURLs are the URLs of the broker's nodes, and the option that has them.
+func (c *Conf) messagingURLs() (urls []string, key string, err error) {
+	text, _, err := c.Value("messaging", "cluster_urls")
+	if err != nil {
+		return nil, "", err
+	}
+	if urls = list(text); len(urls) > 0 {
+		return urls, "cluster_urls", nil
+	}
+	text, ok, err := c.Value("messaging", "url")
+	switch {
+	case err != nil:
+		return nil, "", err
+	case !ok && c.odd:
+		return nil, "", c.located("messaging", "url", fmt.Errorf("[messaging] url: %w", errHidden))
+	case !ok:
+		text = defaultMessagingURL
+	}
+	return []string{text}, "url", nil
+}
+
+// seconds are a heartbeat's as kombu reads it, a float (connection.py, _init_params).
+var seconds = regexp.MustCompile(`^[0-9]+(\.[0-9]+)?$`)
+
+// heartbeat is what the broker's URL says of heartbeats, and the option that it stands in; empty if it says nothing
+// that StackStorm could read. Of several URLs the first one's holds (kombu's connection.py, Connection.__init__).
+func (c *Conf) heartbeat() (text, key string) {
+	urls, key, err := c.messagingURLs()
+	if err != nil {
+		return "", "" // whoever needs the login says so
+	}
+	u, err := splitMessagingURL(urls[0])
+	if err != nil {
+		return "", ""
+	}
+	given := u.options["heartbeat"] // of several the last one counts (kombu's utils/url.py, a dict of parse_qsl)
+	if len(given) == 0 || !seconds.MatchString(given[len(given)-1]) {
+		return "", ""
+	}
+	return given[len(given)-1], key
 }
 
 // list is oslo.config's ListOpt (oslo_config/types.py, List).

@@ -383,14 +383,18 @@ func isLoopback(name string) bool {
 }
 
 // MessagingURL builds the URL of a broker with encoded credentials
-// (RabbitMQ URI specification). The vhost "/" is the empty path.
-func MessagingURL(user, password, address string, port int, vhost string) string {
+// (RabbitMQ URI specification). The vhost "/" is the empty path; heartbeat is
+// the seconds of kombu's option of that name, and is left out if empty.
+func MessagingURL(user, password, address string, port int, vhost, heartbeat string) string {
 	// net/url leaves sub-delims such as $ and & in the userinfo as they are;
 	// oslo.config would interpolate the first.
 	text := "amqp://" + encode(user) + ":" + encode(password) + "@" +
 		net.JoinHostPort(address, strconv.Itoa(port)) + "/"
 	if vhost != "/" {
 		text += encode(vhost)
+	}
+	if heartbeat != "" {
+		text += "?heartbeat=" + heartbeat
 	}
 	return text
 }

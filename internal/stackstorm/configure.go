@@ -40,6 +40,9 @@ type Broker struct {
 	Password string
 	VHost    string
 	Port     int // 0: as the primary's RabbitMQ has it
+	// Heartbeat is the seconds of silence after which each side asks whether the other one is there, unless people
+	// have said so in a URL of theirs; 0: it is not asked.
+	Heartbeat int
 }
 
 // Name is configure_st2.
@@ -55,7 +58,12 @@ func (s *Configure) Check(ctx context.Context, h host.Host) ([]step.Finding, err
 		if err := s.port(ctx); err != nil {
 			return nil, err
 		}
-		return s.missing(ctx, h)
+		source, err := ReadConf(ctx, s.Primary)
+		if err != nil {
+			return nil, err
+		}
+		findings, err := s.missing(ctx, h, source)
+		return append(findings, s.otherHeartbeat(source, conf)...), err
 	}
 	var findings []step.Finding
 	if urls, _ := conf.Get("messaging", "cluster_urls"); len(list(urls)) > 1 && s.Role == RolePrimary {
@@ -144,6 +152,30 @@ func (s *Configure) primary(conf *Conf) error {
 	}
 	if err := conf.Set("database", "host", value); err != nil {
 		return conf.located("database", "host", err)
+	}
+	return patient(conf, value, electionTime)
+}
+
+// electionTime is how long a client of a replica set may need for a new primary, in ms: elections take up to 12 s,
+// and StackStorm gives up after 3, whatever the URI says (st2common/models/db/__init__.py:190).
+const electionTime = "15000"
+
+// patient sets [database] connection_timeout where its host, as the file has
+// it, names a replica set, and nobody has set the option.
+func patient(conf *Conf, host, timeout string) error {
+	u, err := splitURI(host)
+	if err != nil { // hosts alone
+		return nil
+	}
+	named := slices.ContainsFunc(strings.Split(u.options, "&"), func(option string) bool {
+		key, value, _ := strings.Cut(option, "=")
+		return strings.EqualFold(key, "replicaSet") && value != ""
+	})
+	if _, set := conf.Get("database", "connection_timeout"); set || !named {
+		return nil
+	}
+	if err := conf.Set("database", "connection_timeout", timeout); err != nil {
+		return conf.located("database", "connection_timeout", err)
 	}
 	return nil
 }
@@ -253,6 +285,16 @@ func (s *Configure) secondary(ctx context.Context, conf *Conf) error {
 			return conf.located("database", key, err)
 		}
 	}
+	timeout, ok, err := source.Value("database", "connection_timeout")
+	if err != nil {
+		return err
+	}
+	if !ok {
+		timeout = electionTime
+	}
+	if err := patient(conf, value, escape(timeout)); err != nil {
+		return err
+	}
 	if err := s.messaging(source, conf); err != nil {
 		return err
 	}
@@ -270,8 +312,9 @@ func (s *Configure) messaging(source, conf *Conf) error {
 	if err != nil {
 		return err
 	}
+	heartbeat, _ := s.heartbeat(source, conf)
 	want := map[string]string{"url": MessagingURL(s.Broker.User, s.Broker.Password, s.PrimaryAddress,
-		s.Broker.Port, s.Broker.VHost)}
+		s.Broker.Port, s.Broker.VHost, heartbeat)}
 	if prefix, ok, err := source.Value("messaging", "prefix"); err != nil {
 		return err
 	} else if ok {
@@ -308,6 +351,33 @@ func (s *Configure) messaging(source, conf *Conf) error {
 	return nil
 }
 
+// heartbeat is the secondary's, and whose file has it, if one has: its own URL
+// before the primary's.
+func (s *Configure) heartbeat(source, conf *Conf) (text string, from *Conf) {
+	for _, c := range []*Conf{conf, source} {
+		if text, _ := c.heartbeat(); text != "" {
+			return text, c
+		}
+	}
+	if s.Broker.Heartbeat == 0 {
+		return "", nil
+	}
+	return strconv.Itoa(s.Broker.Heartbeat), nil
+}
+
+// otherHeartbeat names a heartbeat that people chose, and that is kept.
+func (s *Configure) otherHeartbeat(source, conf *Conf) []step.Finding {
+	text, from := s.heartbeat(source, conf)
+	if from == nil || text == strconv.Itoa(s.Broker.Heartbeat) {
+		return nil
+	}
+	_, key := from.heartbeat()
+	return []step.Finding{{Severity: step.Warning, Host: conf.host.Name(), Check: "heartbeat",
+		Message: fmt.Sprintf("[messaging] %s of %s (%s) has heartbeat=%s, which is kept: the setting heartbeat is %d", key,
+			ConfPath, from.host.Name(), text, s.Broker.Heartbeat),
+		Fix: "take it out of the URL, or have the setting say the same"}}
+}
+
 // TLSAt is the TLS that a node speaks to its broker, if that is at the port.
 func TLSAt(l rabbitmq.Login, port int) *secure.TLS {
 	if strings.HasSuffix(l.Addr, ":"+strconv.Itoa(port)) {
@@ -318,11 +388,7 @@ func TLSAt(l rabbitmq.Login, port int) *secure.TLS {
 
 // missing are the files of certificates that the primary's settings name and
 // the secondary has not.
-func (s *Configure) missing(ctx context.Context, h host.Host) ([]step.Finding, error) {
-	source, err := ReadConf(ctx, s.Primary)
-	if err != nil {
-		return nil, err
-	}
+func (s *Configure) missing(ctx context.Context, h host.Host, source *Conf) ([]step.Finding, error) {
 	db, err := source.Database()
 	if err != nil {
 		return nil, err

@@ -29,7 +29,7 @@ type st2node struct {
 func newST2Node(t *testing.T, broker, mongod string) *st2node {
 	conf := fmt.Sprintf("[database]\nhost = mongodb://%s/st2\n[messaging]\nurl = %s\n", mongod,
 		MessagingURL(backendtest.User, strings.ReplaceAll(backendtest.Password, "$", "$$"),
-			"127.0.0.1", port(t, broker), "/"))
+			"127.0.0.1", port(t, broker), "/", ""))
 	n := &st2node{machine: newMachine(t, "node2", conf), units: map[string]string{}, connected: map[string]int{},
 		pids: map[string]int{}, begun: map[string]int{}}
 	for i, unit := range []string{"st2api", "st2scheduler", "st2workflowengine",
@@ -103,7 +103,7 @@ func (n *st2node) systemd(argv string) (string, error) {
 
 // consume has somebody, on whichever node, consume queues; it returns how to stop.
 func consume(t *testing.T, addr string, units ...string) (stop func()) {
-	conn, err := amqp.Dial(MessagingURL(backendtest.User, backendtest.Password, "127.0.0.1", port(t, addr), "/"))
+	conn, err := amqp.Dial(MessagingURL(backendtest.User, backendtest.Password, "127.0.0.1", port(t, addr), "/", ""))
 	require.NoError(t, err)
 	channel, err := conn.Channel()
 	require.NoError(t, err)
@@ -231,7 +231,7 @@ func TestRecoverStuck(t *testing.T) {
 	t.Cleanup(broker.Close)
 	const queue = "st2.actionrunner.req"
 	c := backendtest.Consume(t,
-		MessagingURL(backendtest.User, backendtest.Password, "127.0.0.1", port(t, broker.Addr), "/"), queue,
+		MessagingURL(backendtest.User, backendtest.Password, "127.0.0.1", port(t, broker.Addr), "/", ""), queue,
 		time.Second, backendtest.Hang)
 	c.Publish(t, queue, 9)
 	stop := consume(t, broker.Addr, "st2workflowengine", runnerUnit)

@@ -178,7 +178,7 @@ func TestMessagingURL(t *testing.T) {
 	for _, password := range []string{"simple", `'"`, "@/:", "$$x$(y)", "100%", "a b+c&d=e", "ä€", "#?[]{}|\\^`",
 		"%41", "-._~"} {
 		for _, vhost := range []string{"/", "st2", "a/b c", "%2F"} {
-			text := MessagingURL("st2", password, "192.168.0.100", 5672, vhost)
+			text := MessagingURL("st2", password, "192.168.0.100", 5672, vhost, "")
 			require.NotContains(t, text, "$", "oslo.config would interpolate it")
 			u, err := url.Parse(text)
 			require.NoError(t, err, text)
@@ -198,8 +198,14 @@ func TestMessagingURL(t *testing.T) {
 			}
 		}
 	}
-	require.Equal(t, "amqp://st2:p@[2001:db8::1]:5672/", MessagingURL("st2", "p", "2001:db8::1", 5672, "/"))
-	require.Equal(t, "amqp://st2:p%40%2F%3A%24@h:5673/a%2Fb", MessagingURL("st2", "p@/:$", "h", 5673, "a/b"))
+	require.Equal(t, "amqp://st2:p@[2001:db8::1]:5672/", MessagingURL("st2", "p", "2001:db8::1", 5672, "/", ""))
+	require.Equal(t, "amqp://st2:p%40%2F%3A%24@h:5673/a%2Fb", MessagingURL("st2", "p@/:$", "h", 5673, "a/b", ""))
+	text := MessagingURL("st2", "p", "h", 5673, "a/b", "10")
+	require.Equal(t, "amqp://st2:p@h:5673/a%2Fb?heartbeat=10", text)
+	c := read(t, newMachine(t, "node", "[messaging]\nurl = "+text+"\n"))
+	login, err := c.Broker()
+	require.NoError(t, err)
+	require.Equal(t, "a/b", login.VHost, "the query is none of its name")
 }
 
 func TestBroker(t *testing.T) {
@@ -261,7 +267,7 @@ func TestSecondaryGolden(t *testing.T) {
 			primary := newMachine(t, "192.168.0.100", string(parts[1]))
 			s := &Configure{Role: RoleSecondary, PrimaryAddress: "192.168.0.100", Primary: primary, Restart: Later,
 				KeepSensors: strings.Contains(file, "keep_sensors"),
-				Broker:      Broker{User: "st2", Password: "p@/:$%", VHost: "/", Port: 5672}}
+				Broker:      Broker{User: "st2", Password: "p@/:$%", VHost: "/", Port: 5672, Heartbeat: 10}}
 			changes, err := s.Plan(t.Context(), secondary)
 			require.NoError(t, err)
 			require.Len(t, changes, 2)
@@ -282,6 +288,82 @@ func TestSecondaryGolden(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, string(parts[1]), string(same))
 		})
+	}
+}
+
+// What people wrote in a URL counts more than the setting, the secondary's
+// own more than the primary's; what kombu cannot read says nothing.
+func TestHeartbeat(t *testing.T) {
+	for _, tc := range []struct {
+		own, primary string
+		setting      int
+		want, kept   string
+	}{
+		{"amqp://h/", "amqp://h/", 10, "?heartbeat=10", ""},
+		{"amqp://h/", "amqp://h/", 0, "", ""},
+		{"amqp://h/?heartbeat=10", "amqp://h/", 10, "?heartbeat=10", ""},
+		{"amqp://h/?heartbeat=0", "amqp://h/", 10, "?heartbeat=0", "heartbeat=0"},
+		{"amqp://h/?ssl=false&heartbeat=7.5", "amqp://h/?heartbeat=30", 10, "?heartbeat=7.5", "(192.168.0.101) has heartbeat=7.5"},
+		{"amqp://h/", "amqp://h/v?heartbeat=30&heartbeat=31", 10, "?heartbeat=31", "(192.168.0.100) has heartbeat=31"},
+		{"amqp://h/", "amqp://h/v?heartbeat=30", 0, "?heartbeat=30", "the setting heartbeat is 0"},
+		{"amqp://h/?heartbeat=soon", "amqp://h/?heartbeat=", 10, "?heartbeat=10", ""},
+		{"nonsense://", "amqp://h/", 10, "?heartbeat=10", ""},
+		{"amqp://h/\ncluster_urls = amqp://a/?heartbeat=5, amqp://b/", "amqp://h/", 10, "?heartbeat=5",
+			"[messaging] cluster_urls of /etc/st2/st2.conf (192.168.0.101) has heartbeat=5"},
+	} {
+		t.Run(tc.own, func(t *testing.T) {
+			secondary := newMachine(t, "192.168.0.101", "[messaging]\nurl = "+tc.own+"\n")
+			primary := newMachine(t, "192.168.0.100", "[messaging]\nurl = "+tc.primary+"\n")
+			s := &Configure{Role: RoleSecondary, PrimaryAddress: "192.168.0.100", Primary: primary, Restart: Later,
+				Broker: Broker{User: "st2", Password: "x", VHost: "/", Port: 5672, Heartbeat: tc.setting}}
+			findings, err := s.Check(t.Context(), secondary)
+			require.NoError(t, err)
+			if tc.kept == "" {
+				require.Empty(t, findings)
+			} else {
+				require.Len(t, findings, 1)
+				require.Equal(t, step.Warning, findings[0].Severity)
+				require.Contains(t, findings[0].Message, tc.kept)
+			}
+			changes, err := s.Plan(t.Context(), secondary)
+			require.NoError(t, err)
+			require.NoError(t, changes[0].Apply(t.Context(), secondary))
+			got, _ := read(t, secondary).Get("messaging", "url")
+			require.Equal(t, "amqp://st2:x@192.168.0.100:5672/"+tc.want, got)
+			changes, err = s.Plan(t.Context(), secondary)
+			require.NoError(t, err)
+			require.Empty(t, changes, "what was written is kept")
+		})
+	}
+}
+
+// A replica set gets the time that an election takes, unless people have said how long.
+func TestConnectionTimeout(t *testing.T) {
+	for _, tc := range []struct{ primary, secondary, onPrimary, onSecondary string }{
+		{"host = 127.0.0.1", "", "", ""},
+		{"host = mongodb://127.0.0.1/st2?authSource=st2", "", "", ""},
+		{"host = mongodb://127.0.0.1/st2?replicaSet=", "", "", ""},
+		{"host = mongodb://127.0.0.1/st2?authSource=st2&replicaset=rs0", "", "15000", "15000"},
+		{"host = mongodb://127.0.0.1/?replicaSet=rs0\nconnection_timeout = 5000", "", "5000", "5000"},
+		{"host = mongodb://127.0.0.1/?replicaSet=rs0\nconnection_timeout = 5000", "connection_timeout = 4000", "5000", "4000"},
+		{"host = mongodb://127.0.0.1/?replicaSet=rs0", "connection_timeout = 4000", "15000", "4000"},
+	} {
+		primary := newMachine(t, "192.168.0.100", "[database]\n"+tc.primary+"\n")
+		secondary := newMachine(t, "192.168.0.101", "[database]\n"+tc.secondary+"\n")
+		for role, m := range map[string]*machine{RoleSecondary: secondary, RolePrimary: primary} {
+			s := &Configure{Role: role, PrimaryAddress: "192.168.0.100", Primary: primary, Restart: Later,
+				Broker: Broker{User: "st2", Password: "x", VHost: "/", Port: 5672}}
+			changes, err := s.Plan(t.Context(), m)
+			require.NoError(t, err)
+			require.NoError(t, changes[0].Apply(t.Context(), m))
+			changes, err = s.Plan(t.Context(), m)
+			require.NoError(t, err)
+			require.Empty(t, changes)
+		}
+		got, _ := read(t, primary).Get("database", "connection_timeout")
+		require.Equal(t, tc.onPrimary, got, tc.primary)
+		got, _ = read(t, secondary).Get("database", "connection_timeout")
+		require.Equal(t, tc.onSecondary, got, tc.primary)
 	}
 }
 

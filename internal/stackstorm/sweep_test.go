@@ -282,7 +282,7 @@ func TestSweepCancel(t *testing.T) {
 	s.Cancel = true
 	node := s.Nodes[0].(*machine)
 	node.put(t, ConfPath, "[messaging]\nurl = "+MessagingURL(backendtest.User, backendtest.Password, "127.0.0.1",
-		port(t, broker.Addr), "/")+"\n")
+		port(t, broker.Addr), "/", "")+"\n")
 	// Since the services were started.
 	minutes := map[string]int{"st2scheduler": 20, "st2workflowengine": 20, "st2actionrunner": 20}
 	for _, n := range s.Nodes {
@@ -336,7 +336,7 @@ func TestSweepCancel(t *testing.T) {
 	require.Eventually(t, func() bool { ended, why = sweep(); return len(ended) == 0 },
 		10*time.Second, 50*time.Millisecond)
 	require.Contains(t, why, "nobody consumes the queue st2.workflow.work")
-	conn, err := amqp.Dial(MessagingURL(backendtest.User, backendtest.Password, "127.0.0.1", port(t, broker.Addr), "/"))
+	conn, err := amqp.Dial(MessagingURL(backendtest.User, backendtest.Password, "127.0.0.1", port(t, broker.Addr), "/", ""))
 	require.NoError(t, err)
 	defer conn.Close()
 	channel, err := conn.Channel()

@@ -46,6 +46,7 @@ func rows(t *testing.T) []fault {
 		require.NoError(t, err, "KILLS")
 		require.Positive(t, kills, "KILLS")
 	}
+	var parted time.Time
 	all := []string{"mongodb", "rabbitmq", "redis", "nfs", "mount", "st2"}
 	// reached is what the secondary sees of a primary that it cannot reach.
 	reached := []want{
@@ -184,8 +185,10 @@ func rows(t *testing.T) []fault {
 			healer: "itself", wants: doubted, also: all},
 		{name: "link down for 20 s", fresh: true, inject: scripted("part"), lasts: 20 * time.Second,
 			end: ending("join"), healer: "itself", wants: append(slices.Clone(reached), hung), also: all},
-		{name: "link down for 60 s", fresh: true, inject: scripted("part"), lasts: 60 * time.Second,
-			end: ending("join"), healer: "itself", wants: append(slices.Clone(reached), hung), also: all},
+		{name: "link down for 60 s", fresh: true, lasts: 60 * time.Second,
+			inject: func(t *testing.T) time.Time { parted = scripted("part")(t); return parted },
+			end:    ending("join"), healer: "itself", wants: append(slices.Clone(reached), hung), also: all,
+			check: func(v assert.TestingT, _ []seen) { noticed(t, v, parted) }},
 		{name: "primary's kernel frozen", fresh: true, inject: scripted("freeze", "primary"), lasts: 10 * time.Second,
 			end: ending("thaw", "primary"), healer: "itself",
 			wants: append([]want{reached[2], hung}, reached[:2]...), also: all},
@@ -251,6 +254,18 @@ func rows(t *testing.T) []fault {
 			}, also: all},
 		{name: "secondary boots without the primary", custom: rebootAlone},
 		{name: "four busy loops beside it", custom: soak},
+	}
+}
+
+// noticed sees that a runner of the secondary missed the broker's heartbeats, ten seconds each, within 20 s of a cut.
+func noticed(t *testing.T, v assert.TestingT, cut time.Time) {
+	t.Helper()
+	out := on(t, "secondary", fmt.Sprintf("journalctl --quiet --output=short-unix --unit=st2actionrunner@1 --since=@%d | "+
+		"grep --max-count=1 --fixed-strings '[messaging]: ' || true", cut.Unix()))
+	stamp, _, _ := strings.Cut(out, " ")
+	at, err := strconv.ParseFloat(stamp, 64)
+	if assert.NoError(v, err, "it never said that its connection was lost: %q", out) {
+		assert.Less(v, at-float64(cut.UnixMilli())/1000, 20.0, "seconds until it noticed")
 	}
 }
 

@@ -249,7 +249,7 @@ func TestStuckConsumer(t *testing.T) {
 	require.NoError(t, err)
 	port, err := strconv.Atoi(text)
 	require.NoError(t, err)
-	url := stackstorm.MessagingURL(backendtest.User, backendtest.Password, "127.0.0.1", port, "/")
+	url := stackstorm.MessagingURL(backendtest.User, backendtest.Password, "127.0.0.1", port, "/", "")
 	n := newNode()
 	n.owners, n.units = map[string]int{}, map[string]string{}
 	s := Settings{Host: n, Systemd: systemd{n}, Login: l, Prefix: "stuck", Every: time.Second, StuckAfter: 4 * time.Second}

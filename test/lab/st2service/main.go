@@ -18,6 +18,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -260,6 +261,17 @@ func holdBroker(ctx context.Context, id string, all []queue, c config, p *presen
 	}
 }
 
+// patience is what gives the Go library, which waits for three heartbeats, py-amqp's two (amqp/connection.py,
+// heartbeat_tick). Where the URL names none, kombu has none; the library then takes the broker's 60 s, and needs 180 s
+// to miss one, which is as good as never.
+func patience(heartbeat string) time.Duration {
+	seconds, err := strconv.ParseFloat(heartbeat, 64)
+	if err != nil {
+		return 0
+	}
+	return time.Duration(seconds * float64(time.Second) * 2 / 3)
+}
+
 // connect returns a connection that consumes the queues, and where its loss is told.
 func connect(broker, id string, all []queue) (<-chan error, *amqp.Connection, error) {
 	u, err := url.Parse(broker)
@@ -270,7 +282,7 @@ func connect(broker, id string, all []queue) (<-chan error, *amqp.Connection, er
 		u.Path = "" // kombu takes a bare / for the vhost /, the Go library for the vhost with the empty name
 	}
 	conn, err := amqp.DialConfig(u.String(), amqp.Config{
-		Heartbeat:  10 * time.Second,
+		Heartbeat:  patience(u.Query().Get("heartbeat")),
 		Properties: amqp.Table{"connection_name": id, "product": "st2"},
 		Dial: func(network, addr string) (net.Conn, error) {
 			c, err := net.DialTimeout(network, addr, 3*time.Second)
