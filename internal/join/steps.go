@@ -117,9 +117,11 @@ secondaries, and the server exports them.`,
 				Name:    "mount_nfs",
 				Summary: "mounts StackStorm's content from the primary on a secondary",
 				Description: `On a secondary: the NFS client is installed if missing, /etc/fstab gains the primary's directories,
-what the mounts would hide is kept aside, and PID 1 mounts them.`,
+what the mounts would hide is kept aside, and PID 1 mounts them. The st2 services that read the
+directories start on the mounts only.`,
 				Settings: Kept("primary", "directories", "mount_options"),
-				Rows: []action.Row{{Host: "secondary", Changes: "the NFS client's package if missing; `/etc/fstab`; what the " +
+				Rows: []action.Row{{Host: "secondary", Changes: "the NFS client's package if missing; `/etc/fstab`; " +
+					"`st2ha-mounts.conf` of the st2 services that read the directories, which start on the mounts only; what the " +
 					"mounts would hide is kept aside; mounted by systemd"}},
 			},
 			Role:  Secondary,
@@ -454,8 +456,8 @@ func Settings() []action.Setting {
 		{
 			Name: "heartbeat", Default: 10, Unit: action.Seconds,
 			Help: `Seconds of silence after which a secondary's services ask whether the broker is there (0: they do not ask).`,
-			Kept: `Seconds of silence after which a secondary's services ask whether the broker is there, as ?heartbeat= of the ` +
-				`messaging URL. 0 leaves it out. One that stands in a URL already is kept.`,
+			Kept: "Seconds of silence after which a secondary's services ask whether the broker is there, as ?heartbeat= of " +
+				"the messaging URL. 0 leaves it out. One that stands in a URL already is kept.",
 			Docs: "seconds of silence after which a secondary's services ask whether RabbitMQ is there: `?heartbeat=` of " +
 				"`[messaging] url`. They give up after twice that. 0 leaves it out; one that stands in the URL already is kept",
 			Check: func(v action.Values) error {

@@ -143,7 +143,8 @@ func (s *Mount) hides(ctx context.Context, h host.Host, dir string) (bool, error
 	return false, err
 }
 
-// Plan edits /etc/fstab, keeps aside what a mount would hide, and mounts.
+// Plan edits /etc/fstab, has the services that read the directories wait for the mounts, keeps aside what a mount
+// would hide, and mounts.
 func (s *Mount) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
 	dirs, err := Directories(ctx, s.Primary, s.Directories)
 	if err != nil {
@@ -172,6 +173,11 @@ func (s *Mount) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
 	if edit != nil {
 		changes = append(changes, edit)
 	}
+	guards, reload, err := planGuards(ctx, h, dirs)
+	if err != nil {
+		return nil, err
+	}
+	changes = append(changes, guards...)
 	mounted, err := mounts(ctx, h)
 	if err != nil {
 		return nil, err
@@ -192,7 +198,7 @@ func (s *Mount) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
 		mount := &MountUnit{Dir: dir, Source: s.source(dir), Within: s.Within}
 		missing, units = append(missing, mount), append(units, mount.unit())
 	}
-	reload := edit != nil
+	reload = reload || edit != nil || len(guards) > 0
 	if !reload && len(units) > 0 {
 		if reload, err = service.ReloadNeeded(ctx, h, units...); err != nil {
 			return nil, err

@@ -1,6 +1,7 @@
 package nfs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,12 +9,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
+	"st2ha/internal/confedit"
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
 	"st2ha/internal/step"
@@ -27,12 +30,16 @@ type machine struct {
 	mutex sync.Mutex
 	ran   []string
 	run   func(argv string) (string, error)
+	st2   string // what systemd says of the services that read the content; empty: it has none of them
 }
 
 func (m *machine) Run(_ context.Context, _ []byte, argv ...string) ([]byte, error) {
 	line := strings.Join(argv, " ")
 	m.mutex.Lock() // a step may run several at a time
 	defer m.mutex.Unlock()
+	if strings.HasPrefix(line, "systemctl show --property=LoadState,NeedDaemonReload st2") {
+		return []byte(strings.Repeat(cmp.Or(m.st2, "LoadState=not-found\nNeedDaemonReload=no\n\n"), 4)), nil
+	}
 	m.ran = append(m.ran, line)
 	if m.run == nil {
 		return nil, nil
@@ -340,6 +347,83 @@ func TestMountPlanWithoutPackage(t *testing.T) {
 	require.Equal(t, []string{"package nfs-common", "file /etc/fstab", "daemon_reload systemd", "mount /opt/a"},
 		what(changes))
 	require.Contains(t, changes[1].Diff(), "+[2001:db8::64]:/opt/a /opt/a nfs rw 0 0\n")
+}
+
+// The services that read what is mounted start on the mounts only.
+func TestGuards(t *testing.T) {
+	ctx := t.Context()
+	primary := newMachine(t, "primary", map[string]string{"/opt/a/": ""})
+	m := newMachine(t, "secondary", map[string]string{"/sbin/mount.nfs": "", "/opt/a/": "",
+		"/proc/1/mountinfo": rootMounted + "30 22 0:1 / /opt/a rw - nfs4 192.168.0.100:/opt/a rw\n",
+		"/etc/fstab":        "192.168.0.100:/opt/a /opt/a nfs rw 0 0\n",
+		"/etc/systemd/system/st2api.service.d/own.conf": ""})
+	m.st2 = "LoadState=loaded\nNeedDaemonReload=no\n\n"
+	s := &Mount{PrimaryAddress: "192.168.0.100", Primary: primary, Directories: []string{"/opt/a"}, Options: "rw"}
+	changes, err := s.Plan(ctx, m)
+	require.NoError(t, err)
+	const dir = "/etc/systemd/system/"
+	require.Equal(t, []string{
+		"file " + dir + "st2api.service.d/st2ha-mounts.conf",
+		"directory " + dir + "st2sensorcontainer.service.d",
+		"file " + dir + "st2sensorcontainer.service.d/st2ha-mounts.conf",
+		"directory " + dir + "st2actionrunner@.service.d",
+		"file " + dir + "st2actionrunner@.service.d/st2ha-mounts.conf",
+		"directory " + dir + "st2actionrunner.service.d",
+		"file " + dir + "st2actionrunner.service.d/st2ha-mounts.conf",
+		"daemon_reload systemd"}, what(changes))
+	for _, c := range changes {
+		require.NoError(t, c.Apply(ctx, m))
+	}
+	again, err := s.Plan(ctx, m)
+	require.NoError(t, err)
+	require.Empty(t, again)
+
+	// A run that was killed before its reload.
+	m.st2 = "LoadState=loaded\nNeedDaemonReload=yes\n\n"
+	again, err = s.Plan(ctx, m)
+	require.NoError(t, err)
+	require.Equal(t, []string{"daemon_reload systemd"}, what(again))
+
+	// What somebody else put beside it stays, with its directory.
+	require.NoError(t, os.WriteFile(m.root+dir+"st2actionrunner.service.d/override.conf", nil, 0o644))
+	for _, c := range slices.Backward(changes) {
+		require.NoError(t, c.Undo(ctx, m))
+	}
+	names, err := filepath.Glob(m.root + dir + "*/*")
+	require.NoError(t, err)
+	require.Equal(t, []string{m.root + dir + "st2actionrunner.service.d/override.conf",
+		m.root + dir + "st2api.service.d/own.conf"}, names)
+	require.NoDirExists(t, m.root+dir+"st2sensorcontainer.service.d")
+}
+
+// The guard's program finds a mount, whatever its name, and takes nothing else for it.
+func TestGuardFindsMounts(t *testing.T) {
+	for _, dir := range []string{"/opt/stackstorm/packs", "/opt/a b", `/opt/a\b`, "/opt/50%$x", `/opt/"it"`,
+		"/opt/a.b+(c)[d]{2}^|*?", "/ä"} {
+		var argv []string
+		for _, l := range confedit.Unit(guard("st2api.service", []string{dir})) {
+			require.Equal(t, "Service ExecStartPre", l.Section+" "+l.Key)
+			words, ok := confedit.UnitWords(l.Value)
+			require.True(t, ok, l.Value)
+			for _, w := range words {
+				argv = append(argv, strings.NewReplacer("%%", "%", "$$", "$").Replace(w))
+			}
+		}
+		require.Len(t, argv, 4)
+		require.Equal(t, "/proc/self/mountinfo", argv[3])
+		point := strings.NewReplacer(`\`, `\134`, " ", `\040`).Replace(dir)
+		for line, want := range map[string]bool{
+			"30 22 0:1 / " + point + " rw,relatime shared:1 - nfs4 192.168.0.100:/x rw":           true,
+			"30 22 0:1 / " + point + " rw - autofs systemd-1 rw":                                  true,
+			"30 22 0:1 / " + point + "2 rw - nfs4 192.168.0.100:/x rw":                            false,
+			"30 22 0:1 / /elsewhere rw - nfs4 192.168.0.100:" + point + " rw":                     false,
+			"30 22 8:1 " + point + " /var/lib/container rw,relatime shared:1 - ext4 /dev/sda1 rw": false,
+		} {
+			grep := exec.CommandContext(t.Context(), argv[0], argv[1:3]...)
+			grep.Stdin = strings.NewReader(rootMounted + line + "\n")
+			require.Equal(t, want, grep.Run() == nil, "%s: %s", argv[2], line)
+		}
+	}
 }
 
 func TestFstabConflict(t *testing.T) {

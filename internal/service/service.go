@@ -309,6 +309,19 @@ func (s *Start) Undo(ctx context.Context, h host.Host) error {
 	return nil
 }
 
+// Known says which of the units PID 1 has, and whether it has still to read
+// what is on disk of one of those.
+func Known(ctx context.Context, h host.Host, units ...string) (known []bool, reload bool, err error) {
+	blocks, err := show(ctx, h, "LoadState,NeedDaemonReload", units)
+	for _, block := range blocks {
+		p := properties(block)
+		loaded := p["LoadState"] == "loaded"
+		known = append(known, loaded)
+		reload = reload || loaded && p["NeedDaemonReload"] == "yes"
+	}
+	return known, reload, err
+}
+
 // ReloadNeeded says whether PID 1 has still to read what is on disk of one of
 // the units, as after a run that was killed before its Reload: it does not know
 // the unit, or an older one (org.freedesktop.systemd1(5), NeedDaemonReload).

@@ -303,7 +303,8 @@ func TestHeartbeat(t *testing.T) {
 		{"amqp://h/", "amqp://h/", 0, "", ""},
 		{"amqp://h/?heartbeat=10", "amqp://h/", 10, "?heartbeat=10", ""},
 		{"amqp://h/?heartbeat=0", "amqp://h/", 10, "?heartbeat=0", "heartbeat=0"},
-		{"amqp://h/?ssl=false&heartbeat=7.5", "amqp://h/?heartbeat=30", 10, "?heartbeat=7.5", "(192.168.0.101) has heartbeat=7.5"},
+		{"amqp://h/?ssl=false&heartbeat=7.5", "amqp://h/?heartbeat=30", 10, "?heartbeat=7.5",
+			"(192.168.0.101) has heartbeat=7.5"},
 		{"amqp://h/", "amqp://h/v?heartbeat=30&heartbeat=31", 10, "?heartbeat=31", "(192.168.0.100) has heartbeat=31"},
 		{"amqp://h/", "amqp://h/v?heartbeat=30", 0, "?heartbeat=30", "the setting heartbeat is 0"},
 		{"amqp://h/?heartbeat=soon", "amqp://h/?heartbeat=", 10, "?heartbeat=10", ""},
@@ -345,7 +346,8 @@ func TestConnectionTimeout(t *testing.T) {
 		{"host = mongodb://127.0.0.1/st2?replicaSet=", "", "", ""},
 		{"host = mongodb://127.0.0.1/st2?authSource=st2&replicaset=rs0", "", "15000", "15000"},
 		{"host = mongodb://127.0.0.1/?replicaSet=rs0\nconnection_timeout = 5000", "", "5000", "5000"},
-		{"host = mongodb://127.0.0.1/?replicaSet=rs0\nconnection_timeout = 5000", "connection_timeout = 4000", "5000", "4000"},
+		{"host = mongodb://127.0.0.1/?replicaSet=rs0\nconnection_timeout = 5000", "connection_timeout = 4000", "5000",
+			"4000"},
 		{"host = mongodb://127.0.0.1/?replicaSet=rs0", "connection_timeout = 4000", "15000", "4000"},
 	} {
 		primary := newMachine(t, "192.168.0.100", "[database]\n"+tc.primary+"\n")

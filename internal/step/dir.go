@@ -9,12 +9,13 @@ import (
 )
 
 // MakeDir is a directory that is made, such as a mount point. Undo removes it; one
-// that has something in it by then it refuses.
+// that has something in it by then it refuses, unless others may put things there.
 type MakeDir struct {
-	Dir  string
-	Mode fs.FileMode
-	UID  int
-	GID  int
+	Dir    string
+	Mode   fs.FileMode
+	UID    int
+	GID    int
+	Shared bool // others may: it then stays for them
 }
 
 // Kind is "directory".
@@ -33,6 +34,11 @@ func (m *MakeDir) Apply(ctx context.Context, h host.Host) error {
 
 // Undo removes it.
 func (m *MakeDir) Undo(ctx context.Context, h host.Host) error {
+	if m.Shared {
+		if names, err := h.ReadDir(ctx, m.Dir); err == nil && len(names) > 0 {
+			return nil
+		}
+	}
 	if err := h.Remove(ctx, m.Dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

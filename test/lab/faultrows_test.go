@@ -260,8 +260,8 @@ func rows(t *testing.T) []fault {
 // noticed sees that a runner of the secondary missed the broker's heartbeats, ten seconds each, within 20 s of a cut.
 func noticed(t *testing.T, v assert.TestingT, cut time.Time) {
 	t.Helper()
-	out := on(t, "secondary", fmt.Sprintf("journalctl --quiet --output=short-unix --unit=st2actionrunner@1 --since=@%d | "+
-		"grep --max-count=1 --fixed-strings '[messaging]: ' || true", cut.Unix()))
+	out := on(t, "secondary", fmt.Sprintf("journalctl --quiet --output=short-unix --unit=st2actionrunner@1 "+
+		"--since=@%d | grep --max-count=1 --fixed-strings '[messaging]: ' || true", cut.Unix()))
 	stamp, _, _ := strings.Cut(out, " ")
 	at, err := strconv.ParseFloat(stamp, 64)
 	if assert.NoError(v, err, "it never said that its connection was lost: %q", out) {
@@ -419,6 +419,9 @@ func soak(t *testing.T, v *verdict, f *faults, l *line) {
 
 // rebootAlone boots the secondary while the primary is off: it comes up, and
 // mounts when the primary is back.
+// reading are services that read what is shared.
+const reading = "st2api st2sensorcontainer st2actionrunner@1"
+
 func rebootAlone(t *testing.T, v *verdict, f *faults, l *line) {
 	f.writer.stop()
 	mark := f.mark()
@@ -440,10 +443,18 @@ func rebootAlone(t *testing.T, v *verdict, f *faults, l *line) {
 	lab(t, "env", "WAIT=ssh", "./lab.sh", "start", "secondary")
 	booted := time.Since(began)
 	require.Empty(t, on(t, "secondary", "grep ' nfs4 ' /proc/mounts || true"))
+	// The boot does not wait for the mounts, and the services that read what is on them do not start without.
+	on(t, "secondary", "timeout 120 sh -c 'until systemctl is-active --quiet multi-user.target; do sleep 1; done'; "+
+		"sleep 6")
+	require.Empty(t, on(t, "secondary", "systemctl is-active "+reading+" | grep -x active || true"))
+	require.Empty(t, on(t, "secondary",
+		"pgrep -a -f '^/opt/stackstorm/st2/bin/(st2api|st2sensorcontainer|st2actionrunner)' || true"))
 	lab(t, "env", "WAIT=ssh", "./lab.sh", "start", "primary")
 	back := time.Now()
 	on(t, "secondary", "timeout 180 sh -c 'until [ $(grep -c \" nfs4 \" /proc/mounts) = 3 ]; do sleep 1; done'")
 	l.healed, l.healer = human(time.Since(back)), "itself"
+	on(t, "secondary", "timeout 60 sh -c 'until [ $(systemctl is-active "+reading+" | grep -cx active) = 3 ]; do "+
+		"sleep 1; done'")
 	l.states = "booted in " + human(booted)
 	require.Empty(t, f.calm(3*time.Minute))
 	l.reported = "-"

@@ -121,7 +121,9 @@ func TestOlderNodes(t *testing.T) {
 			kinds = append(kinds, c.Kind)
 		}
 		require.Equal(t, []string{
-			"package", "file", "daemon_reload", "aside", "mount", "aside", "mount", "aside", "mount", // mount_nfs
+			"package", "file", // mount_nfs
+			"directory", "file", "directory", "file", "directory", "file", "directory", "file", "daemon_reload",
+			"aside", "mount", "aside", "mount", "aside", "mount",
 			"directory", "file", "file", "daemon_reload", "start", // install_watchdog
 			"restart_st2",
 		}, kinds)
