@@ -54,15 +54,7 @@ secondary leaves sensors and timers to the primary. The st2 services are restart
 				Settings: action.Union([]action.Setting{role()}, Kept("primary"),
 					onSecondary("rabbitmq_user", "rabbitmq_password", "rabbitmq_vhost", "rabbitmq_port", "heartbeat",
 						"keep_sensors"),
-					[]action.Setting{{
-						Name: "restart", Default: string(stackstorm.Auto),
-						Help: `When the st2 services of the host are restarted. inline is at once, deferred by a systemd unit
-of the host once the workflow has ended, later by restart_st2. auto is deferred on the machine that runs the
-action and where the workflow is waited for, else inline; idle is later there, else inline;
-others is later on the machine that runs the action, inline on others.`,
-						Enum:  []string{"auto", "inline", "deferred", "later", "others", "idle"},
-						Check: func(v action.Values) error { _, err := stackstorm.ParseWhen(v.String("restart")); return err },
-					}}),
+					[]action.Setting{restart()}),
 				Rows: []action.Row{
 					{With: "role=primary", Host: "primary",
 						Changes: "`[database] host` in `/etc/st2/st2.conf` names the primary's address, " +
@@ -111,6 +103,23 @@ secondaries, and the server exports them.`,
 			Check: someSecondaries,
 			Build: buildExport,
 			Kinds: kinds(of[service.Package], of[step.FileChange], of[service.Start], of[nfs.Reexport]),
+		},
+		{
+			Spec: action.Spec{
+				Name:    "sync_keys",
+				Summary: "gives a secondary the primary's datastore key and htpasswd",
+				Description: `On a secondary: the datastore's key ([keyvalue] encryption_key_path) and the file of the users who log in
+with a password ([auth] backend_kwargs) become the primary's, each where the node's own st2.conf has
+it; other ones that the node had are kept beside them. The st2 services are restarted.`,
+				Settings: append(Kept("primary"), restart()),
+				Rows: []action.Row{{Host: "secondary", Changes: "the files that `[keyvalue] encryption_key_path` and `file_path` " +
+					"in `[auth] backend_kwargs` name are the primary's; others are kept as `….before-st2ha-…`; st2 restarted"}},
+			},
+			Role:  Secondary,
+			Given: map[string]any{"restart": string(stackstorm.Later)},
+			Check: somePrimary,
+			Build: buildKeys,
+			Kinds: kinds(of[step.MakeDir], of[step.FileChange], of[stackstorm.Restart]),
 		},
 		{
 			Spec: action.Spec{
@@ -247,8 +256,8 @@ the st2 services, in this order. When one fails, what was changed is undone.`,
 		{
 			Name: "join_secondary", Workflow: true,
 			Description: `On the primary and the secondaries: preflight of all nodes, prepare_primary on the primary, then on
-the secondaries in parallel configure_st2, mount_nfs, restart_st2 and verify_node, and last the
-primary's restart. When a step fails, what was changed on all nodes is undone in reverse order. A
+the secondaries in parallel configure_st2, sync_keys, mount_nfs, restart_st2 and verify_node, and last
+the primary's restart. When a step fails, what was changed on all nodes is undone in reverse order. A
 second run changes nothing.`,
 			Settings: slices.Concat(
 				Kept("primary", "secondaries", "directories", "mount_options", "replace_bind_ip", "allow_unauthenticated"),
@@ -256,7 +265,7 @@ second run changes nothing.`,
 				Kept("rabbitmq_user", "rabbitmq_vhost", "keep_sensors"),
 				last),
 			Rows: []action.Row{{Host: "all", Changes: "workflow: `preflight`, `prepare_primary`, then on all secondaries side " +
-				"by side `configure_st2`, `mount_nfs`, `restart_st2`, `verify_node`; then `restart_st2` and `verify_node` of the " +
+				"by side `configure_st2`, `sync_keys`, `mount_nfs`, `restart_st2`, `verify_node`; then `restart_st2` and `verify_node` of the " +
 				"primary, and `install_watchdog` on all nodes. The node that it runs on is restarted last of all, after the " +
 				"workflow"}},
 		},
@@ -347,6 +356,11 @@ func buildRabbitMQ(ctx context.Context, c Cluster, v action.Values) (step.Step, 
 
 func buildExport(_ context.Context, _ Cluster, v action.Values) (step.Step, error) {
 	return &nfs.Export{Directories: v.List("directories"), Clients: v.List("secondaries")}, nil
+}
+
+func buildKeys(ctx context.Context, c Cluster, v action.Values) (step.Step, error) {
+	primary, err := c.Open(ctx, v.String("primary"))
+	return &stackstorm.SyncKeys{Primary: primary, Restart: stackstorm.When(v.String("restart")), Run: c.Run}, err
 }
 
 func buildMount(ctx context.Context, c Cluster, v action.Values) (step.Step, error) {
@@ -562,6 +576,18 @@ func onSecondary(names ...string) []action.Setting {
 func updatePassword() action.Setting {
 	return action.Setting{Name: "update_password", Default: false,
 		Help: `Set the password of a RabbitMQ user that exists with another one.`}
+}
+
+func restart() action.Setting {
+	return action.Setting{
+		Name: "restart", Default: string(stackstorm.Auto),
+		Help: `When the st2 services of the host are restarted. inline is at once, deferred by a systemd unit
+of the host once the workflow has ended, later by restart_st2. auto is deferred on the machine that runs the
+action and where the workflow is waited for, else inline; idle is later there, else inline;
+others is later on the machine that runs the action, inline on others.`,
+		Enum:  []string{"auto", "inline", "deferred", "later", "others", "idle"},
+		Check: func(v action.Values) error { _, err := stackstorm.ParseWhen(v.String("restart")); return err },
+	}
 }
 
 func role() action.Setting {

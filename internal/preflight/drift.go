@@ -26,29 +26,8 @@ func Drift(ctx context.Context, nodes []*Node, within time.Duration) []step.Find
 			group.Go(func() { found[i][j] = differs(ctx, n, s, within) })
 		}
 	}
-	// The datastore's key is no step's, and still must be the same.
-	keys, known := make([][]step.Finding, len(nodes)), make([]facts, len(nodes))
-	for i, n := range nodes {
-		if n.Err == nil {
-			group.Go(func() {
-				var err error
-				if known[i].keyPath, known[i].key, keys[i], err = key(ctx, n); err != nil {
-					keys[i] = []step.Finding{of(n, "key", err)}
-				}
-			})
-		}
-	}
 	group.Wait()
-	all := slices.Concat(slices.Concat(found...)...)
-	all = append(all, slices.Concat(keys...)...)
-	if first := primaryOf(nodes); first != nil {
-		for i, n := range nodes {
-			if n != first && n.Host != nil {
-				all = append(all, compareKey(n, known[slices.Index(nodes, first)], known[i])...)
-			}
-		}
-	}
-	return all
+	return slices.Concat(slices.Concat(found...)...)
 }
 
 // differs is what stands between a node and what a step wants.

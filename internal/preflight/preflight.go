@@ -5,7 +5,6 @@ package preflight
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -46,8 +45,6 @@ type facts struct {
 	version  string
 	python   string // of StackStorm's virtualenv, e.g. 3.10
 	system   string // what os-release calls it
-	keyPath  string // of the datastore's key, empty where st2.conf names none
-	key      string // its SHA-256, empty where there is none
 	ids      []account.ID
 	content  []st2.ContentSetting
 	settings map[string]string // others of st2.conf that have to be the same, by their names
@@ -129,7 +126,6 @@ func single(ctx context.Context, n *Node) (f facts, all []step.Finding) {
 		{"os", func() (found []step.Finding, err error) { f.system, err = system(ctx, n); return }},
 		{"ids", func() (found []step.Finding, err error) { f.ids, found, err = ids(ctx, n); return }},
 		{"settings", func() (found []step.Finding, err error) { f.settings = settings(ctx, n); return }},
-		{"key", func() (found []step.Finding, err error) { f.keyPath, f.key, found, err = key(ctx, n); return }},
 		{"coordination", func() (found []step.Finding, err error) { f.conf, f.locks, found = coordination(ctx, n); return }},
 		{"content", func() (found []step.Finding, err error) { f.content, found, err = content(ctx, n); return }},
 		{"clock", func() (found []step.Finding, err error) { f.clock, f.accuracy, err = host.Clock(ctx, n.Host); return }},
@@ -299,52 +295,6 @@ func compareIDs(n, first *Node, theirs, own facts) (found []step.Finding) {
 	return found
 }
 
-// key reads what the encrypted datastore and its secrets are read with, from
-// where [keyvalue] encryption_key_path has it (st2common/st2common/config.py:495:
-// nowhere by default), and its SHA-256.
-func key(ctx context.Context, n *Node) (path, sum string, found []step.Finding, err error) {
-	conf, err := st2.ReadConf(ctx, n.Host)
-	if err != nil {
-		return "", "", nil, nil // configure_st2 says what is wrong with the file
-	}
-	if path = conf.EncryptionKey(); path == "" {
-		return "", "", nil, nil
-	}
-	f, err := n.Host.ReadFile(ctx, path)
-	if errors.Is(err, fs.ErrNotExist) {
-		message := fmt.Sprintf("%s names %s as [keyvalue] encryption_key_path, which does not exist: "+
-			"the node can read no encrypted value", st2.ConfPath, path)
-		return path, "", []step.Finding{n.finding(step.Warning, "datastore_key", message,
-			"copy the file from the primary, with its owner and mode, and restart the st2 services")}, nil
-	}
-	if err != nil {
-		return path, "", nil, err
-	}
-	return path, fmt.Sprintf("%x", sha256.Sum256(f.Data)), nil, nil
-}
-
-// compareKey reports a node that reads encrypted values with another key than the first.
-func compareKey(n *Node, a, b facts) []step.Finding {
-	message, fix := "", "copy the file from the primary, with its owner and mode, and restart the st2 services"
-	switch {
-	case a.key == b.key:
-		return nil
-	case b.keyPath == "":
-		message = "no [keyvalue] encryption_key_path is set, and the primary has one: " +
-			"what is encrypted in the datastore, this node cannot read"
-		fix = "set it in " + st2.ConfPath + " as on the primary, and copy the file from there, with its owner and mode"
-	case a.key == "":
-		message = b.keyPath + " is a key that the primary does not have: " +
-			"what this node encrypts in the datastore, the primary cannot read"
-		fix = "give the primary the same key, or take it from this node"
-	case b.key == "":
-		return nil // key has said so
-	default:
-		message = b.keyPath + " is not the primary's: what one node encrypts in the datastore, this one cannot read"
-	}
-	return []step.Finding{n.finding(step.Warning, "datastore_key", message, fix)}
-}
-
 // coordination reads where StackStorm's services have their locks, if st2.conf
 // can be read.
 func coordination(ctx context.Context, n *Node) (read bool, locks string, found []step.Finding) {
@@ -511,7 +461,6 @@ func compare(nodes []*Node, known []facts) []step.Finding {
 		}
 		found = append(found, compareIDs(n, first, theirs, own)...)
 		found = append(found, compareSettings(n, theirs, own)...)
-		found = append(found, compareKey(n, theirs, own)...)
 		found = append(found, compareLocks(n, theirs, own)...)
 		for i, here := range own.content {
 			if len(theirs.content) == 0 || slices.Equal(here.Directories, theirs.content[i].Directories) {

@@ -382,60 +382,6 @@ func compared(t *testing.T, nodes []*Node) (all []step.Finding) {
 	return append(all, compare(nodes, known)...)
 }
 
-// The key is read where each node's st2.conf has it, by preflight and by drift.
-func TestKeys(t *testing.T) {
-	const shared = "/etc/st2/keys/datastore_key.json"
-	for name, tc := range map[string]struct {
-		primary, secondary map[string]string // files
-		want               string
-	}{
-		"the same":           {map[string]string{shared: "k"}, map[string]string{shared: "k"}, ""},
-		"the same elsewhere": {map[string]string{shared: "k"}, map[string]string{"/srv/key": "k", shared: "old"}, ""},
-		"none":               {nil, nil, ""},
-		"not named, though there": {map[string]string{shared: "k"}, nil, "warning 192.168.0.101 datastore_key: no " +
-			"[keyvalue] encryption_key_path is set, and the primary has one: what is encrypted in the datastore, this node " +
-			"cannot read"},
-		"another": {map[string]string{"/srv/key": "k"}, map[string]string{"/srv/key": "l"}, "warning " +
-			"192.168.0.101 datastore_key: /srv/key is not the primary's: what one node encrypts in the datastore, this one " +
-			"cannot read"},
-		"the primary has none": {nil, map[string]string{shared: "l"}, "warning 192.168.0.101 datastore_key: " +
-			"" + shared + " is a key that the primary does not have: what this node encrypts in the datastore, the primary " +
-			"cannot read"},
-		"missing": {map[string]string{shared: "k"}, map[string]string{"/srv/gone": ""}, "warning " +
-			"192.168.0.101 datastore_key: /etc/st2/st2.conf names /srv/gone as [keyvalue] encryption_key_path, which does " +
-			"not exist: the node can read no encrypted value"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			nodes := []*Node{{Address: "192.168.0.100", Primary: true}, {Address: "192.168.0.101"}}
-			for i, files := range []map[string]string{tc.primary, tc.secondary} {
-				m := newMachine(t, nodes[i].Address)
-				nodes[i].Host = m
-				require.NoError(t, os.MkdirAll(m.root+"/etc/st2/keys", 0o755))
-				require.NoError(t, os.MkdirAll(m.root+"/srv", 0o755))
-				conf := "[coordination]\nurl = redis://:pw@192.168.0.5:6379/0\n"
-				for file, data := range files {
-					if data != "" {
-						require.NoError(t, os.WriteFile(m.root+file, []byte(data), 0o640))
-					}
-					if data != "old" {
-						conf += "[keyvalue]\nencryption_key_path = " + file + "\n"
-					}
-				}
-				if len(files) == 0 {
-					require.NoError(t, os.WriteFile(m.root+shared, []byte("not used"), 0o640))
-				}
-				require.NoError(t, os.WriteFile(m.root+"/etc/st2/st2.conf", []byte(conf), 0o644))
-			}
-			want := []string{}
-			if tc.want != "" {
-				want = append(want, tc.want)
-			}
-			require.ElementsMatch(t, want, said(Drift(t.Context(), nodes, time.Second)))
-			require.ElementsMatch(t, want, said(compared(t, nodes)))
-		})
-	}
-}
-
 // Without a coordinator that all nodes share, their services do not wait for each other.
 func TestCoordination(t *testing.T) {
 	const so = ": services of different nodes do not wait for each other, so that concurrency policies and workflows " +

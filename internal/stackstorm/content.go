@@ -41,10 +41,6 @@ func (c *Conf) PackDirs() []string {
 	return slices.Concat(all[1].Directories, all[2].Directories)
 }
 
-// EncryptionKey is the file of the key that encrypts the datastore's values,
-// [keyvalue] encryption_key_path; empty if there is none.
-func (c *Conf) EncryptionKey() string { return c.option("keyvalue", "encryption_key_path") }
-
 // DefaultSystemUser is as whom actions run where st2.conf does not say it (st2common/st2common/config.py:81).
 const DefaultSystemUser = "stanley"
 

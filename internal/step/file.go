@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
@@ -16,7 +17,7 @@ import (
 const absent = "absent"
 
 // FileChange replaces, creates or removes a file. Owner and mode stay those of
-// the file that was there.
+// the file that was there, unless Gets has others.
 type FileChange struct {
 	Path    string
 	Existed bool
@@ -25,7 +26,8 @@ type FileChange struct {
 	GID     int
 	Before  string // SHA-256 in hex, or "absent"
 	After   string
-	Secret  bool `json:",omitempty"` // the whole file is: no diff shows it
+	Gets    *Owner `json:",omitempty"`
+	Secret  bool   `json:",omitempty"` // its contents are nothing to show
 
 	before, after []byte
 	force         bool
@@ -46,6 +48,32 @@ func EditFile(f host.File, existed bool, data []byte) *FileChange {
 	return c
 }
 
+// Owner is whose a file is, and its mode.
+type Owner struct {
+	Mode fs.FileMode
+	UID  int
+	GID  int
+}
+
+// EditSecret is EditFile for a file whose contents are shown to nobody, and
+// that shall be the owner's.
+func EditSecret(f host.File, existed bool, data []byte, owner Owner) *FileChange {
+	had := Owner{f.Mode, f.UID, f.GID}
+	c := EditFile(f, existed, data)
+	if c == nil && (had == owner || !existed) {
+		return nil
+	}
+	if c == nil {
+		c = &FileChange{Path: f.Path, Existed: true, Mode: f.Mode, UID: f.UID, GID: f.GID, Before: sum(data),
+			After: sum(data), before: data, after: data}
+	}
+	c.Secret = true
+	if had != owner {
+		c.Gets = &owner
+	}
+	return c
+}
+
 func sum(data []byte) string {
 	s := sha256.Sum256(data)
 	return hex.EncodeToString(s[:])
@@ -58,12 +86,23 @@ func (c *FileChange) Kind() string { return "file" }
 func (c *FileChange) Target() string { return c.Path }
 
 // Diff is a unified diff without context, since context lines are what others wrote.
-// One of a secret file says only that there is one.
+// Of a secret it tells no more than whether two are the same.
 func (c *FileChange) Diff() string {
-	if c.Secret {
-		return "~ " + c.Path + " (a secret, which is not shown)"
+	if !c.Secret {
+		return unified(c.Path, c.before, c.after)
 	}
-	return unified(c.Path, c.before, c.after)
+	var said []string
+	switch {
+	case !c.Existed:
+		said = append(said, "+ SHA-256 "+c.After[:12])
+	case c.Before != c.After:
+		said = append(said, "- SHA-256 "+c.Before[:12], "+ SHA-256 "+c.After[:12])
+	}
+	if c.Gets != nil {
+		said = append(said, fmt.Sprintf("- owner %d:%d, mode %04o", c.UID, c.GID, c.Mode),
+			fmt.Sprintf("+ owner %d:%d, mode %04o", c.Gets.UID, c.Gets.GID, c.Gets.Mode))
+	}
+	return strings.Join(said, "\n")
 }
 
 // Image is the file as it was.
@@ -90,7 +129,11 @@ func (c *FileChange) Apply(ctx context.Context, h host.Host) error {
 		return fault.Failed("changed_meanwhile", "run it again",
 			"%s: %s was changed by somebody else while this run was at work", h.Name(), c.Path)
 	}
-	return h.WriteFile(ctx, host.File{Path: c.Path, Data: c.after, Mode: c.Mode, UID: c.UID, GID: c.GID})
+	f := host.File{Path: c.Path, Data: c.after, Mode: c.Mode, UID: c.UID, GID: c.GID}
+	if c.Gets != nil {
+		f.Mode, f.UID, f.GID = c.Gets.Mode, c.Gets.UID, c.Gets.GID
+	}
+	return h.WriteFile(ctx, f)
 }
 
 // Undo restores the file, unless somebody else changed it after the run.
@@ -102,10 +145,10 @@ func (c *FileChange) Undo(ctx context.Context, h host.Host) error {
 	if err != nil {
 		return err
 	}
-	if current == c.Before {
+	if current == c.Before && c.Gets == nil {
 		return nil
 	}
-	if current != c.After && !c.force {
+	if current != c.Before && current != c.After && !c.force {
 		return c.conflict(h)
 	}
 	if !c.Existed {

@@ -457,6 +457,31 @@ func TestFileChangeThroughLink(t *testing.T) {
 	require.Equal(t, "b\n", m.get(t, "/root-only"))
 }
 
+// A secret is never shown, and gets its owner in the same write; Undo gives both back.
+func TestEditSecret(t *testing.T) {
+	testenv.NeedsRoot(t)
+	ctx := t.Context()
+	h := host.NewLocalAt("node", t.TempDir())
+	before := host.File{Path: "/key", Data: []byte("old s3cret"), Mode: 0o644, UID: 0, GID: 7}
+	require.NoError(t, h.WriteFile(ctx, before))
+	owner := step.Owner{Mode: 0o600, UID: 5, GID: 6}
+	for _, data := range []string{"new s3cret", "old s3cret"} {
+		c := step.EditSecret(before, true, []byte(data), owner)
+		require.NotContains(t, c.Diff(), "s3cret")
+		require.Contains(t, c.Diff(), "- owner 0:7, mode 0644\n+ owner 5:6, mode 0600")
+		require.Equal(t, data == "new s3cret", strings.Contains(c.Diff(), "SHA-256"))
+		require.NoError(t, c.Apply(ctx, h))
+		f, err := h.ReadFile(ctx, "/key")
+		require.NoError(t, err)
+		require.Equal(t, host.File{Path: f.Path, Data: []byte(data), Mode: 0o600, UID: 5, GID: 6}, f)
+		require.Nil(t, step.EditSecret(f, true, []byte(data), owner))
+		require.NoError(t, c.Undo(ctx, h))
+		f, err = h.ReadFile(ctx, "/key")
+		require.NoError(t, err)
+		require.Equal(t, host.File{Path: f.Path, Data: before.Data, Mode: 0o644, UID: 0, GID: 7}, f)
+	}
+}
+
 func TestEditFileOfNothing(t *testing.T) {
 	require.Nil(t, step.EditFile(host.File{Path: "/etc/x"}, false, nil), "no file, no contents: nothing to do")
 	require.Nil(t, step.EditFile(host.File{Path: "/etc/x"}, true, nil))

@@ -2,11 +2,15 @@ package lab
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 )
+
+// datastoreKey is where the nodes' st2.conf has it.
+const datastoreKey = "/etc/st2/keys/datastore_key.json"
 
 // TestJoin walks through the life of a pair, started on the primary: dry run,
 // joins that fail, join, again, a third node, undone. What it runs is as verbose
@@ -18,6 +22,11 @@ func TestJoin(t *testing.T) {
 	nodes := []string{"primary", "secondary", "secondary2"}
 	untouched := installed(t, nodes...)
 	secret := newSecrets(t, nodes...)
+	for _, n := range nodes {
+		key := regexp.MustCompile(`"aesKeyString": "([^"]+)`).FindStringSubmatch(on(t, n, "cat "+datastoreKey))
+		require.Len(t, key, 2)
+		secret.all = append(secret.all, forms(t, key[1])...)
+	}
 	secret.watch(t, "primary", "secondary")
 	before := map[string][]string{}
 	for _, n := range nodes {
@@ -98,7 +107,7 @@ func TestJoin(t *testing.T) {
 	require.True(t, t.Run("secrets are in the files that need them only", func(t *testing.T) {
 		for _, n := range nodes {
 			for _, file := range holding(t, n, secret.all) {
-				require.True(t, file == "/etc/st2/st2.conf" ||
+				require.True(t, file == "/etc/st2/st2.conf" || strings.HasPrefix(file, datastoreKey) ||
 					strings.HasPrefix(file, "/var/lib/st2ha/runs/") &&
 						strings.HasSuffix(file, ".image"), "%s: %s", n, file)
 				require.Contains(t, []string{"600\n", "640\n", "660\n"}, on(t, n, "stat -c %a "+file), "%s: %s",
@@ -201,7 +210,7 @@ func TestJoin(t *testing.T) {
 			require.NotContains(t, on(t, n, "find /var/lib/st2ha -name '*.image*'; st2ctl status"), "image")
 			require.Empty(t, holding(t, n, forms(t, password)), n)
 			for _, file := range holding(t, n, secret.all) {
-				require.Equal(t, "/etc/st2/st2.conf", file, n)
+				require.Contains(t, []string{"/etc/st2/st2.conf", datastoreKey}, file, n)
 			}
 		}
 		lab(t, append([]string{"./lab.sh", "ready"}, nodes...)...)

@@ -31,11 +31,14 @@ install -m 640 -g 980 /dev/null "$d/etc/st2/st2.conf"
 sed "s/@PW@/$pw/g" "$in/st2.conf" > "$d/etc/st2/st2.conf"
 install -d -m 750 -o 980 -g 980 "$d/etc/st2/keys"
 install -m 640 -o 980 -g 980 /dev/null "$d/etc/st2/keys/datastore_key.json"
-rnd() { head -c "$1" /dev/urandom | base64 -w0 | tr '+/' '-_'; }
+# Another one on each node, and the same in each image: the tests know their sums.
+rnd() { # BYTES OF WHAT, 32 at most
+  printf "$(printf '%s %s' "$node" "$2" | sha256sum | cut -c1-$((2 * $1)) | sed 's/../\\x&/g')" | base64 -w0 | tr '+/' '-_'
+}
 printf '{"hmacKey": {"hmacKeyString": "%s", "size": 256}, "aesKeyString": "%s", "mode": "CBC", "size": 256}' \
-  "$(rnd 32)" "$(rnd 32)" > "$d/etc/st2/keys/datastore_key.json"
+  "$(rnd 32 hmac)" "$(rnd 32 aes)" > "$d/etc/st2/keys/datastore_key.json"
 install -m 600 -o 980 -g 980 /dev/null "$d/etc/st2/htpasswd"
-echo "st2admin:\$apr1\$$(rnd 6)\$$(rnd 16 | cut -c1-22)" > "$d/etc/st2/htpasswd"
+echo "st2admin:\$apr1\$$(rnd 6 salt)\$$(rnd 16 hash | cut -c1-22)" > "$d/etc/st2/htpasswd"
 
 # content: the packs that come with StackStorm, and some that only this node has
 s=$d/opt/stackstorm

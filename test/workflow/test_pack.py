@@ -386,8 +386,8 @@ class Result(unittest.TestCase):
             "configure_mongodb", "configure_st2", "configure_rabbitmq", "export_nfs", "restart_st2", "verify_node",
             "install_watchdog", "restart_st2")])
         self.assertEqual(output["nodes"][SECONDARIES[0]], ["warning clock: 2 s ahead -> ntp"] + [step + changed for step in (
-            "configure_st2", "mount_nfs", "restart_st2", "verify_node", "install_watchdog", "restart_st2")])
-        self.assertEqual(len(output["steps"]), 21)
+            "configure_st2", "sync_keys", "mount_nfs", "restart_st2", "verify_node", "install_watchdog", "restart_st2")])
+        self.assertEqual(len(output["steps"]), 23)
         self.assertEqual(output["steps"][1]["changes"], [{"kind": "file", "target": "/etc/x", "diff": DIFF.strip().split("\n")}])
         text = shown(result)
         head = text[:text.index("    steps:")]
