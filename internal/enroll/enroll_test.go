@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -64,7 +65,10 @@ func (m *machine) read(t *testing.T, path string) string {
 
 // ReadDir has StackStorm's Python where there is a version of it.
 func (m *machine) ReadDir(ctx context.Context, name string) ([]string, error) {
-	if name == "/opt/stackstorm/st2/lib" && m.version != "" {
+	if name == "/opt/stackstorm/st2/lib" {
+		if m.version == "" {
+			return nil, fs.ErrNotExist
+		}
 		file := m.root + name + "/python3.11/site-packages/st2common/__init__.py"
 		_ = os.MkdirAll(filepath.Dir(file), 0o755)
 		_ = os.WriteFile(file, []byte("__version__ = '"+m.version+"'\n"), 0o600)
