@@ -17,7 +17,9 @@ import (
 )
 
 // Files are what the endpoints of a node come from, beside the pack's configuration.
-func Files() []string { return []string{stackstorm.ConfPath, backend.FstabPath, nfs.ExportsPath} }
+func Files() []string {
+	return []string{stackstorm.ConfPath, backend.FstabPath, nfs.ExportsPath, stackstorm.TurnDropIn(stackstorm.TimersUnit)}
+}
 
 // Found is what a node uses.
 type Found struct {

@@ -100,6 +100,9 @@ func (s *Recoverer) Verify(ctx context.Context, h host.Host) error {
 // ailing returns the units that have to be restarted.
 func (s *Recoverer) ailing(ctx context.Context, h host.Host) ([]*unitRestart, error) {
 	units, err := Units(ctx, h)
+	if err == nil {
+		units, err = withTurn(ctx, h, units)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -14,13 +14,11 @@ import (
 // connections; st2chatops speaks to the API only.
 func services() []string {
 	return []string{"st2actionrunner", "st2api", "st2stream", "st2auth", "st2garbagecollector", "st2notifier",
-		"st2rulesengine", "st2sensorcontainer", timersUnit, "st2workflowengine", "st2scheduler"}
+		"st2rulesengine", SensorsUnit, TimersUnit, "st2workflowengine", "st2scheduler"}
 }
 
 // Services are StackStorm's units, without their suffix.
 func Services() []string { return services() }
-
-const timersUnit = "st2timersengine"
 
 // SwitchedOff says whether st2.conf has a unit's service end by itself: it exits
 // with 0, its unit restarts on failure only, and enabled and inactive is its
@@ -30,7 +28,7 @@ const timersUnit = "st2timersengine"
 func (c *Conf) SwitchedOff(unit string) bool {
 	// Where lines are left out it may be: one that is on is not missed for long,
 	// and one that is off would be restarted for ever.
-	return strings.TrimSuffix(unit, ".service") == timersUnit &&
+	return strings.TrimSuffix(unit, ".service") == TimersUnit &&
 		c.isFalse("timer", "enable", true) && c.isFalse("timersengine", "enable", c.odd)
 }
 
@@ -43,13 +41,17 @@ func (c *Conf) isFalse(section, key string, otherwise bool) bool {
 	return slices.Contains([]string{"false", "0", "off", "no"}, strings.ToLower(value))
 }
 
-// expected are the services that st2.conf does not switch off.
+// expected are the services that st2.conf does not switch off. Where the timers are shared among nodes, it does not say.
 func expected(ctx context.Context, h host.Host) ([]string, error) {
 	conf, err := LookAtConf(ctx, h)
 	if conf == nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(services(), conf.SwitchedOff), nil
+	shared, err := Shared(ctx, h, TimersUnit)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(services(), func(unit string) bool { return conf.SwitchedOff(unit) && !shared }), nil
 }
 
 // Units are the units of StackStorm that are meant to run: the host starts
@@ -71,9 +73,13 @@ func noUnits(h host.Host) error {
 		"%s: none of the st2 services is enabled", h.Name())
 }
 
-// await waits until the st2 services that the host is meant to run are active.
+// await waits until the st2 services that the host is meant to run are active. What may run on one node at a time is
+// its agent's to start.
 func await(ctx context.Context, h host.Host) error {
 	meant, err := expected(ctx, h)
+	if err == nil {
+		meant, err = withTurn(ctx, h, meant)
+	}
 	if err != nil {
 		return err
 	}

@@ -1,8 +1,12 @@
 package stackstorm
 
 import (
+	"context"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -30,7 +34,7 @@ func TestSwitchedOff(t *testing.T) {
 		require.Equal(t, want, c.SwitchedOff("st2timersengine"), conf)
 		require.Equal(t, want, c.SwitchedOff("st2timersengine.service"), conf)
 		for _, unit := range services() {
-			require.False(t, unit != timersUnit && c.SwitchedOff(unit), unit)
+			require.False(t, unit != TimersUnit && c.SwitchedOff(unit), unit)
 		}
 	}
 }
@@ -41,7 +45,7 @@ func TestUnits(t *testing.T) {
 		var blocks []string
 		for _, unit := range strings.Fields(argv)[3:] {
 			state := "ActiveState=active\nSubState=running"
-			if unit == timersUnit {
+			if unit == TimersUnit {
 				state = "ActiveState=inactive\nSubState=dead"
 			}
 			blocks = append(blocks, "LoadState=loaded\nUnitFileState=enabled\n"+state)
@@ -53,11 +57,53 @@ func TestUnits(t *testing.T) {
 	units, err := Units(t.Context(), m)
 	require.NoError(t, err)
 	require.Len(t, units, len(services())-1)
-	require.NotContains(t, units, timersUnit)
+	require.NotContains(t, units, TimersUnit)
 	require.NoError(t, await(t.Context(), m))
 
 	m.put(t, ConfPath, "[system]\n")
 	units, err = Units(t.Context(), m)
 	require.NoError(t, err)
 	require.Equal(t, services(), units)
+}
+
+// Where sensors and timers are shared, what waits for its turn is not waited for; and st2.conf does not switch it off.
+func TestWaiting(t *testing.T) {
+	down := map[string]bool{}
+	m := newMachine(t, "node", "[timersengine]\nenable = False\n")
+	m.run = func(argv string) (string, error) {
+		var blocks []string
+		for _, unit := range strings.Fields(argv)[3:] {
+			state := "ActiveState=active\nSubState=running"
+			if down[unit] {
+				state = "ActiveState=inactive\nSubState=dead"
+			}
+			blocks = append(blocks, "LoadState=loaded\nUnitFileState=enabled\n"+state)
+		}
+		return strings.Join(blocks, "\n\n") + "\n", nil
+	}
+	waiting := func(unit string) bool {
+		t.Helper()
+		yes, err := Waiting(t.Context(), m, unit)
+		require.NoError(t, err)
+		return yes
+	}
+	require.False(t, waiting(SensorsUnit), "nothing is shared")
+	for _, unit := range []string{SensorsUnit, TimersUnit} {
+		require.NoError(t, os.MkdirAll(m.root+filepath.Dir(TurnDropIn(unit)), 0o755))
+		m.put(t, TurnDropIn(unit), "[Unit]\n")
+	}
+	require.True(t, waiting(SensorsUnit) && waiting(TimersUnit+".service"))
+	require.False(t, waiting("st2api"))
+	units, err := Units(t.Context(), m)
+	require.NoError(t, err)
+	require.Equal(t, services(), units, "all are watched, for the turn comes and goes")
+	down[SensorsUnit], down[TimersUnit] = true, true
+	require.NoError(t, await(t.Context(), m))
+
+	require.NoError(t, os.MkdirAll(m.root+TurnDir, 0o755))
+	m.put(t, TurnFile(TimersUnit), "[timersengine]\n")
+	require.False(t, waiting(TimersUnit))
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	require.ErrorContains(t, await(ctx, m), "st2timersengine is inactive/dead", "it is this node's turn")
 }

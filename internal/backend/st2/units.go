@@ -181,6 +181,11 @@ func (u *units) askSystemd(ctx context.Context) {
 		if err == nil {
 			o = u.judge(unit, states)
 		}
+		if o.Verdict == probe.Bad {
+			if waiting, err := stackstorm.Waiting(ctx, u.Host, unit); err == nil && waiting {
+				o = probe.Observation{Probe: ProbeUnit} // it rightly does not run: another node does its work
+			}
+		}
 		u.mu.Lock()
 		u.active[unit] = o.Verdict == probe.Good
 		u.mu.Unlock()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -149,6 +150,27 @@ func TestUnits(t *testing.T) {
 	before := n.count()
 	time.Sleep(100 * time.Millisecond)
 	require.Equal(t, before, n.count(), "nobody watches")
+}
+
+// A sensor container that waits for its node's turn is not ill; one that should run is.
+func TestUnitWaits(t *testing.T) {
+	root := t.TempDir()
+	n := newNode()
+	n.Local = host.NewLocalAt("localhost", root)
+	n.set(stackstorm.SensorsUnit, "inactive/dead")
+	s := unitSettings(n)
+	s.Units = []string{stackstorm.SensorsUnit}
+	w := probetest.Start(t, Endpoints(s)[0].Watch)
+	w.Is(ProbeUnit, probe.Bad, "st2sensorcontainer is inactive (dead)")
+	write := func(name string) {
+		require.NoError(t, os.MkdirAll(filepath.Dir(root+name), 0o755))
+		require.NoError(t, os.WriteFile(root+name, nil, 0o644))
+	}
+	write(stackstorm.TurnDropIn(stackstorm.SensorsUnit))
+	w.Is(ProbeUnit, probe.Good, "")
+	write(stackstorm.TurnFile(stackstorm.SensorsUnit))
+	w.Is(ProbeUnit, probe.Bad, "st2sensorcontainer is inactive (dead)")
+	w.End()
 }
 
 // A service that cannot publish says so in the journal, until it is begun anew.
