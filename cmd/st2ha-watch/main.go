@@ -1,6 +1,7 @@
 // St2ha-watch tells how StackStorm's backends are: as StackStorm's sensor one
 // JSON line for each change on stdout, as a node's watchdog (--heal) into a
-// spool, and it heals; with --once it prints one table and ends.
+// spool, and it heals; with --own it runs the node's share of the sensors; with
+// --once it prints one table and ends.
 package main
 
 import (

@@ -12,6 +12,7 @@ import (
 
 	"st2ha/internal/backend"
 	"st2ha/internal/fault"
+	"st2ha/internal/owner"
 	"st2ha/internal/step"
 	"st2ha/internal/watch"
 	"st2ha/internal/watchdog"
@@ -28,6 +29,7 @@ type process struct {
 type options struct {
 	once    bool
 	heal    bool
+	own     bool
 	metrics string
 	verbose bool
 }
@@ -40,6 +42,8 @@ func run(ctx context.Context, args []string, p process) int {
 	set.BoolVar(&o.once, "once", false, "print one table of all endpoints and end: 0 if all are up, else 1")
 	set.BoolVar(&o.heal, "heal", false,
 		"be this node's watchdog: heal its own backends, and keep events in a spool until the broker takes them")
+	set.BoolVar(&o.own, "own", false,
+		"be this node's agent: run its share of the sensors, and the timers if they are its own ("+owner.ConfigPath+")")
 	set.StringVar(&o.metrics, "metrics", "", "serve Prometheus metrics at this address, for example 127.0.0.1:9912")
 	set.BoolVar(&o.verbose, "verbose", false, "log more to stderr")
 	set.SetOutput(p.stderr)
@@ -50,8 +54,8 @@ func run(ctx context.Context, args []string, p process) int {
 		return fault.ExitDone
 	case err == nil && set.NArg() > 0:
 		err = fault.Usage("unexpected argument %q", set.Arg(0))
-	case err == nil && o.once && o.heal:
-		err = fault.Usage("--once and --heal cannot be used together")
+	case err == nil && (o.once && (o.heal || o.own) || o.heal && o.own):
+		err = fault.Usage("--once, --heal and --own cannot be used together")
 	case err != nil:
 		err = fault.Usage("%w", err)
 	}
@@ -84,7 +88,11 @@ func (o options) run(ctx context.Context, p process) (int, error) {
 	if o.verbose {
 		level = slog.LevelDebug
 	}
-	pr := watch.NewProber(node, config, slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{Level: level})))
+	log := slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{Level: level}))
+	if o.own {
+		return 0, owner.Serve(ctx, log)
+	}
+	pr := watch.NewProber(node, config, log)
 	if o.once {
 		return once(ctx, pr, p.stdout)
 	}
@@ -102,7 +110,7 @@ func (o options) run(ctx context.Context, p process) (int, error) {
 }
 
 func usage(w io.Writer, set *pflag.FlagSet) {
-	fmt.Fprint(w, `st2ha-watch [--once | --heal] [--metrics=ADDRESS] [--verbose]
+	fmt.Fprint(w, `st2ha-watch [--once | --heal | --own] [--metrics=ADDRESS] [--verbose]
 
 Watches what this node's StackStorm uses, and prints one JSON object a line for each change of state, until stdin is
 closed or SIGTERM comes. The next line comes when the one before is acknowledged, by a line on stdin: the first 24

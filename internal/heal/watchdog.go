@@ -12,7 +12,6 @@ import (
 
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
-	"st2ha/internal/service"
 	"st2ha/internal/step"
 )
 
@@ -56,6 +55,11 @@ func WatchProgram() ([]byte, error) {
 
 // Check compares the machines: the program is this one's.
 func (s *InstallWatchdog) Check(ctx context.Context, h host.Host) ([]step.Finding, error) {
+	return sameMachine(ctx, h, s.Name())
+}
+
+// sameMachine finds a host on which this machine's programs do not run.
+func sameMachine(ctx context.Context, h host.Host, action string) ([]step.Finding, error) {
 	if h.IsLocal() {
 		return nil, nil
 	}
@@ -73,61 +77,24 @@ func (s *InstallWatchdog) Check(ctx context.Context, h host.Host) ([]step.Findin
 	return []step.Finding{{Severity: step.Error, Host: h.Name(), Check: "machine",
 		Message: fmt.Sprintf("it is a %s machine, and the program is one for %s", strings.TrimSpace(string(theirs)),
 			strings.TrimSpace(string(ours))),
-		Fix: "run install_watchdog on " + h.Name() + " itself"}}, nil
+		Fix: "run " + action + " on " + h.Name() + " itself"}}, nil
 }
 
 // Plan copies the program and the unit, and has systemd run it.
 func (s *InstallWatchdog) Plan(ctx context.Context, h host.Host) ([]step.Change, error) {
-	var changes []step.Change
-	if _, err := h.Stat(ctx, programDir); errors.Is(err, fs.ErrNotExist) {
-		changes = append(changes, &step.MakeDir{Dir: programDir, Mode: 0o755})
-	} else if err != nil {
-		return nil, err
-	}
-	program, err := edit(ctx, h, programPath, 0o755, s.Program)
-	if err != nil {
-		return nil, err
-	}
-	unit, err := edit(ctx, h, unitPath, 0o644, watchdogUnit)
-	if err != nil {
-		return nil, err
-	}
-	if program != nil {
-		changes = append(changes, program)
-	}
-	if unit != nil {
-		changes = append(changes, unit)
-	}
-	return s.run(ctx, h, changes, unit != nil, program != nil || unit != nil)
+	return daemon{unit: WatchdogUnit, files: []placed{
+		{path: programPath, mode: 0o755, data: s.Program},
+		{path: unitPath, mode: 0o644, data: watchdogUnit, unit: true},
+	}}.plan(ctx, h)
 }
 
-// run appends what makes systemd run the program as it is on disk. reload and
-// changed say whether its unit, and any of its files, are changed.
-func (s *InstallWatchdog) run(ctx context.Context, h host.Host, changes []step.Change,
-	reload, changed bool) ([]step.Change, error) {
-	start, err := service.PlanStart(ctx, h, WatchdogUnit)
-	if err != nil {
-		return nil, err
+// makeDir returns the change that makes a directory, or nil if it is there.
+func makeDir(ctx context.Context, h host.Host, dir string) (*step.MakeDir, error) {
+	_, err := h.Stat(ctx, dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &step.MakeDir{Dir: dir, Mode: 0o755}, nil
 	}
-	owed, err := step.Owed(ctx, h, WatchdogUnit)
-	if err != nil {
-		return nil, err
-	}
-	if !reload && (start != nil || owed) {
-		if reload, err = service.ReloadNeeded(ctx, h, WatchdogUnit); err != nil {
-			return nil, err
-		}
-	}
-	if reload {
-		changes = append(changes, &service.Reload{})
-	}
-	if start != nil {
-		changes = append(changes, start)
-	}
-	if owed || changed && (start == nil || start.WasActive) {
-		changes = append(changes, &service.Restart{Unit: WatchdogUnit})
-	}
-	return changes, nil
+	return nil, err
 }
 
 // edit returns the change that makes data a file's contents, or nil.
@@ -141,12 +108,5 @@ func edit(ctx context.Context, h host.Host, path string, mode fs.FileMode, data 
 
 // Verify asks systemd.
 func (s *InstallWatchdog) Verify(ctx context.Context, h host.Host) error {
-	down, err := service.Inactive(ctx, h, WatchdogUnit)
-	if err != nil {
-		return err
-	}
-	if len(down) > 0 {
-		return fault.Failed("watchdog", "journalctl -u "+WatchdogUnit+" says why", "%s: %s", h.Name(), down[0])
-	}
-	return nil
+	return runs(ctx, h, WatchdogUnit, "watchdog")
 }

@@ -96,7 +96,7 @@ func TestNodes(t *testing.T) {
 		"a node that is away is left out of the logins")
 	require.Equal(t, [][]string{nil, nil, nil}, names(cluster(t, "192.0.2.1"), true))
 	for _, steps := range names(cluster(t), true) {
-		require.Equal(t, "verify_node", steps[len(steps)-1])
+		require.Equal(t, []string{"verify_node", "share_sensors"}, steps[len(steps)-2:])
 	}
 }
 
@@ -109,6 +109,7 @@ func TestNodesAreNotAskedInVain(t *testing.T) {
 		{"--primary=192.0.2.1", "--secondaries=192.0.2.1"},
 		{"--primary=192.0.2.1", "--secondaries=192.0.2.2,192.0.2.2"},
 		{"--primary=192.0.2.1", "--secondaries=192.0.2.2", "--rabbitmq_user=guest"},
+		{"--primary=192.0.2.1", "--secondaries=192.0.2.2", "--sensors=shared", "--sensors_away=44"},
 	} {
 		_, err := Nodes(t.Context(), c, values(t, NodesSettings(), flags...), true)
 		var f *fault.Error

@@ -13,6 +13,7 @@ import (
 	"st2ha/internal/host"
 	"st2ha/internal/mongodb"
 	"st2ha/internal/nfs"
+	"st2ha/internal/owner"
 	"st2ha/internal/rabbitmq"
 	"st2ha/internal/service"
 	"st2ha/internal/stackstorm"
@@ -190,6 +191,24 @@ primary's MongoDB and RabbitMQ, consumers, mounts.`,
 		},
 		{
 			Spec: action.Spec{
+				Name:    "share_sensors",
+				Summary: "has each sensor run on one of the nodes, and on another one when that is lost",
+				Description: `On a node, the primary first: where the setting sensors is shared, an agent (st2ha-owner.service)
+runs the node's share of the sensors, and the timers on one node. When a node is lost, the others
+take over its share. Where it is primary, nothing is changed.`,
+				Settings: Kept("primary", "secondaries", "sensors", "sensors_away"),
+				Rows: []action.Row{{Host: "any", Changes: "with `sensors: shared`: `/usr/local/lib/st2ha/st2ha-owner`, " +
+					"`/etc/st2ha/sensors.json`, `st2ha-owner.service`, enabled and started, and a drop-in each that binds " +
+					"`st2sensorcontainer` and `st2timersengine` to it: see [Sensors and timers](sensors.md)"}},
+			},
+			Role: Any, Placed: true, Foreseen: Any,
+			Check: checkSensors,
+			Build: buildSensors,
+			Kinds: kinds(of[step.MakeDir], of[step.FileChange], of[service.Reload], of[heal.Yield], of[service.Start],
+				of[service.Restart]),
+		},
+		{
+			Spec: action.Spec{
 				Name:    "install_watchdog",
 				Summary: "installs a program that watches and heals a node's backends, also while StackStorm is down",
 				Description: `On a node: the program st2ha-watch is copied to /usr/local/lib/st2ha and run by systemd as
@@ -262,11 +281,12 @@ second run changes nothing.`,
 			Settings: slices.Concat(
 				Kept("primary", "secondaries", "directories", "mount_options", "replace_bind_ip", "allow_unauthenticated"),
 				[]action.Setting{updatePassword()},
-				Kept("rabbitmq_user", "rabbitmq_vhost", "keep_sensors"),
+				Kept("rabbitmq_user", "rabbitmq_vhost", "keep_sensors", "sensors", "sensors_away"),
 				last),
 			Rows: []action.Row{{Host: "all", Changes: "workflow: `preflight`, `prepare_primary`, then on all secondaries side " +
-				"by side `configure_st2`, `sync_keys`, `mount_nfs`, `restart_st2`, `verify_node`; then `restart_st2` and `verify_node` of the " +
-				"primary, and `install_watchdog` on all nodes. The node that it runs on is restarted last of all, after the " +
+				"by side `configure_st2`, `sync_keys`, `mount_nfs`, `restart_st2`, `verify_node`; then `restart_st2` and " +
+				"`verify_node` of the primary, `share_sensors` where that is wanted, and `install_watchdog` on all nodes. The node " +
+				"that it runs on is restarted last of all, after the " +
 				"workflow"}},
 		},
 	}
@@ -393,6 +413,37 @@ func buildVerify(ctx context.Context, c Cluster, v action.Values) (step.Step, er
 		if s.Mounts, err = buildMount(ctx, c, v); err != nil {
 			return nil, err
 		}
+	}
+	s.Primary, err = c.Open(ctx, v.String("primary"))
+	return s, err
+}
+
+func checkSensors(v action.Values) error {
+	if v.String("sensors") != heal.SensorsShared {
+		return nil
+	}
+	if err := owner.ValidateAway(v.Int("sensors_away")); err != nil {
+		return fault.Usage("sensors_away: %w", err)
+	}
+	if err := somePrimary(v); err != nil {
+		return err
+	}
+	return someSecondaries(v)
+}
+
+func buildSensors(ctx context.Context, c Cluster, v action.Values) (step.Step, error) {
+	s := &heal.ShareSensors{Shared: v.String("sensors") == heal.SensorsShared}
+	if !s.Shared {
+		return s, nil
+	}
+	s.Config = owner.Config{Node: c.Node, Cluster: owner.Cluster{Away: v.Int("sensors_away"),
+		Nodes: append([]string{v.String("primary")}, v.List("secondaries")...)}}
+	if !slices.Contains(s.Config.Nodes, c.Node) {
+		return nil, fault.Usage("host must be the primary or one of the secondaries, as they are given, not %s", c.Node)
+	}
+	var err error
+	if s.Program, err = heal.WatchProgram(); err != nil {
+		return nil, err
 	}
 	s.Primary, err = c.Open(ctx, v.String("primary"))
 	return s, err
@@ -530,6 +581,24 @@ twice unless sensors are partitioned by hand.`,
 			Kept: "Leave a secondary's sensors and timers running beside the primary's. Each event then fires twice unless " +
 				"sensors are partitioned by hand.",
 			Docs: "leave the secondary's sensors and timers on: each event fires twice, unless you partition by hand",
+		},
+		{
+			Name: "sensors", Default: heal.SensorsPrimary, Enum: []string{heal.SensorsPrimary, heal.SensorsShared},
+			Help: `Where sensors and timers run, all on the primary or shared among the nodes, which take over the share
+of one that is lost.`,
+			InWorkflow: `Where sensors and timers run, all on the primary or shared among all nodes.`,
+			Kept: "Where sensors and timers run. With primary all of them run there, with shared each on one node; when a " +
+				"node is lost, the others take over its share.",
+			Docs: "`primary`: sensors and timers run there. `shared`: each node runs its share of the sensors, one the " +
+				"timers, and the others take over when one is lost: [Sensors and timers](sensors.md)",
+		},
+		{
+			Name: "sensors_away", Default: 60, Unit: action.Seconds,
+			Help: `Seconds that a node has to be away until others run its share of the sensors.`,
+			Kept: "Seconds that a node has to be away until others run its share of the sensors, and back until it has it " +
+				"again. 45 or more.",
+			Docs: "with `sensors: shared`: seconds that a node has to be away until others run its share, and back until it " +
+				"has it again; 45 or more",
 		},
 		{
 			Name: "directories", Default: []string{},

@@ -444,7 +444,7 @@ func (s *Configure) own(conf *Conf) error {
 		}
 		// The empty hash range: every sensor would otherwise run on both nodes
 		// and fire each event twice (st2reactor/container/hash_partitioner.py).
-		if err := set("sensorcontainer", "partition_provider", "name:hash, hash_ranges:0..0"); err != nil {
+		if err := set("sensorcontainer", "partition_provider", noSensors); err != nil {
 			return err
 		}
 	}

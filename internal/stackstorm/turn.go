@@ -62,3 +62,12 @@ func exists(ctx context.Context, h host.Host, path string) (bool, error) {
 	}
 	return err == nil, err
 }
+
+// noSensors is the partition that configure_st2 gives a secondary.
+const noSensors = "name:hash, hash_ranges:0..0"
+
+// OwnPartition is a partition of the sensors that somebody has made by hand.
+func (c *Conf) OwnPartition() (provider string, ok bool) {
+	provider, ok = c.Get("sensorcontainer", "partition_provider")
+	return provider, ok && provider != noSensors && !everySensor(provider)
+}

@@ -395,6 +395,21 @@ class Result(unittest.TestCase):
         self.assertNotIn("@@", head)
         self.assertIn("      - '@@ -1 +1 @@'\n", text, "diffs are lines, not one long text")
 
+    def test_sensors_are_shared(self):
+        """Only if asked for, and on the primary first: until its agent is there, it runs all of them."""
+        node = Node()
+        _, result = join(node, sensors="shared")
+        shared = [("share_sensors", at) for at in [PRIMARY] + SECONDARIES]
+        self.assertEqual([ran for ran in node.ran if ran[0] == "share_sensors"], shared)
+        self.assertTrue(any(line.startswith("share_sensors") for line in result["output"]["nodes"][SECONDARIES[1]]))
+        node = Node("share_sensors", SECONDARIES[1], ENDS["abandoned"][0])
+        status, result = join(node, sensors="shared")
+        self.assertEqual((status, result["output"]["failure"]["step"]), ("failed", "share_sensors"))
+        self.assertEqual([at for name, at in node.ran if name == "rollback"], SECONDARIES + [PRIMARY])
+        node = Node()
+        join(node)
+        self.assertNotIn("share_sensors", [name for name, _ in node.ran])
+
     def test_dry_run(self):
         node = Node()
         node.run = lambda action, _, given, __: ("succeeded", shell(0, printed(
