@@ -77,12 +77,16 @@ func main() {
 	log.SetFlags(0) // the journal has the time
 	runtime.GOMAXPROCS(1)
 	name := filepath.Base(os.Args[0])
-	file := flag.String("config-file", "/etc/st2/st2.conf", "")
+	var names files
+	flag.Var(&names, "config-file", "")
 	flag.Parse()
+	if len(names) == 0 {
+		names = files{"/etc/st2/st2.conf"}
+	}
 	if _, known := queues[name]; !known {
 		log.Fatalf("%s: not a StackStorm service", name)
 	}
-	c, err := readConfig(*file)
+	c, err := readConfig(names...)
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -125,6 +129,12 @@ func serve(ctx context.Context, name string, c config) error {
 	if name == "st2timersengine" && !c.timers {
 		log.Print("Timer is disabled.")
 		return nil
+	}
+	switch name {
+	case "st2timersengine":
+		go count(ctx, []string{"timers"})
+	case "st2sensorcontainer":
+		go count(ctx, c.sensors.own(labSensors()))
 	}
 	return <-failed
 }
