@@ -57,7 +57,7 @@ func (m *Member) join(node string) (err error) {
 	// Durable, for newer brokers refuse shared queues that are not.
 	list := m.name("list")
 	_, err = m.channel.QueueDeclare(list, true, true, false, false,
-		amqp.Table{"x-max-length": m.group.List, "x-expires": int32(listExpires)})
+		amqp.Table{"x-max-length": m.group.List, "x-expires": int32(listExpires), "x-queue-type": "classic"})
 	var said *amqp.Error
 	if errors.As(err, &said) && said.Code == amqp.PreconditionFailed {
 		return fmt.Errorf("another %s than this node's is in use in the cluster", m.group.Label)
