@@ -121,4 +121,4 @@ func bound(text string) (uint64, error) {
 }
 
 // Timers says whether the node's timers engine runs timers.
-func (c *Conf) Timers() bool { return !c.SwitchedOff(timersUnit) }
+func (c *Conf) Timers() bool { return !c.SwitchedOff(TimersUnit) }

@@ -7,7 +7,9 @@ import (
 	"slices"
 	"strings"
 
+	"st2ha/internal/confedit"
 	"st2ha/internal/host"
+	"st2ha/internal/step"
 )
 
 // SensorsUnit and TimersUnit are what runs sensors and timers.
@@ -44,6 +46,21 @@ func Waiting(ctx context.Context, h host.Host, unit string) (bool, error) {
 	return err == nil && !turn, err
 }
 
+// Turn is what one of the two services is told by the agent, in place of st2.conf; without any settings where it is
+// another node's turn, and nil where nodes do not share them.
+func Turn(ctx context.Context, h host.Host, unit string) (*Conf, error) {
+	shared, err := Shared(ctx, h, unit)
+	if err != nil || !shared {
+		return nil, err
+	}
+	f, err := h.ReadFile(ctx, TurnFile(unit))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	ini, err := confedit.ReadOSLO(f.Data)
+	return &Conf{INI: ini, file: host.File{Path: TurnFile(unit)}, host: h}, step.Located(h, TurnFile(unit), err)
+}
+
 // withTurn are those of the units that do not wait for their turn.
 func withTurn(ctx context.Context, h host.Host, units []string) ([]string, error) {
 	var failed error
@@ -53,14 +70,6 @@ func withTurn(ctx context.Context, h host.Host, units []string) ([]string, error
 		return waiting
 	})
 	return units, failed
-}
-
-func exists(ctx context.Context, h host.Host, path string) (bool, error) {
-	_, err := h.Stat(ctx, path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil, err
 }
 
 // noSensors is the partition that configure_st2 gives a secondary.

@@ -168,13 +168,9 @@ func (l *look) configuration() error {
 	}
 	l.conf = conf
 	l.note(err) // an odd line costs that line only
-	l.Timers = conf.Timers()
-	p, err := conf.Partition()
-	if err == nil {
-		l.Sensors = &Partition{Name: p.Node, Provider: p.Provider,
-			Ranges: append([]stackstorm.Range{}, p.Ranges...)} // a list in JSON, also without any
+	if err := l.shares(conf); err != nil {
+		l.note(err)
 	}
-	l.note(err)
 	l.begin(l.packVersion)
 	l.begin(l.database)
 	l.begin(l.broker)
@@ -191,6 +187,38 @@ func (l *look) configuration() error {
 			return nil
 		})
 	}
+	return nil
+}
+
+// shares finds out which sensors the node runs, and whether the timers: by its agent's files where nodes share them, else
+// by st2.conf.
+func (l *look) shares(conf *stackstorm.Conf) error {
+	l.Timers = conf.Timers()
+	turn, err := stackstorm.Turn(l.ctx, l.h, stackstorm.TimersUnit)
+	if err != nil {
+		return err
+	}
+	if turn != nil {
+		value, _ := turn.Get("timersengine", "enable")
+		l.Timers = value == "True"
+	}
+	p, err := conf.Partition()
+	if err != nil {
+		return err
+	}
+	if turn, err = stackstorm.Turn(l.ctx, l.h, stackstorm.SensorsUnit); err != nil {
+		return err
+	}
+	if turn != nil {
+		p = stackstorm.Partition{Node: p.Node, Provider: "hash"} // none, where it is another node's turn
+		if _, ok := turn.Get("sensorcontainer", "partition_provider"); ok {
+			if p, err = turn.Partition(); err != nil {
+				return err
+			}
+		}
+	}
+	l.Sensors = &Partition{Name: p.Node, Provider: p.Provider,
+		Ranges: append([]stackstorm.Range{}, p.Ranges...)} // a list in JSON, also without any
 	return nil
 }
 
@@ -214,6 +242,8 @@ func (l *look) judgeServices() {
 		switch {
 		case l.conf != nil && l.conf.SwitchedOff(unit) && s.Active == "inactive":
 			result.Good, result.Detail = true, "switched off by st2.conf"
+		case s.Active == "inactive" && l.waits(unit):
+			result.Good, result.Detail = true, "another node's turn"
 		case !result.Good:
 			result.Detail = s.Sub
 		case unit == "st2actionrunner": // it is active as soon as it has started the workers
@@ -235,6 +265,12 @@ func (l *look) judgeServices() {
 			l.Watchdog.Active = s.Active == "active"
 		}
 	}
+}
+
+// waits says whether a unit rightly does not run, for nodes share it.
+func (l *look) waits(unit string) bool {
+	waiting, err := stackstorm.Waiting(l.ctx, l.h, unit)
+	return err == nil && waiting
 }
 
 // workers counts the action runner's that are active, and all.
