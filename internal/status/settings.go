@@ -64,8 +64,7 @@ func edited(node, from string) string {
 }
 
 func copied(node, from string) string {
-	return fmt.Sprintf("copy the file from %s to %s with its owner and mode, then: st2 run st2ha.restart_st2 host=%s "+
-		"force=true", from, node, node)
+	return fmt.Sprintf("st2 run st2ha.sync_keys host=%s primary=%s", node, from)
 }
 
 // databaseOf is where [database] points, whichever user it names.
