@@ -27,7 +27,6 @@ type world struct {
 	down     bool // the broker
 	sessions map[*simSession]bool
 	nodes    []*simNode
-	other    bool // another list of nodes is in use
 }
 
 func (w *world) between(least, most time.Duration) time.Duration {
@@ -45,7 +44,6 @@ type simNode struct {
 	mu       sync.Mutex
 	speed    float64
 	thawed   chan struct{} // closed unless it is frozen
-	asleep   bool          // at the last freeze the alarm is late as well
 	toBroker bool          // what it sends is lost
 	fromIt   bool          // what the broker sends is lost
 	alarm    time.Duration

@@ -203,10 +203,6 @@ func address(ctx context.Context, n *Node) ([]step.Finding, error) {
 		"give an address that the node itself has and that the other nodes can reach")}, nil
 }
 
-// ran says whether err is a program that ran, and ended with another status
-// than 0; anything else says nothing of what was asked.
-func ran(err error) bool { return errors.As(err, new(*host.ExitError)) }
-
 // stackstorm reads the versions of StackStorm and, as two numbers, of its Python.
 func stackstorm(ctx context.Context, n *Node) (version, python string, found []step.Finding, err error) {
 	version, python, err = st2.Installed(ctx, n.Host)

@@ -47,13 +47,13 @@ func parsePartition(text string) (partition, error) {
 		return partition{all: true}, nil
 	case "hash":
 	default:
-		return partition{}, fmt.Errorf("Partition provider %s not found.", values["name"])
+		return partition{}, fmt.Errorf("partition provider %s not found", values["name"])
 	}
 	var p partition
 	for _, text := range strings.Split(values["hash_ranges"], "|") {
 		bounds := strings.Split(strings.TrimSpace(text), "..")
 		if len(bounds) != 2 {
-			return partition{}, fmt.Errorf("Unsupported sub-range format %q.", text)
+			return partition{}, fmt.Errorf("unsupported sub-range format %q", text)
 		}
 		var r [2]int64
 		for i, bound := range bounds {
@@ -70,7 +70,7 @@ func parsePartition(text string) (partition, error) {
 			}
 		}
 		if r[0] > r[1] {
-			return partition{}, fmt.Errorf("Misconfigured range [%d..%d]", r[0], r[1])
+			return partition{}, fmt.Errorf("misconfigured range [%d..%d]", r[0], r[1])
 		}
 		p.ranges = append(p.ranges, r)
 	}
