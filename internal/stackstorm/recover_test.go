@@ -65,7 +65,7 @@ func (n *st2node) systemd(argv string) (string, error) {
 			blocks = append(blocks, state)
 		}
 		return strings.Join(blocks, "\n\n") + "\n", nil
-	case strings.HasPrefix(argv, "systemctl show --property=Id,ActiveState,SubState "):
+	case strings.HasPrefix(argv, "systemctl show --property=Id,ActiveState,SubState,LoadState,UnitFileState "):
 		var blocks []string
 		for unit, state := range n.units {
 			active, sub, _ := strings.Cut(state, " ")
