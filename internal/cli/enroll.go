@@ -65,6 +65,7 @@ Without it nothing is changed, and the keys that the node offers are shown.`,
 type enrolment struct {
 	*common
 	result  step.Result
+	fresh   host.Host   // the login to the new one; nil before that
 	hosts   []host.Host // the new one first
 	peers   []enroll.Peer
 	changed []host.Host
@@ -75,6 +76,9 @@ func enrollNode(ctx context.Context, c *common, v action.Values) (step.Result, e
 	err := e.run(ctx, v)
 	if err != nil && len(e.changed) > 0 {
 		err = e.undo(ctx, err)
+	}
+	if e.fresh != nil {
+		_ = e.fresh.Close()
 	}
 	e.result.Fail(err, c.mask)
 	e.result.Millis = time.Since(c.start).Milliseconds()
@@ -112,7 +116,7 @@ func (e *enrolment) run(ctx context.Context, v action.Values) error {
 	if err != nil {
 		return err
 	}
-	defer fresh.Close()
+	e.fresh = fresh
 	first, err := e.open(ctx, primary)
 	if err != nil {
 		return err

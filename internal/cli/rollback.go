@@ -2,9 +2,11 @@ package cli
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"st2ha/internal/action"
+	"st2ha/internal/enroll"
 	"st2ha/internal/fault"
 	"st2ha/internal/host"
 	"st2ha/internal/join"
@@ -62,10 +64,26 @@ func rollback(ctx context.Context, c *common, v action.Values) (step.Result, err
 	}
 	o := step.RollbackOptions{Options: c.options(), Only: v.String("only"), Force: v.Bool("force"), Kinds: join.Kinds()}
 	execution := c.getenv("ST2_ACTION_EXECUTION_ID")
-	if execution == "" || o.DryRun || v.Bool("at_once") {
+	if o.DryRun || v.Bool("at_once") {
 		return step.Rollback(ctx, h, o)
 	}
+	if execution == "" {
+		if within, err := c.endsWithin(ctx, h, o); err != nil || within {
+			return step.Rollback(ctx, h, o) // which says what is wrong
+		}
+	}
 	return c.handOver(ctx, h, o, execution)
+}
+
+// endsWithin says whether this process can undo the runs to their end: not those that gave the system user the rights by
+// which it works on another host.
+func (c *common) endsWithin(ctx context.Context, h host.Host, o step.RollbackOptions) (bool, error) {
+	if h.IsLocal() || c.ssh.User == "root" {
+		return true, nil
+	}
+	o.DryRun = true
+	result, err := step.Rollback(ctx, h, o)
+	return !slices.ContainsFunc(result.Changes, func(d step.ChangeSummary) bool { return d.Target == enroll.SudoersPath }), err
 }
 
 // handOver has the host itself undo its runs once this action has ended. It may

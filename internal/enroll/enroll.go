@@ -26,7 +26,8 @@ import (
 // KnownHosts is the file of host keys that is for all users of a node.
 const KnownHosts = "/etc/ssh/ssh_known_hosts"
 
-const sudoersPath = "/etc/sudoers.d/st2" // as StackStorm's installer has it
+// SudoersPath is the file of the system user's rights, as StackStorm's installer has it.
+const SudoersPath = "/etc/sudoers.d/st2"
 
 // System is the user as whom nodes reach each other, and what has to be the same on all of them.
 type System struct {
@@ -248,7 +249,7 @@ func (s *Admit) sudoers(ctx context.Context, h host.Host) ([]step.Change, error)
 	if err != nil || has {
 		return nil, err
 	}
-	f, existed, err := step.ReadOrEmpty(ctx, h, sudoersPath, 0o440)
+	f, existed, err := step.ReadOrEmpty(ctx, h, SudoersPath, 0o440)
 	if err != nil {
 		return nil, err
 	}
@@ -336,7 +337,7 @@ func (s *Admit) Verify(ctx context.Context, h host.Host) error {
 	if err == nil && !has {
 		err = fault.Failed("sudo", fmt.Sprintf("on %s see what this says: runuser -u %s -- sudo -n true; /etc/sudoers has "+
 			"to include /etc/sudoers.d", h.Name(), s.System.User),
-			"%s: sudo does not give %s root without a password, although %s says so", h.Name(), s.System.User, sudoersPath)
+			"%s: sudo does not give %s root without a password, although %s says so", h.Name(), s.System.User, SudoersPath)
 	}
 	return err
 }

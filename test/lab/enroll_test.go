@@ -20,7 +20,9 @@ func TestEnroll(t *testing.T) {
 		on(t, n, "rm -f /home/stanley/.ssh/known_hosts /etc/ssh/ssh_known_hosts; cd /home/stanley/.ssh; "+
 			"{ cat stanley_rsa.pub; grep -v stanley@ authorized_keys; } > x && cat x > authorized_keys && rm x")
 		if n != "primary" {
+			// The last file is sudo's own note that it has lectured a member of the group admin.
 			on(t, n, "rm /etc/sudoers.d/st2; useradd --create-home --shell /bin/bash admin; "+
+				"install -o admin -g admin -m 644 /dev/null /home/admin/.sudo_as_admin_successful; "+
 				"printf 'admin:%s\nroot:%s\n' '"+strings.ReplaceAll(login, "'", `'\''`)+"' "+sudo+" | chpasswd; "+
 				"printf 'Defaults:admin rootpw\nadmin ALL=(ALL:ALL) ALL\n' > /etc/sudoers.d/admin; "+
 				"printf 'PasswordAuthentication yes\nKbdInteractiveAuthentication no\n' > /etc/ssh/sshd_config.d/lab.conf; "+
@@ -88,6 +90,10 @@ func TestEnroll(t *testing.T) {
 	for _, address := range []string{secondary2, secondary, primary} {
 		r := st2ha(t, "primary", "rollback", "--host="+address)
 		require.Equal(t, 0, r.exit, r.raw)
+		if address != primary { // by itself: with the enrolment go the rights by which it would be done from here
+			require.Equal(t, "handed_over", r.Findings[0].Check, r.raw)
+			handedOver(t, address)
+		}
 	}
 	unchanged()
 }
