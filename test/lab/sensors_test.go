@@ -34,7 +34,11 @@ func TestSensors(t *testing.T) {
 			r := st2ha(t, "primary", "rollback", "--host="+hosts[i])
 			require.Zero(t, r.exit, r.raw)
 		}
+		for _, node := range nodes {
+			settle(t, node)
+		}
 		untouched(t)
+		lab(t, append([]string{"./lab.sh", "ready"}, nodes...)...)
 	})
 	for _, node := range nodes {
 		on(t, node, "install -d -m 777 /run/lab-sensors")
