@@ -117,15 +117,17 @@ func parseKnownHosts(src []byte) ([]knownHost, error) {
 	return all, nil
 }
 
-// wordsOf are the words of a line, which blanks and tabs separate.
+// wordsOf are the words of a line, which blanks and tabs separate. A carriage return is in none: it may become the end of
+// its line.
 func wordsOf(src []byte, l span) []span {
 	var words []span
+	blank := func(at int) bool { return strings.IndexByte(" \t\r", src[at]) >= 0 }
 	for at := l.start; at < l.end; at++ {
-		if src[at] == ' ' || src[at] == '\t' {
+		if blank(at) {
 			continue
 		}
 		w := span{start: at}
-		for at < l.end && src[at] != ' ' && src[at] != '\t' {
+		for at < l.end && !blank(at) {
 			at++
 		}
 		w.end, w.next = at, at
